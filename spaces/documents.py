@@ -1,0 +1,230 @@
+"""Reading and writing plain documents safely: hardened YAML, JSON, and atomic files.
+
+Files from outside are data only: no tags, aliases, merge keys or duplicate keys, at most 1 MiB and
+32 levels, and every failure of the parser becomes a one-line `ConfigError` with file, line and column.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from paretopress.spaces.errors import ConfigError, DiskError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+# YAML 1.2 core-schema numbers: PyYAML's own rules read `1e3` as text and `3:25` as 205.
+_INTEGER = re.compile(r"^[-+]?[0-9]+$")
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_NOT_FINITE = re.compile(r"^([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's pure-Python safe loader without tags, aliases, merge keys and duplicate keys."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem=f"tag {event.tag!r} is not allowed", problem_mark=event.start_mark)
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {name!r}", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep=True)
+
+
+def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:  # noqa: ANN401
+    text = node.value
+    if node.style is not None:
+        return text
+    if text in ("", "~", "null"):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    if _INTEGER.match(text):
+        return int(text)
+    if _FLOAT.match(text):
+        return float(text)
+    if _NOT_FINITE.match(text):
+        raise yaml.MarkedYAMLError(problem=f"{text} is not a finite number", problem_mark=node.start_mark)
+    return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _construct_scalar)
+
+
+def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 - a document has any shape
+    """Parse one YAML document into dicts, lists, strings, numbers, booleans and None.
+
+    Args:
+        text: The document.
+        source: The name that errors show, normally the file's path.
+
+    Raises:
+        ConfigError: With `source:line:column` for anything that is not plain, small, tag-free YAML.
+    """
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise ConfigError(f"{source}: larger than {MAX_BYTES} bytes")
+    try:
+        return yaml.load(text.removeprefix("\ufeff"), Loader=_Loader)  # noqa: S506 - the hardened loader above
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: {error.problem or 'not valid YAML'}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError, TypeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{source}: not valid YAML: {first}") from None
+
+
+def read_document(path: Path) -> Any:  # noqa: ANN401
+    """Read a YAML or JSON file (JSON is read by the YAML parser's rules of size and depth).
+
+    Raises:
+        ConfigError: The file is missing, unreadable, too large, not UTF-8, or malformed.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    if path.suffix == ".json":
+        return parse_json(text, str(path))
+    return parse_yaml(text, str(path))
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"duplicate key {key!r}")
+        result[key] = value
+    return result
+
+
+def parse_json(text: str, source: str) -> Any:  # noqa: ANN401
+    """Parse strict JSON: finite numbers and unique keys only.
+
+    Raises:
+        ConfigError: With `source:line:column`.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source}:{error.lineno}:{error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def canonical_json(value: Any) -> str:  # noqa: ANN401
+    """Return the one JSON text of a plain value: sorted keys, no spaces, finite numbers only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:  # noqa: ANN401
+    """Return the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def finite(value: float | None) -> float | None:
+    """Return `value` as a float, or None where it is None, NaN or infinite (JSON has no such numbers)."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """Return the one-line error for a failed write to `path`."""
+    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else str(error.strerror or error)
+    return DiskError(f"cannot write {path}: {reason}")
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that readers see the old content or the whole new content, never a part.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Args:
+        path: The destination; its folder must exist.
+        write: Called with the open binary stream.
+
+    Raises:
+        DiskError: Nothing half-written is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".paretopress-", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from None
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename survives power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically. Raises `DiskError`."""
+    write_atomic(path, lambda stream: stream.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write indented JSON with sorted keys atomically. Raises `DiskError`."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Write block-style YAML in the given key order atomically. Raises `DiskError`."""
+    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, default_flow_style=False, width=110))

@@ -1,0 +1,72 @@
+"""The project's error tree: every error a user can cause is one line and carries an exit code.
+
+The line says what is wrong, where, what is allowed, and the nearest match. Exit codes follow the
+command line's contract: 2 usage or configuration, 3 nothing meets the budgets, 74 disk, 75 storage.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ParetopressError(Exception):
+    """Base of all errors that are reported to the user as one line."""
+
+    exit_code = 2
+
+
+class ConfigError(ParetopressError, ValueError):
+    """A setting, file or argument is wrong."""
+
+
+class DataError(ParetopressError, ValueError):
+    """The user's data is empty, not finite, of a wrong shape, or overlaps where it must not."""
+
+
+class UnsupportedModelError(ParetopressError, ValueError):
+    """The model cannot be captured; the message names the place in the user's code."""
+
+
+class PolicyError(ParetopressError, ValueError):
+    """A policy names units or choices that this model or search space does not have."""
+
+
+class ProfileError(ParetopressError, ValueError):
+    """A device profile is unknown, malformed, or lacks a figure that was asked for."""
+
+
+class InfeasibleError(ParetopressError):
+    """No candidate can meet the budgets; the message states the best reachable values."""
+
+    exit_code = 3
+
+
+class ArtifactError(ParetopressError):
+    """A stored artefact is missing, truncated, altered, or belongs to something else."""
+
+
+class DiskError(ParetopressError):
+    """Writing failed: disk full, quota, or an input/output error. Nothing half-written is left."""
+
+    exit_code = 74
+
+
+class StorageError(ParetopressError):
+    """The trial storage is unavailable or locked by another process."""
+
+    exit_code = 75
+
+
+def nearest(name: str, allowed: Iterable[str], count: int = 1) -> list[str]:
+    """Return up to `count` members of `allowed` that look most like `name`, best first."""
+    return difflib.get_close_matches(name, sorted(allowed), n=count, cutoff=0.4)
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """Return the one-line message for an unknown name: what, the nearest match, what is allowed."""
+    names = sorted(allowed)
+    close = nearest(name, names)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"unknown {kind} {name!r}{hint} (allowed: {shown or 'none'})"

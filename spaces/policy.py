@@ -1,0 +1,120 @@
+"""Policy: the one thing that travels. Unit to choice, small plain data, hashable, portable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from paretopress.spaces.choices import KINDS, Choice, choice_from_plain, choice_to_plain
+from paretopress.spaces.documents import fingerprint, read_document, write_json, write_yaml
+from paretopress.spaces.errors import PolicyError, unknown_name
+
+SCHEMA = "paretopress-policy/1"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is decided about a model: a sorted tuple of (unit, choice). Units left out stay dense.
+
+    Attributes:
+        items: `(unit name, choice)` sorted by name; a unit name is `SUBJECT/KIND` such as
+            `layer1.0.conv1/channels`, `fc/rank` or `fc/weights`.
+        model: Fingerprint of the model it was made for, `""` where none is claimed.
+        space: Fingerprint of the search space it was made in, `""` where none is claimed.
+    """
+
+    items: tuple[tuple[str, Choice], ...] = ()
+    model: str = ""
+    space: str = ""
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.items]
+        if names != sorted(set(names)):
+            raise PolicyError("a policy's units must be sorted and unique; use Policy.of({...})")
+        for name, choice in self.items:
+            kind = name.rpartition("/")[2]
+            if kind not in KINDS:
+                raise PolicyError(f"unit {name!r}: {unknown_name('kind', kind, KINDS)}")
+            if not isinstance(choice, KINDS[kind]):
+                raise PolicyError(f"unit {name!r} takes {KINDS[kind].__name__}, got {choice!r}")
+
+    @classmethod
+    def of(cls, choices: Mapping[str, Choice], *, model: str = "", space: str = "") -> Policy:
+        """Return a policy from a mapping of unit names to choices."""
+        return cls(tuple(sorted(choices.items())), model, space)
+
+    @cached_property
+    def choices(self) -> dict[str, Choice]:
+        """The choices by unit name."""
+        return dict(self.items)
+
+    @cached_property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that depend on the choices alone."""
+        return fingerprint([[name, choice_to_plain(choice)] for name, choice in self.items])
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is changed."""
+        return not self.items
+
+    def __iter__(self) -> Iterator[tuple[str, Choice]]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def replace(self, changes: Mapping[str, Choice | None]) -> Policy:
+        """Return a policy with some units changed; None returns a unit to dense."""
+        merged = {**self.choices, **changes}
+        kept = {name: choice for name, choice in merged.items() if choice is not None}
+        return Policy.of(kept, model=self.model, space=self.space)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the policy as plain data; `from_plain` reads it back unchanged."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "space": self.space,
+            "units": {name: choice_to_plain(choice) for name, choice in self.items},
+        }
+
+    @classmethod
+    def from_plain(cls, value: object, source: str = "policy") -> Policy:
+        """Read plain data written by `to_plain`.
+
+        Raises:
+            PolicyError: Unknown schema, key, kind, field or value; the message starts with `source`.
+        """
+        if not isinstance(value, Mapping):
+            raise PolicyError(f"{source}: a policy is a mapping with the key 'units'")
+        allowed = ("schema", "model", "space", "units")
+        for key in value:
+            if key not in allowed:
+                raise PolicyError(f"{source}: {unknown_name('key', str(key), allowed)}")
+        if value.get("schema", SCHEMA) != SCHEMA:
+            raise PolicyError(f"{source}: schema {value['schema']!r} is not supported (allowed: {SCHEMA})")
+        units = value.get("units") or {}
+        if not isinstance(units, Mapping):
+            raise PolicyError(f"{source}: units: expected a mapping of unit names to choices")
+        choices = {str(name): choice_from_plain(plain, f"{source}: units.{name}") for name, plain in units.items()}
+        try:
+            return cls.of(choices, model=str(value.get("model", "")), space=str(value.get("space", "")))
+        except PolicyError as error:
+            raise PolicyError(f"{source}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy atomically as YAML, or as JSON where the name ends in `.json`."""
+        path = Path(path)
+        (write_json if path.suffix == ".json" else write_yaml)(path, self.to_plain())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Read a policy file. Raises `ConfigError` or `PolicyError` with the file's name."""
+        return cls.from_plain(read_document(Path(path)), str(path))
+
+
+DENSE = Policy()
