@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
-
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Node:
     name: str
     op: str
     inputs: tuple[str, ...] = ()
-    arguments: Mapping[str, Any] = field(default=EMPTY, hash=False)
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     shape: tuple[int, ...] = ()
     dtype: str = ""
     module_path: str = ""
