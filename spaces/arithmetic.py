@@ -1,0 +1,150 @@
+"""Where a model computes in 8-bit integers: which kernels, which tensors, which conversions.
+
+A layer runs in integers only if its input, weight and output (after the fused activation) are
+quantised; a residual sum, pooling or concatenation only if all its inputs are and an integer kernel
+wants its output; operators that only move data work on the integers themselves and share the range
+of their input. The exported graph, the search's candidates and the cost model all use this placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paretopress.spaces.fusion import POOLS, FusedKernel, is_residual_sum
+from paretopress.spaces.graph import Graph, Node
+from paretopress.spaces.kernels import Family
+from paretopress.spaces.layers import LayerKind
+from paretopress.spaces.structure import Structure
+
+MOVES = frozenset(
+    "view reshape flatten squeeze unsqueeze dropout dropout_ contiguous alias clone slice pad constant_pad_nd "
+    "permute transpose max_pool2d".split()
+)
+FIRST = ":first"   # suffix of the tensor between the two layers of a factorised one
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The integer part of a model.
+
+    Attributes:
+        integer_kernels: Main nodes of kernels (or of data-moving operators) that work on integers.
+        ranges: Tensors that have a quantisation range of their own, in execution order.
+        shared: Quantised tensor to the tensor whose range it uses.
+        sources: Quantised tensors whose producer computes in floats: they are quantised on the way
+            to integer readers only.
+    """
+
+    integer_kernels: frozenset[str]
+    ranges: tuple[str, ...]
+    shared: Mapping[str, str]
+    sources: frozenset[str]
+
+    def is_quantised(self, tensor: str) -> bool:
+        """Whether integer readers of `tensor` see it quantised."""
+        return tensor in self.shared or tensor in self.ranges
+
+    def range_of(self, tensor: str) -> str:
+        """The tensor whose range a quantised tensor uses."""
+        return self.shared.get(tensor, tensor)
+
+
+def choose_arithmetic(structure: Structure, integer_layers: frozenset[str], factorised: frozenset[str]) -> Arithmetic:
+    """Place quantisation for the layers that compute in integers.
+
+    Args:
+        structure: The dense model.
+        integer_layers: Nodes of the layers with 8-bit activations.
+        factorised: Nodes of the layers split in two.
+    """
+    if not integer_layers:
+        return Arithmetic(frozenset(), (), {}, frozenset())
+    graph = structure.graph
+    kernels = {kernel.main: kernel for kernel in structure.fusion.kernels}
+    absorbed = {name: kernel.main for kernel in structure.fusion.kernels for name in kernel.absorbed}
+    wanted = _wanted(graph, kernels, absorbed, integer_layers)
+    integer: set[str] = set()
+    ranges: list[str] = []
+    shared: dict[str, str] = {}
+    sources: set[str] = set()
+    made_in_integers: set[str] = set()
+
+    def quantise_input(name: str) -> None:
+        if name not in shared and name not in ranges:
+            ranges.append(name)
+            sources.add(name)
+
+    for node in graph.nodes:
+        if node.name in absorbed:
+            continue
+        activations = _activation_inputs(graph, node)
+        if node.name in integer_layers:
+            integer.add(node.name)
+            quantise_input(activations[0])
+            if node.name in factorised:
+                ranges.append(node.name + FIRST)
+            kernel = kernels[node.name]
+            linear = kernel.layer is not None and kernel.layer.kind is LayerKind.LINEAR
+            if not linear or kernel.output in wanted:
+                made_in_integers.add(kernel.output)
+                ranges.append(kernel.output)
+        elif node.name in kernels and _can_run_in_integers(graph, node) and kernels[node.name].output in wanted:
+            if all(name in made_in_integers or name in shared or name in ranges for name in activations):
+                output = kernels[node.name].output
+                integer.add(node.name)
+                made_in_integers.add(output)
+                ranges.append(output)
+        elif moves_data(graph, node) and activations and activations[0] in made_in_integers and node.name in wanted:
+            integer.add(node.name)
+            made_in_integers.add(node.name)
+            shared[node.name] = shared.get(activations[0], activations[0])
+    return Arithmetic(frozenset(integer), tuple(ranges), shared, frozenset(sources - made_in_integers))
+
+
+def _activation_inputs(graph: Graph, node: Node) -> list[str]:
+    skipped = ("parameter", "constant")
+    return [name for name in node.inputs if graph.by_name[name].op not in skipped and graph.by_name[name].dtype]
+
+
+def moves_data(graph: Graph, node: Node) -> bool:
+    """Whether an operator only moves values, so that it works on integers as on floats."""
+    if node.short_op in ("pad", "constant_pad_nd"):
+        value = node.arguments.get("value")
+        return node.arguments.get("mode", "constant") == "constant" and value in (None, 0, 0.0)
+    if node.short_op == "max_pool2d":
+        return list(node.arguments.get("dilation") or [1, 1]) in ([1, 1], [1])
+    return node.short_op in MOVES
+
+
+def _can_run_in_integers(graph: Graph, node: Node) -> bool:
+    if is_residual_sum(graph, node):
+        return True
+    averages = node.short_op in POOLS and node.short_op.startswith(("avg_pool2d", "adaptive_avg_pool2d"))
+    if node.short_op == "adaptive_avg_pool2d":
+        averages = all(size == 1 for size in node.shape[2:])
+    return averages or node.short_op in ("cat", "concat")
+
+
+def _wanted(
+    graph: Graph, kernels: Mapping[str, FusedKernel], absorbed: Mapping[str, str], integer_layers: frozenset[str]
+) -> set[str]:
+    """Values that some integer layer reads, directly or through operators that can run in integers."""
+    wanted: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.name in absorbed:
+            continue
+        if node.name in integer_layers:
+            wanted.update(_activation_inputs(graph, node)[:1])
+        elif node.name in kernels and _can_run_in_integers(graph, node):
+            if kernels[node.name].output in wanted:
+                wanted.update(_activation_inputs(graph, node))
+        elif moves_data(graph, node) and node.name in wanted:
+            wanted.update(_activation_inputs(graph, node)[:1])
+    return wanted
+
+
+def integer_family(family: Family) -> bool:
+    """Whether kernels of a family can compute in integers at all."""
+    return family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE, Family.LINEAR, Family.ADD, Family.GLOBAL_POOL,
+                      Family.POOL, Family.CONCAT, Family.DATA)

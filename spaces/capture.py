@@ -1,0 +1,237 @@
+"""Capture a model's forward pass with `torch.export` into a plain `Graph`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from paretopress.spaces.errors import DataError, UnsupportedModelError
+from paretopress.spaces.graph import Graph, Node, Ref
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured model.
+
+    Attributes:
+        graph: The forward pass as plain data.
+        output_spec: How the flat outputs are nested in what the model returns.
+        keywords: Names of the inputs that are passed by keyword, in the order of the capture.
+        aliases: State name to the first name of the same tensor, for tied weights.
+    """
+
+    graph: Graph
+    output_spec: pytree.TreeSpec
+    keywords: tuple[str, ...]
+    aliases: Mapping[str, str]
+
+
+def capture(
+    model: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor] | None = None
+) -> Capture:
+    """Capture `model` in eval mode at the batch size of the example inputs (at least 2).
+
+    The model itself is not changed: the capture runs on a deep copy.
+
+    Args:
+        model: Any module that `torch.export` can trace.
+        args: Positional example inputs, the first dimension of each is the batch.
+        kwargs: Keyword example inputs.
+
+    Raises:
+        UnsupportedModelError: The model cannot be traced; the message names the line of the user's code.
+        DataError: An example input has no batch dimension, or a batch of fewer than 2 samples.
+    """
+    kwargs = dict(kwargs or {})
+    batch = _batch_size([*args, *kwargs.values()])
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    notes: list[str] = []
+    try:
+        program = _export(frozen, args, kwargs, dynamic=True)
+    except Exception as first:  # noqa: BLE001 - torch.export raises whatever the user's code raises
+        try:
+            program = _export(frozen, args, kwargs, dynamic=False)
+        except Exception as error:  # noqa: BLE001
+            raise UnsupportedModelError(f"the model cannot be captured: {_explain(error)}") from None
+        notes.append(f"the batch dimension is fixed at {batch}: {_explain(first)}")
+    graph = _to_graph(program, batch, notes)
+    return Capture(graph, program.call_spec.out_spec, tuple(kwargs), _aliases(frozen))
+
+
+def _batch_size(inputs: list[torch.Tensor]) -> int:
+    if not inputs:
+        raise DataError("the example has no inputs")
+    for tensor in inputs:
+        if tensor.ndim == 0:
+            raise DataError("every model input needs a batch dimension, got a 0-dimensional tensor")
+    batch = int(inputs[0].shape[0])
+    if batch < 2:
+        raise DataError("capturing needs an example batch of at least 2 samples, got 1")
+    return batch
+
+
+def _export(
+    model: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], *, dynamic: bool
+) -> torch.export.ExportedProgram:
+    shapes: Any = None
+    if dynamic:
+        auto = {0: torch.export.Dim.AUTO}
+        shapes = _named_shapes(model, args, kwargs) if kwargs else tuple(auto for _ in args)
+    with warnings.catch_warnings(), torch.no_grad(), _quiet_torch():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep torch.export's many-line diagnostics off the user's screen: the error says it in one line."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _named_shapes(
+    model: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    names = [name for name in inspect.signature(model.forward).parameters if name not in kwargs]
+    auto = {0: torch.export.Dim.AUTO}
+    return {name: auto for name in (*names[: len(args)], *kwargs)}
+
+
+def _explain(error: BaseException) -> str:
+    """Return one line: the reason and the place in the user's code, from torch.export's long message."""
+    text = str(error)
+    places = re.findall(r'File "([^"]+)", line (\d+)', text)
+    if not places:
+        trace = error.__traceback__
+        frames = []
+        while trace is not None:
+            frames.append((trace.tb_frame.f_code.co_filename, str(trace.tb_lineno)))
+            trace = trace.tb_next
+        places = frames
+    own = [place for place in places if "/torch/" not in place[0] and "paretopress/spaces" not in place[0]
+           and not place[0].endswith("spaces/capture.py") and "<" not in place[0]]
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
+    return f"{type(error).__name__}: {reason[:300]}{where}"
+
+
+def _aliases(model: torch.nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        aliases[name] = first.setdefault(id(tensor), name)
+    return aliases
+
+
+def _to_graph(program: torch.export.ExportedProgram, batch: int, notes: list[str]) -> Graph:
+    signature = program.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        changed = ", ".join([*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()])
+        raise UnsupportedModelError(f"the model changes its own state in eval mode ({changed})")
+    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = dict(signature.inputs_to_lifted_tensor_constants)
+    nodes: list[Node] = []
+    dynamic = True
+    for fx_node in program.graph.nodes:
+        if fx_node.op == "placeholder":
+            node = _placeholder(fx_node, targets, constants, batch)
+            if node.op == "input" and isinstance(fx_node.meta["val"], torch.Tensor):
+                dynamic &= not isinstance(fx_node.meta["val"].shape[0], int)
+        elif fx_node.op == "output":
+            outputs = tuple(value.name for value in pytree.tree_leaves(fx_node.args[0]) if value is not None)
+            node = Node("output", "output", outputs)
+        elif fx_node.op == "call_function":
+            node = _operator(fx_node, batch)
+        else:
+            raise UnsupportedModelError(f"the model uses a {fx_node.op} node, which is not supported: {fx_node.name}")
+        nodes.append(node)
+    if not dynamic and not notes:
+        notes.append(f"the batch dimension is fixed at {batch} by the model's own code")
+    return Graph(tuple(nodes), batch, dynamic, tuple(notes))
+
+
+def _placeholder(fx_node: torch.fx.Node, targets: Mapping[str, str], constants: Mapping[str, str], batch: int) -> Node:
+    shape, dtype = _shape_of(fx_node.meta.get("val"), batch)
+    if fx_node.name in targets:
+        return Node(fx_node.name, "parameter", shape=shape, dtype=dtype, target=targets[fx_node.name])
+    if fx_node.name in constants:
+        return Node(fx_node.name, "constant", shape=shape, dtype=dtype, target=constants[fx_node.name])
+    if not isinstance(fx_node.meta.get("val"), torch.Tensor):
+        raise UnsupportedModelError(f"input {fx_node.name!r} is not a tensor; only tensor inputs are supported")
+    return Node(fx_node.name, "input", shape=shape, dtype=dtype)
+
+
+def _operator(fx_node: torch.fx.Node, batch: int) -> Node:
+    target = fx_node.target
+    if isinstance(target, torch._ops.OpOverload):
+        op = str(target)
+        arguments = _schema_arguments(target, fx_node)
+    elif getattr(target, "__module__", "") in ("_operator", "operator", "math"):
+        op = f"python.{target.__module__.lstrip('_')}.{target.__name__}"  # type: ignore[union-attr]
+        arguments = {f"arg{index}": _plain(value) for index, value in enumerate(fx_node.args)}
+    else:
+        raise UnsupportedModelError(f"the model calls {target}, which cannot be captured as one operator")
+    shape, dtype = _shape_of(fx_node.meta.get("val"), batch)
+    inputs = tuple(value.name for value in fx_node.all_input_nodes)
+    return Node(fx_node.name, op, inputs, arguments, shape, dtype, _module_path(fx_node))
+
+
+def _schema_arguments(target: torch._ops.OpOverload, fx_node: torch.fx.Node) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for index, argument in enumerate(target._schema.arguments):
+        if index < len(fx_node.args) and not argument.kwarg_only:
+            arguments[argument.name] = _plain(fx_node.args[index])
+        elif argument.name in fx_node.kwargs:
+            arguments[argument.name] = _plain(fx_node.kwargs[argument.name])
+        else:
+            arguments[argument.name] = argument.default_value
+    return arguments
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - arguments have any type
+    if isinstance(value, torch.fx.Node):
+        return Ref(value.name)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _shape_of(value: Any, batch: int) -> tuple[tuple[int, ...], str]:  # noqa: ANN401
+    """Return shape and dtype of a traced value; symbolic sizes are resolved at the example batch."""
+    if not isinstance(value, torch.Tensor):
+        return (), ""
+    sizes = tuple(_resolve(size, batch) for size in value.shape)
+    return sizes, str(value.dtype).removeprefix("torch.")
+
+
+def _resolve(size: Any, batch: int) -> int:  # noqa: ANN401
+    if isinstance(size, int):
+        return size
+    hint = getattr(size.node, "hint", None)
+    return int(hint) if hint is not None else batch
+
+
+def _module_path(fx_node: torch.fx.Node) -> str:
+    stack = fx_node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    return re.sub(r"@\d+", "", path)

@@ -1,0 +1,172 @@
+"""The cost view of a plan: the fused kernels, conversions and buffers that a device is priced on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paretopress.spaces.fusion import FusedKernel, is_free
+from paretopress.spaces.graph import Graph
+from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
+from paretopress.spaces.layers import LayerKind
+from paretopress.spaces.plan import LayerPlan, Plan
+from paretopress.spaces.structure import Structure
+
+
+def cost_view(plan: Plan) -> CostView:
+    """Return what a device prices for `plan`, at batch 1."""
+    merged = _merged_sums(plan)
+    kernels: list[Kernel] = []
+    for fused in plan.structure.fusion.kernels:
+        if fused.main not in merged.values():
+            kernels.extend(_kernels(plan, fused, merged.get(fused.main)))
+    weight_bytes = sum(_loaded_bytes(layer) for layer in plan.layers)
+    return CostView(tuple(kernels), tuple(_boundaries(plan)), tuple(_lifetimes(plan, kernels)), weight_bytes)
+
+
+def _loaded_bytes(layer: LayerPlan) -> int:
+    """Bytes of a layer's weights in the file the runtime loads: integers stay at 8 bits there."""
+    width = 1 if layer.weight_bits <= 8 else 4
+    scales = 4 * layer.shape[0] if width == 1 else 0
+    return sum(product(shape) * width + scales for _, shape in layer.parts) + 4 * layer.shape[0]
+
+
+def _kernel_by_output(structure: Structure) -> dict[str, FusedKernel]:
+    return {kernel.output: kernel for kernel in structure.fusion.kernels}
+
+
+def _merged_sums(plan: Plan) -> dict[str, str]:
+    """Float convolutions that absorb the residual sum behind them: main node to the sum's main node."""
+    graph = plan.structure.graph
+    sums = {kernel.main: kernel for kernel in plan.structure.fusion.kernels if kernel.family is Family.ADD}
+    taken: set[str] = set()
+    merged: dict[str, str] = {}
+    for kernel in plan.structure.fusion.kernels:
+        layer = plan.by_node.get(kernel.main)
+        if layer is None or layer.activation_bits == 8 or layer.layer.kind is LayerKind.LINEAR:
+            continue
+        users = graph.users[kernel.output]
+        addition = sums.get(users[0]) if len(users) == 1 else None
+        has_activation = any(graph.by_name[name].short_op != "batch_norm" for name in kernel.absorbed)
+        if addition is None or has_activation or addition.main in taken or addition.main in plan.arithmetic.integer_kernels:
+            continue
+        taken.add(addition.main)
+        merged[kernel.main] = addition.main
+    return merged
+
+
+def _kernels(plan: Plan, fused: FusedKernel, addition: str | None) -> Iterator[Kernel]:
+    layer = plan.by_node.get(fused.main)
+    if layer is None:
+        yield _plain_kernel(plan, fused)
+        return
+    tail = _absorbed_names(plan.structure.graph, fused)
+    output, extra = fused.output, 0
+    if addition is not None:
+        behind = next(k for k in plan.structure.fusion.kernels if k.main == addition)
+        tail = (*tail, "add", *_absorbed_names(plan.structure.graph, behind))
+        output = behind.output
+        extra = product(plan.shape(fused.output))
+    source = plan.structure.graph.by_name[fused.main].inputs[0]
+    if layer.rank is None:
+        yield _layer_kernel(plan, layer, output, source, 0, tail, extra)
+    else:
+        yield _layer_kernel(plan, layer, output, source, 1, (), 0)
+        yield _layer_kernel(plan, layer, output, source, 2, tail, extra)
+
+
+def _absorbed_names(graph: Graph, fused: FusedKernel) -> tuple[str, ...]:
+    names = (graph.by_name[name].short_op.rstrip("_") for name in fused.absorbed)
+    return tuple(name for name in names if name != "batch_norm")
+
+
+def _layer_kernel(
+    plan: Plan, layer: LayerPlan, output: str, source: str, part: int, tail: tuple[str, ...], extra: int
+) -> Kernel:
+    """The kernel of a whole layer (`part` 0) or of its first or second factor (1, 2)."""
+    before, after = plan.shape(source), plan.shape(layer.layer.node)
+    is_linear = layer.layer.kind is LayerKind.LINEAR
+    window, stride = layer.layer.window, layer.layer.stride
+    input_size = () if is_linear else before[2:]
+    output_size = () if is_linear else after[2:]
+    cin, cout, rank = layer.shape[1] * layer.groups, layer.shape[0], layer.rank or 0
+    input_elements, output_elements = product(before), product(after)
+    rows = product(after[1:-1]) if is_linear else 1
+    inner = rank * (rows if is_linear else product(output_size))
+    name = output
+    if part == 1:
+        cout, output_elements, name = rank, inner, f"{layer.layer.name}:first"
+    elif part == 2:
+        cin, input_elements, input_size = rank, inner, output_size
+        window, stride = (1,) * len(window), (1,) * len(stride)
+    return Kernel(
+        name, Family(layer.layer.kind.value), layer.layer.name, layer.weight_bits, layer.activation_bits, cin, cout,
+        window, stride, layer.groups, input_size, output_size, rows, tail, input_elements + extra, output_elements,
+    )
+
+
+def _plain_kernel(plan: Plan, fused: FusedKernel) -> Kernel:
+    graph = plan.structure.graph
+    node = graph.by_name[fused.main]
+    sources = [name for name in node.inputs if graph.by_name[name].op not in ("parameter", "constant")]
+    shapes = [plan.shape(name) for name in sources if graph.by_name[name].dtype]
+    output = plan.shape(fused.output) if graph.by_name[fused.output].dtype else (1,)
+    first = shapes[0] if shapes else (1,)
+    integer = fused.main in plan.arithmetic.integer_kernels
+    rows, cin, cout = 1, first[1] if len(first) > 1 else 1, output[1] if len(output) > 1 else 1
+    if fused.family is Family.MATMUL:
+        rows, cin, cout = product(output[:-1]), first[-1], output[-1]
+    window = tuple(node.arguments.get("kernel_size") or ()) if fused.family is Family.POOL else ()
+    stride = tuple(node.arguments.get("stride") or window) if fused.family is Family.POOL else ()
+    return Kernel(
+        fused.output, fused.family, "", 32, 8 if integer else 32, cin, cout, window, stride, 1, first[2:], output[2:],
+        rows, _absorbed_names(graph, fused), sum(map(product, shapes)), product(output),
+    )
+
+
+def _boundaries(plan: Plan) -> Iterator[Boundary]:
+    arithmetic, graph = plan.arithmetic, plan.structure.graph
+    for tensor in arithmetic.sources:
+        shape = plan.shape(tensor)
+        yield Boundary(tensor, "quantize", product(shape), len(shape))
+    absorbed = {name: kernel.main for kernel in plan.structure.fusion.kernels for name in kernel.absorbed}
+    for tensor in (*arithmetic.ranges, *arithmetic.shared):
+        if tensor in arithmetic.sources or tensor not in graph.by_name:
+            continue
+        readers = [absorbed.get(user, user) for user in graph.users[tensor]]
+        if any(reader not in arithmetic.integer_kernels for reader in readers):
+            shape = plan.shape(tensor)
+            yield Boundary(tensor, "dequantize", product(shape), len(shape))
+
+
+def _lifetimes(plan: Plan, kernels: list[Kernel]) -> Iterator[Lifetime]:
+    """Buffers from the kernel that writes them to the last one that reads them."""
+    graph = plan.structure.graph
+    written = {kernel.name: index for index, kernel in enumerate(kernels)}
+    index_of_main: dict[str, int] = {}
+    for fused in plan.structure.fusion.kernels:
+        index = written.get(fused.output)
+        if index is not None:
+            for name in (fused.main, *fused.absorbed):
+                index_of_main[name] = index
+    buffers = [node.name for node in graph.nodes if node.op == "input"] + [k.name for k in kernels]
+    for name in buffers:
+        is_first_factor = name not in graph.by_name
+        first = written.get(name, -1)
+        width = 1 if plan.arithmetic.is_quantised(name) and name not in plan.arithmetic.sources else 4
+        if is_first_factor:
+            kernel = kernels[first]
+            yield Lifetime(name, kernel.output_elements * width, first, first + 1)
+            continue
+        readers = list(_readers(graph, name))
+        last = max((len(kernels) if r == "output" else index_of_main.get(r, first) for r in readers), default=first)
+        yield Lifetime(name, product(plan.shape(name)) * width, first, max(first, last))
+
+
+def _readers(graph: Graph, name: str) -> Iterator[str]:
+    """Nodes that read a buffer, also through operators that only rename its memory."""
+    for user in graph.users[name]:
+        node = graph.by_name[user]
+        if node.op != "output" and is_free(graph, node):
+            yield from _readers(graph, user)
+        else:
+            yield user

@@ -1,0 +1,177 @@
+"""`plan(model, policy)`: what a policy makes of a model, before any weight is touched.
+
+Pure: final shapes, factors, formats and bits of every layer, which tensors are quantised, what is
+stored. The only source for cost, memory, realisation, ONNX and the report; tests assert that the
+plan equals the realised module and its ONNX file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from paretopress.spaces.arithmetic import Arithmetic, choose_arithmetic
+from paretopress.spaces.choices import Factorised, Keep, Weights
+from paretopress.spaces.coupling import Axis, ChannelGroup
+from paretopress.spaces.errors import PolicyError, unknown_name
+from paretopress.spaces.kernels import product
+from paretopress.spaces.layers import Layer, LayerKind
+from paretopress.spaces.policy import Policy
+from paretopress.spaces.structure import Structure
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What becomes of one layer.
+
+    Attributes:
+        layer: The dense layer.
+        shape: Shape of its weight after pruning (before factorisation).
+        groups: Convolution groups after pruning.
+        rank: Inner width of the two factors, None where it stays one layer.
+        weight_bits: Stored width of its weights, 32 for float.
+        activation_bits: 8 where it computes in integers, else 32.
+        has_bias: Whether a bias is stored.
+        touched: Whether anything but batch-norm folding changes it.
+    """
+
+    layer: Layer
+    shape: tuple[int, ...]
+    groups: int
+    rank: int | None
+    weight_bits: int
+    activation_bits: int
+    has_bias: bool
+    touched: bool
+
+    @property
+    def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """`(name, weight shape)` of each real layer: one, or `NAME.0` and `NAME.1` when factorised."""
+        name = self.layer.name
+        if self.rank is None:
+            return ((name, self.shape),)
+        tail = (1,) * len(self.layer.window)
+        return (f"{name}.0", (self.rank, *self.shape[1:])), (f"{name}.1", (self.shape[0], self.rank, *tail))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of its weights, scales and bias as stored."""
+        total = 4 * self.shape[0] if self.has_bias else 0
+        for _, shape in self.parts:
+            count = product(shape)
+            if self.weight_bits == 32:
+                total += 4 * count
+            else:
+                total += (count * self.weight_bits + 7) // 8 + 4 * shape[0]
+        return total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole model under a policy.
+
+    Attributes:
+        structure: The dense model's structure.
+        policy: The policy.
+        kept: Channels kept of every group.
+        layers: Plans of all layers, in execution order.
+        arithmetic: Which kernels compute in integers and which tensors are quantised.
+    """
+
+    structure: Structure
+    policy: Policy
+    kept: Mapping[str, int]
+    layers: tuple[LayerPlan, ...]
+    arithmetic: Arithmetic
+
+    @cached_property
+    def by_node(self) -> dict[str, LayerPlan]:
+        """Layer plans by the graph node that applies the layer."""
+        return {plan.layer.node: plan for plan in self.layers}
+
+    @property
+    def folds_normalisation(self) -> bool:
+        """Whether batch normalisation is folded: always, unless nothing at all is changed."""
+        return not self.policy.is_dense
+
+    def size(self, axis: Axis, original: int) -> int:
+        """Length of a dimension under this plan."""
+        return original if axis is None else sum(self.kept[s.group] * s.inner for s in axis)
+
+    def shape(self, node: str) -> tuple[int, ...]:
+        """Shape of a node's value for one sample, the batch dimension (1) included."""
+        sizes = self.structure.graph.by_name[node].shape
+        axes = self.structure.coupling.values.get(node) or (None,) * len(sizes)
+        return (1, *(self.size(axis, size) for axis, size in zip(axes[1:], sizes[1:], strict=True)))
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of the artefact's tensors: weights, scales, zero points, biases, buffers."""
+        total = sum(plan.stored_bytes for plan in self.layers) + 5 * len(self.arithmetic.ranges)
+        owned = {name for plan in self.layers for name in (plan.layer.weight, plan.layer.bias) if name}
+        folded = self.structure.folded_state if self.folds_normalisation else frozenset()
+        for name, (shape, width) in self.structure.state.items():
+            if name in owned or name in folded or self.structure.aliases.get(name, name) != name:
+                continue
+            axes = self.structure.coupling.parameters.get(name) or (None,) * len(shape)
+            sizes = tuple(self.size(axis, size) for axis, size in zip(axes, shape, strict=True))
+            total += product(sizes) * width
+        return total
+
+
+def kept_channels(group: ChannelGroup, ratio: float) -> int:
+    """Number of channels a keep ratio leaves: a multiple of the group's step, at least one step."""
+    return max(1, round(ratio * group.size / group.step)) * group.step
+
+
+def plan(structure: Structure, policy: Policy) -> Plan:
+    """Work out what `policy` makes of a model.
+
+    Raises:
+        PolicyError: The policy names a unit the model lacks (with the nearest names), a frozen unit
+            (with the reason), or a rank that is not below the layer's own.
+    """
+    check_units(structure, policy)
+    kept = {group.name: group.size for group in structure.coupling.groups}
+    for group in structure.coupling.groups:
+        choice = policy.choices.get(f"{group.name}/channels")
+        if isinstance(choice, Keep):
+            kept[group.name] = kept_channels(group, choice.ratio)
+    layers = tuple(_plan_layer(structure, policy, kept, layer) for layer in structure.layers)
+    integer = frozenset(p.layer.node for p in layers if p.activation_bits == 8)
+    factorised = frozenset(p.layer.node for p in layers if p.rank is not None)
+    return Plan(structure, policy, kept, layers, choose_arithmetic(structure, integer, factorised))
+
+
+def _plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], layer: Layer) -> LayerPlan:
+    axes = structure.coupling.parameters.get(layer.weight) or (None,) * len(layer.shape)
+    shape = tuple(
+        size if axis is None else sum(kept[s.group] * s.inner for s in axis)
+        for axis, size in zip(axes, layer.shape, strict=True)
+    )
+    groups = shape[0] if layer.kind is LayerKind.DEPTHWISE else layer.groups
+    rank_choice = policy.choices.get(f"{layer.name}/rank")
+    rank = rank_choice.rank if isinstance(rank_choice, Factorised) else None
+    weights = policy.choices.get(f"{layer.name}/weights")
+    bits, activations = (weights.bits, weights.activations) if isinstance(weights, Weights) else (32, 32)
+    if rank is not None:
+        rank = min(rank, shape[0], product(shape[1:]))
+    touched = rank is not None or bits != 32 or shape[1:] != layer.shape[1:]
+    touched |= layer.kind is LayerKind.DEPTHWISE and shape != layer.shape
+    folded = not policy.is_dense and layer.name in structure.folded_layers
+    return LayerPlan(layer, shape, groups, rank, bits, activations, bool(layer.bias) or folded or touched, touched)
+
+
+def check_units(structure: Structure, policy: Policy) -> None:
+    """Check that every unit of a policy exists in the model and is free. Raises `PolicyError`."""
+    for name, choice in policy:
+        if name not in structure.units:
+            raise PolicyError(unknown_name("unit", name, structure.units))
+        if structure.units[name]:
+            raise PolicyError(f"unit {name!r} is frozen: {structure.units[name]}")
+        if isinstance(choice, Factorised):
+            layer = structure.layer(name.rpartition("/")[0])
+            if choice.rank >= min(layer.out_channels, layer.columns):
+                limit = min(layer.out_channels, layer.columns) - 1
+                raise PolicyError(f"unit {name!r}: rank {choice.rank} is not below full rank (allowed: 1 to {limit})")

@@ -1,0 +1,108 @@
+"""Structure: everything about a dense model that decisions need, computed once from its capture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from paretopress.spaces.coupling import ChannelGroup, Coupling, analyse_coupling
+from paretopress.spaces.documents import fingerprint
+from paretopress.spaces.errors import PolicyError, unknown_name
+from paretopress.spaces.fusion import Fusion, fuse
+from paretopress.spaces.graph import Graph, Node
+from paretopress.spaces.layers import Layer, LayerKind, find_layers
+
+if TYPE_CHECKING:
+    import torch
+
+    from paretopress.spaces.capture import Capture
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Graph, layers, channel groups and fusion of a dense model.
+
+    Attributes:
+        graph: The captured forward pass.
+        layers: Layers in execution order.
+        coupling: Channel groups and the axes of every value and parameter.
+        fusion: Kernels and foldable batch normalisations.
+        state: Shape and element width in bytes of every tensor in the model's state.
+        aliases: State name to the first name of the same tensor.
+    """
+
+    graph: Graph
+    layers: tuple[Layer, ...]
+    coupling: Coupling
+    fusion: Fusion
+    state: Mapping[str, tuple[tuple[int, ...], int]]
+    aliases: Mapping[str, str]
+
+    @cached_property
+    def units(self) -> dict[str, str]:
+        """Every unit's name with the reason it is frozen, `""` where it is free."""
+        units: dict[str, str] = {}
+        frozen_layers = {layer.name: layer.frozen for layer in self.layers}
+        for group in self.coupling.groups:
+            blocked = next((f"{name}: {frozen_layers[name]}" for name in (*group.producers, *group.consumers)
+                            if frozen_layers.get(name)), "")
+            units[f"{group.name}/channels"] = group.frozen or blocked
+        for layer in self.layers:
+            units[f"{layer.name}/weights"] = layer.frozen
+            reason = "" if layer.kind in (LayerKind.CONV, LayerKind.LINEAR) else f"a {layer.kind} convolution has no low rank"
+            units[f"{layer.name}/rank"] = layer.frozen or reason
+        return units
+
+    @cached_property
+    def folded_layers(self) -> frozenset[str]:
+        """Names of the layers that a batch normalisation folds into."""
+        return frozenset(layer.name for layer in self.fusion.folds.values())
+
+    @cached_property
+    def folded_state(self) -> frozenset[str]:
+        """State names that disappear when batch normalisation is folded."""
+        prefixes = set()
+        for name in self.fusion.folds:
+            statistics = self.graph.parameter(self.graph.by_name[name], "running_mean")
+            if statistics is not None:
+                prefixes.add(statistics.target.rpartition(".")[0])
+        return frozenset(name for name in self.state if name.rpartition(".")[0] in prefixes)
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name. Raises `PolicyError` with the nearest names."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise PolicyError(unknown_name("layer", name, [layer.name for layer in self.layers]))
+
+    def group(self, name: str) -> ChannelGroup:
+        """The channel group of that name."""
+        return self.coupling.group(name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the structure alone: operators, shapes and names, not the weights."""
+        return fingerprint([[n.name, n.op, list(n.inputs), list(n.shape[1:]), n.target] for n in _lasting(self.graph)])
+
+
+def _lasting(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op != "constant"]
+
+
+def analyse(captured: Capture, model: torch.nn.Module) -> Structure:
+    """Compute the structure of a captured model.
+
+    Raises:
+        UnsupportedModelError: Two layers would have the same name.
+    """
+    layers = find_layers(captured.graph, dict(captured.aliases))
+    state = {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in model.state_dict().items()}
+    coupling = analyse_coupling(captured.graph)
+    return Structure(captured.graph, _unique(layers), coupling, fuse(captured.graph, layers), state, captured.aliases)
+
+
+def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Drop the second and later uses of a shared layer: the first is frozen and speaks for all."""
+    return tuple({layer.name: layer for layer in reversed(layers)}.values())[::-1]
