@@ -1,0 +1,301 @@
+"""Quantisation: row scales, GPTQ sweeps for weights, affine 8-bit ranges for activations.
+
+Weights are symmetric per row: `w ~ scale * q`, `q` in `-(2^(b-1) - 1) .. 2^(b-1) - 1`, so two bits are
+ternary. Activations are uint8 with a zero point, exactly as ONNX QuantizeLinear and DequantizeLinear.
+
+GPTQ (Frantar, Ashkboos, Hoefler, Alistarh: "GPTQ", ICLR 2023): columns are rounded one after the other, each
+error is spread over the columns still to come along the Cholesky factor of the inverse Hessian. The Hessian
+is the centred covariance, because the bias correction `b' = b + (W - Wq) E[x]` absorbs the mean error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.least_squares import centred, damped_cholesky
+from paretopress.spaces.errors import DataError
+
+_SWEEP_BLOCK = 128
+_SCALE_GRID = 80
+_SMALLEST_SHRINK = 0.2
+_RANGE_GRID = 64
+
+
+def largest_level(bits: int) -> int:
+    """Return the largest integer of a symmetric width: `2^(bits - 1) - 1`."""
+    assert 2 <= bits <= 8
+    return (1 << (bits - 1)) - 1
+
+
+def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor:
+    """Find each row's scale by a grid search on the (weighted) squared rounding error.
+
+    The largest representable value is searched between 0.2 and 1 times the row's largest weight.
+
+    Args:
+        W: `(out, columns)`.
+        bits: 2 to 8.
+        G_diagonal: `(columns,)` or `(out, columns)` weights of the squared errors, usually the variances of
+            the inputs; equal weights where not given.
+
+    Returns:
+        `(out,)` positive scales, float32. Rows of zeros get 1.
+    """
+    level = largest_level(bits)
+    W = W.float()
+    importance = torch.ones_like(W[:1]) if G_diagonal is None else G_diagonal.float().reshape(-1, W.shape[1])
+    full = W.abs().amax(dim=1) / level
+    full = torch.where(full > 0.0, full, torch.ones_like(full))
+    best = full.clone()
+    lowest = torch.full_like(full, torch.inf)
+    for shrink in torch.linspace(1.0, _SMALLEST_SHRINK, _SCALE_GRID).tolist():
+        scales = full * shrink
+        rounded = (W / scales.unsqueeze(1)).round_().clamp_(-level, level).mul_(scales.unsqueeze(1))
+        error = rounded.sub_(W).square_().mul_(importance).sum(dim=1)
+        better = error < lowest
+        best = torch.where(better, scales, best)
+        lowest = torch.where(better, error, lowest)
+    return best
+
+
+def round_to_nearest(W: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Round rows to their grids, ties to even: int8 `(out, columns)`."""
+    level = largest_level(bits)
+    return (W.float() / scales.unsqueeze(1)).round().clamp(-level, level).to(torch.int8)
+
+
+def dequantise(integers: Tensor, scales: Tensor) -> Tensor:
+    """Return `integers * scales` per row, float32."""
+    return integers.float() * scales.float().unsqueeze(1)
+
+
+def corrected_bias(W: Tensor, bias: Tensor, G: Tensor, W_quantised: Tensor) -> Tensor:
+    """Return `b' = b + (W - Wq) E[x]`, which keeps every mean output (Nagel et al., ICCV 2019).
+
+    Args:
+        W: `(out, columns)` weights before.
+        bias: `(out,)`.
+        G: `(columns + 1, columns + 1)` augmented second moments, or `(groups, ...)` for grouped layers whose
+            rows are split evenly over the groups.
+        W_quantised: `(out, columns)` dequantised weights.
+    """
+    mean = G[..., :-1, -1].double().reshape(-1, W.shape[1])
+    difference = (W.double() - W_quantised.double()).reshape(len(mean), -1, W.shape[1])
+    return (bias.double() + (difference @ mean.unsqueeze(2)).flatten()).float()
+
+
+def gptq(
+    W: Tensor, G: Tensor, bits_list: Sequence[int], damping: float = 1e-2, actorder: bool = True
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Quantise a layer to several widths in one GPTQ sweep, all widths stacked as rows.
+
+    Each width enters with two scales per row, found with and without the input variances as weights. The
+    integers of the sweep then get their least-squares scale `(w C q) / (q C q)`. Of these rows and the
+    plainly rounded ones, each row takes the best in `(w - s q) C (w - s q)^T`, so that no row is worse than
+    rounding to nearest.
+
+    Args:
+        W: `(out, columns)`.
+        G: `(columns + 1, columns + 1)` augmented second moments of the inputs, or `(groups, ...)` for
+            grouped and depthwise layers, whose rows are split evenly over the groups.
+        bits_list: Widths, each 2 to 8.
+        damping: Relative to the mean input variance.
+        actorder: Quantise columns in order of decreasing input variance.
+
+    Returns:
+        Per width the integers `(out, columns)` int8 and the scales `(out,)` float32. Correct the bias with
+        `corrected_bias`.
+
+    Raises:
+        DataError: The moments are not finite or not positive semi-definite.
+    """
+    out, columns = W.shape
+    covariance, _ = centred(G if G.ndim == 3 else G.unsqueeze(0))
+    groups = len(covariance)
+    rows = out // groups
+    variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(rows, dim=0)
+    starts = [(bits, row_scales(W, bits, weights)) for bits in bits_list for weights in (None, variances)]
+    dense = W.double().reshape(groups, rows, columns)
+    levels = torch.tensor([largest_level(bits) for bits, _ in starts], dtype=torch.float64)
+    scales = torch.cat([scale.double().reshape(groups, rows) for _, scale in starts], dim=1)
+    stacked = dense.repeat(1, len(starts), 1)
+    swept = _sweep(stacked, scales, levels.repeat_interleave(rows), covariance, damping, actorder)
+    quantised = {}
+    for index, bits in enumerate(bits_list):
+        candidates = []
+        for start in (2 * index, 2 * index + 1):
+            rounded = swept[:, start * rows : (start + 1) * rows].reshape(out, columns).to(torch.int8)
+            scale = starts[start][1]
+            candidates += [(rounded, scale), (round_to_nearest(W, scale, bits), scale)]
+        quantised[bits] = _best_rows(dense, candidates, covariance)
+    return quantised
+
+
+def _sweep(
+    W: Tensor, scales: Tensor, levels: Tensor, covariance: Tensor, damping: float, actorder: bool
+) -> Tensor:
+    """Run GPTQ on `(groups, rows, columns)` and return the integers, float64, in the given column order."""
+    groups, _, columns = W.shape
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    order = torch.arange(columns).expand(groups, -1)
+    if actorder:
+        order = variance.sort(dim=1, descending=True, stable=True).indices
+    ordered = covariance.gather(1, order.unsqueeze(2).expand_as(covariance))
+    ordered = ordered.gather(2, order.unsqueeze(1).expand_as(covariance))
+    upper = _inverse_factor(ordered, damping)
+    index = order.unsqueeze(2).expand(-1, -1, W.shape[1])
+    work = W.transpose(1, 2).gather(1, index)  # columns first: one column is contiguous
+    integers = torch.empty_like(work)
+    for start in range(0, columns, _SWEEP_BLOCK):
+        stop = min(start + _SWEEP_BLOCK, columns)
+        errors = torch.empty_like(work[:, start:stop])
+        for column in range(start, stop):
+            value = work[:, column]
+            rounded = torch.clamp((value / scales).round_(), -levels, levels)
+            integers[:, column] = rounded
+            error = (value - rounded * scales) / upper[:, column, column].unsqueeze(1)
+            errors[:, column - start] = error
+            rest = upper[:, column, column + 1 : stop].unsqueeze(2)
+            work[:, column + 1 : stop].baddbmm_(rest, error.unsqueeze(1), alpha=-1.0)
+        work[:, stop:].baddbmm_(upper[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1.0)
+    return torch.empty_like(integers).scatter_(1, index, integers).transpose(1, 2)
+
+
+def _inverse_factor(covariance: Tensor, damping: float) -> Tensor:
+    """Return the upper triangular `U` with `(C + d I)^-1 = U^T U`.
+
+    Reversing the order of rows and columns turns the wanted factor into the inverse of a plain Cholesky
+    factor, `U = flip(L)^-1` with `L L^T = flip(C + d I)`: one triangular inverse, no explicit `H^-1`.
+    """
+    lower, _ = damped_cholesky(covariance.flip(1, 2), damping)
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype).expand_as(covariance)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse.flip(1, 2)
+
+
+def _best_rows(
+    dense: Tensor, candidates: Sequence[tuple[Tensor, Tensor]], covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give every candidate row its least-squares scale and choose each row's best candidate."""
+    projected = dense @ covariance
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    for integers, scales in candidates:
+        values = integers.double().reshape(dense.shape)
+        numerator = (projected * values).sum(dim=2).flatten()
+        denominator = ((values @ covariance) * values).sum(dim=2).flatten()
+        refitted = (numerator / denominator).float()
+        chosen = torch.where(torch.isfinite(refitted) & (refitted > 0.0), refitted, scales)
+        errors = chosen.double() * (chosen.double() * denominator - 2.0 * numerator)
+        kept.append((integers, chosen, errors))
+    best = torch.stack([errors for _, _, errors in kept]).argmin(dim=0)
+    rows = torch.arange(len(best))
+    return (
+        torch.stack([integers for integers, _, _ in kept])[best, rows],
+        torch.stack([scales for _, scales, _ in kept])[best, rows],
+    )
+
+
+def activation_range(minimum: float, maximum: float) -> tuple[float, int]:
+    """Return scale and zero point of the uint8 grid that covers a range and holds zero exactly.
+
+    Args:
+        minimum: Smallest value; ranges are widened to include zero.
+        maximum: Largest value.
+
+    Returns:
+        The scale, exactly representable in float32, and the zero point in 0..255. A range without width
+        gets (1.0, 0).
+
+    Raises:
+        DataError: A bound is NaN or infinite, or the bounds are reversed.
+    """
+    if not (math.isfinite(minimum) and math.isfinite(maximum) and minimum <= maximum):
+        raise DataError(f"calibration: activation range [{minimum}, {maximum}] is not a finite interval")
+    low, high = min(0.0, minimum), max(0.0, maximum)
+    scale = float(torch.tensor((high - low) / 255.0, dtype=torch.float32))
+    if scale < torch.finfo(torch.float32).tiny:
+        return 1.0, 0
+    return scale, min(255, max(0, round(-low / scale)))
+
+
+def histogram(values: Tensor, low: float, high: float, bins: int = 2048) -> Tensor:
+    """Count values in equal bins over `[low, high]`, `(bins,)` float64.
+
+    Zeros are left out: they are exact in every grid, and the many zeros behind a ReLU would otherwise be
+    charged with the error of the centre of their bin. Values outside the range are not counted.
+    """
+    values = values.detach().float().flatten()
+    return torch.histc(values[values != 0.0], bins=bins, min=low, max=high).double()
+
+
+def mse_range(values: Tensor, *, unsigned: bool) -> tuple[float, int]:
+    """Clip a tensor's range to the least squared quantisation error; see `mse_range_of_histogram`.
+
+    Raises:
+        DataError: The tensor is empty or holds NaN or infinities.
+    """
+    if values.numel() == 0 or not bool(torch.isfinite(values).all()):
+        raise DataError("calibration: activation values are empty or not finite")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return activation_range(low, high)
+    return mse_range_of_histogram(histogram(values, low, high), low, high, unsigned=unsigned)
+
+
+def mse_range_of_histogram(counts: Tensor, low: float, high: float, *, unsigned: bool) -> tuple[float, int]:
+    """Choose the clipping range with the least squared error of rounding and clipping.
+
+    Coordinate descent over the two bounds, each over a grid of fractions of the observed bound (the
+    percentile search of Nagel et al., "A White Paper on Neural Network Quantization", 2021, by error).
+
+    Args:
+        counts: `(bins,)` counts of equal bins over `[low, high]`.
+        low: Left edge of the first bin.
+        high: Right edge of the last bin.
+        unsigned: The tensor is never negative: the lower bound is 0 and so is the zero point.
+
+    Returns:
+        Scale and zero point as `activation_range`.
+    """
+    bins = len(counts)
+    width = (high - low) / bins
+    centres = low + width * (torch.arange(bins, dtype=torch.float64) + 0.5)
+    weights, centres = counts.double()[counts > 0], centres[counts > 0]
+    fractions = torch.linspace(1.0 / _RANGE_GRID, 1.0, _RANGE_GRID, dtype=torch.float64).flip(0)
+    bottom = centres.new_tensor([0.0 if unsigned else min(low, 0.0)])
+    top = centres.new_tensor([max(high, 0.0)])
+    for side in ("top",) if unsigned else ("top", "bottom", "top"):
+        lows = bottom if side == "top" else fractions * min(low, 0.0)
+        highs = fractions * max(high, 0.0) if side == "top" else top
+        best = int(_range_errors(centres, weights, lows, highs).argmin())
+        bottom, top = lows[best % len(lows)].reshape(1), highs[best % len(highs)].reshape(1)
+    return activation_range(float(bottom), float(top))
+
+
+def _range_errors(centres: Tensor, weights: Tensor, lows: Tensor, highs: Tensor) -> Tensor:
+    """Return the squared error of every range, `(candidates,)`; an empty range clips everything to 0."""
+    scale = ((highs - lows) / 255.0).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+    zero_point = torch.round(-lows.unsqueeze(1) / scale)
+    rounded = (torch.round(centres / scale) + zero_point).clamp_(0.0, 255.0).sub_(zero_point).mul_(scale)
+    return rounded.sub_(centres).square_() @ weights
+
+
+def quantise_tensor(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Round a tensor to its uint8 grid and back, bit for bit as QuantizeLinear and DequantizeLinear.
+
+    Args:
+        x: Any shape, float32.
+        scale: Step, representable in float32.
+        zero_point: 0..255.
+
+    Returns:
+        `(clamp(round(x / scale) + zero_point, 0, 255) - zero_point) * scale`, ties to even.
+    """
+    step = torch.tensor(scale, dtype=torch.float32, device=x.device)
+    # Clamping before adding the zero point keeps the sum exact in float32 for every finite x.
+    levels = torch.clamp(torch.round(x / step), -zero_point, 255 - zero_point)
+    return levels * step
