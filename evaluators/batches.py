@@ -209,6 +209,8 @@ def _describe(item: Any) -> str:  # noqa: ANN401
 
 def _tensor(value: Any, place: str) -> Tensor:  # noqa: ANN401
     """Return a finite CPU tensor with a sample dimension."""
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()  # torch has no read-only tensors
     try:
         tensor = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError):

@@ -94,7 +94,8 @@ class Budget:
             raise ConfigError(f"{self} cannot judge the value {value}")
         limit = self.resolve(baseline)
         excess = limit - value if self.direction == "max" else value - limit
-        return 0.0 if 0.0 < excess <= _TOLERANCE * max(abs(limit), abs(value)) else excess
+        scale = max(abs(limit), abs(value), abs(baseline) if math.isfinite(baseline) else 0.0)
+        return 0.0 if 0.0 < excess <= _TOLERANCE * scale else excess
 
 
 def _base(objective: str) -> str:
