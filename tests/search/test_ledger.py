@@ -12,7 +12,8 @@ from paretopress.spaces.errors import ArtifactError, ConfigError, DiskError, Sto
 from paretopress.spaces.policy import Policy
 
 PRINTS = {
-    "model": "m1", "data": "d1", "space": "s1", "profile": "p1", "evaluator": "e1", "seed": "0", "versions": "v1",
+    "model": "m1", "data": "d1", "space": "s1", "profile": "p1",
+    "evaluator": "e1", "seed": "0", "versions": "v1",
 }
 CONFIG = {"seed": 0, "trials": 5}
 

@@ -1,0 +1,291 @@
+"""Evaluations in persistent Ray actors, on this machine or on a cluster.
+
+Ray only carries policies and evaluations: proposals, records and retries stay with the driver. A local
+instance listens on the loopback address alone, without dashboard and without usage statistics.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from paretopress.evaluators.evaluation import Evaluation
+from paretopress.search.executors import Evaluate, Outcome, evaluate_safely, failed, timed_out, to_payload
+from paretopress.spaces.errors import ConfigError, DiskError, ParetopressError, StorageError
+from paretopress.spaces.policy import Policy
+
+_START_SECONDS = 120.0    # how long an actor may take to load the evaluator
+
+
+@dataclass
+class _Task:
+    number: int
+    policy: Policy
+    deaths: int = 0
+    started: float = 0.0
+
+
+@dataclass
+class _Slot:
+    """One actor and what it works on."""
+
+    actor: Any
+    reference: Any = None
+    task: _Task | None = None
+
+
+class _Evaluator:
+    """The actor: holds the evaluator and evaluates one policy at a time."""
+
+    def __init__(self, payload: bytes, threads: int) -> None:
+        # Unpickling is safe here: Ray itself delivers the driver's bytes, as it delivered this class.
+        self._evaluate: Evaluate = pickle.loads(payload)  # noqa: S301
+        self._threads = threads
+
+    def ready(self) -> bool:
+        """Return True once the evaluator is loaded."""
+        return True
+
+    def evaluate(self, policy: Policy) -> tuple[Evaluation, float] | DiskError | StorageError:
+        """Evaluate one policy; errors of the surroundings are returned, because Ray would wrap them."""
+        import sys
+
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(self._threads)
+        try:
+            return evaluate_safely(self._evaluate, policy)
+        except (DiskError, StorageError) as error:
+            return error
+
+
+class RayExecutor:
+    """Evaluates in `workers` Ray actors of one CPU per thread."""
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        workers: int,
+        address: str | None = None,
+        timeout_seconds: float | None = None,
+        threads: int = 1,
+    ) -> None:
+        """Connect to Ray, or start it, and start the actors.
+
+        Args:
+            evaluate: The evaluator; picklable. It is put into the object store once.
+            workers: How many actors, at least 1.
+            address: Of an existing cluster, or "auto" to find one. None uses the connection this process
+                has, or else starts Ray on this machine and stops it in `close`.
+            timeout_seconds: How long one evaluation may take; None sets no limit.
+            threads: PyTorch threads, and Ray CPUs, of each evaluation.
+
+        Raises:
+            ConfigError: `workers` is below 1 or more than the cluster's CPUs, no cluster is at `address`,
+                or the evaluator cannot be pickled or loaded.
+        """
+        if workers < 1:
+            raise ConfigError(f"workers: {workers} is below 1")
+        try:
+            payload = to_payload(evaluate)
+        except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
+            raise ConfigError(f"the evaluator cannot be pickled: {type(error).__name__}: {error}") from None
+        self._owned = _connect(address, workers * threads)
+        self._timeout = timeout_seconds
+        self._threads = threads
+        self._capacity = workers
+        self._queue: deque[_Task] = deque()
+        self._finished: deque[Outcome] = deque()
+        self._slots: list[_Slot] = []
+        try:
+            self._start(payload)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, payload: bytes) -> None:
+        import ray
+
+        offered = int(ray.cluster_resources().get("CPU", 0))
+        if self._capacity * self._threads > offered:
+            needed = self._capacity * self._threads
+            raise ConfigError(f"workers: {self._capacity} need {needed} CPUs, the Ray cluster has {offered}")
+        self._payload = ray.put(payload)
+        self._slots = [_Slot(self._actor()) for _ in range(self._capacity)]
+        waiting = [slot.actor.ready.remote() for slot in self._slots]
+        try:
+            ray.get(waiting, timeout=_START_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            raise ConfigError(f"Ray did not start {self._capacity} workers in {_START_SECONDS:g} s") from None
+        except ray.exceptions.RayError as error:
+            raise ConfigError(f"a worker cannot load the evaluator: {_cause(error)}") from None
+
+    def _actor(self) -> Any:  # noqa: ANN401 - Ray makes the handle's class at run time
+        import ray
+
+        options = {"num_cpus": self._threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        return ray.remote(_Evaluator).options(**options).remote(self._payload, self._threads)
+
+    @property
+    def capacity(self) -> int:
+        """The number of actors."""
+        return self._capacity
+
+    @property
+    def pending(self) -> int:
+        """Submitted policies that have not been returned."""
+        busy = sum(slot.task is not None for slot in self._slots)
+        return len(self._queue) + len(self._finished) + busy
+
+    def submit(self, number: int, policy: Policy) -> None:
+        """Hand a policy to an idle actor, or queue it."""
+        self._queue.append(_Task(number, policy))
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        for slot in self._slots:
+            if self._queue and slot.task is None:
+                slot.task = self._queue.popleft()
+                slot.task.started = time.monotonic()
+                slot.reference = slot.actor.evaluate.remote(slot.task.policy)
+
+    def next_result(self, timeout_seconds: float | None = None) -> Outcome | None:
+        """Return the next finished evaluation. See `Executor.next_result`."""
+        import ray
+
+        if not self.pending:
+            raise ValueError("nothing is pending")
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not self._finished:
+            self._dispatch()
+            references = [slot.reference for slot in self._slots if slot.task is not None]
+            ready, _ = ray.wait(references, num_returns=1, timeout=self._patience(deadline))
+            for slot in [slot for slot in self._slots if slot.reference in ready]:
+                self._receive(slot)
+            self._stop_overdue()
+            if not self._finished and deadline is not None and time.monotonic() >= deadline:
+                return None
+        return self._finished.popleft()
+
+    def _patience(self, deadline: float | None) -> float | None:
+        ends = [] if deadline is None else [deadline]
+        if self._timeout is not None:
+            ends += [slot.task.started + self._timeout for slot in self._slots if slot.task]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+    def _receive(self, slot: _Slot) -> None:
+        import ray
+
+        task, slot.task = slot.task, None
+        reference, slot.reference = slot.reference, None
+        assert task is not None
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayActorError:
+            self._bury(slot, task)
+        except ray.exceptions.RayError as error:
+            self._finish(task, failed(_cause(error)))
+        else:
+            if isinstance(result, ParetopressError):
+                raise result
+            evaluation, seconds = result
+            self._finished.append(Outcome(task.number, evaluation, seconds))
+        self._dispatch()
+
+    def _bury(self, slot: _Slot, task: _Task) -> None:
+        """Replace a dead actor; its task is tried once more, then failed."""
+        slot.actor = self._actor()
+        task.deaths += 1
+        if task.deaths == 1:
+            self._queue.appendleft(task)
+        else:
+            self._finish(task, failed("worker died (Ray actor)"))
+
+    def _finish(self, task: _Task, evaluation: Evaluation) -> None:
+        self._finished.append(Outcome(task.number, evaluation, time.monotonic() - task.started))
+
+    def _stop_overdue(self) -> None:
+        import ray
+
+        now = time.monotonic()
+        for slot in self._slots:
+            if self._timeout is None or slot.task is None or now - slot.task.started < self._timeout:
+                continue
+            self._finish(slot.task, timed_out(self._timeout))
+            ray.kill(slot.actor)
+            slot.actor, slot.task, slot.reference = self._actor(), None, None
+
+    def close(self) -> None:
+        """Kill the actors, drop what is pending, and stop Ray where this executor started it."""
+        import ray
+
+        if ray.is_initialized():
+            for slot in self._slots:
+                ray.kill(slot.actor)
+            if self._owned:
+                ray.shutdown()
+        self._owned = False
+        self._slots.clear()
+        self._queue.clear()
+        self._finished.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _connect(address: str | None, cpus: int) -> bool:
+    """Connect to Ray; return whether this call made the connection, so that `close` ends it."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        return False
+    try:
+        if address is None:
+            _start_on_loopback(cpus)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"cannot connect to Ray at {address or 'this machine'}: {first}") from None
+    return True
+
+
+def _start_on_loopback(cpus: int) -> None:
+    """Start Ray on 127.0.0.1 alone.
+
+    Ray 2.60 replaces a loopback `_node_ip_address` by the machine's address and then listens on every
+    interface, unless this constant (off by default on macOS and Windows) says that no cluster is wanted.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _cause(error: BaseException) -> str:
+    """Return one line that names the error under Ray's wrapping."""
+    cause = getattr(error, "cause", None) or error.__cause__ or error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"
