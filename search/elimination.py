@@ -1,0 +1,193 @@
+"""Variable elimination on the factor graph: for one objective (with a bound) and for Pareto sets.
+
+Bucket elimination (Dechter 1999, "Bucket elimination: a unifying framework for reasoning") joins all tables
+that mention a unit, minimises the unit out, and goes on with the message over its neighbours. Units that
+touch many terms (residual streams) are eliminated last, so that conditioning on them needs no code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from paretopress.search.factors import ExactProblem, FloatArray
+from paretopress.search.pareto_sets import Grid, SetTable, leaf, product, project
+
+# Sets whose product has at most this many entries are merged before they meet a larger one.
+SMALL_PRODUCT = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A table over `scope`: the objective to minimise, and one that breaks its ties."""
+
+    scope: tuple[str, ...]
+    first: FloatArray
+    second: FloatArray
+
+
+def factors_of(problem: ExactProblem) -> list[tuple[tuple[str, ...], FloatArray, FloatArray]]:
+    """Return every table of the problem as (scope, cost, loss); units without any get a zero table."""
+    tables: dict[tuple[str, ...], tuple[FloatArray, FloatArray]] = {
+        (unit,): (np.zeros(count), np.zeros(count)) for unit, count in problem.options.items()
+    }
+    additions = [(term.units, term.table, 0) for term in problem.costs]
+    additions += [((unit,), loss, 1) for unit, loss in problem.losses.items()]
+    additions += [(term.units, term.table, 1) for term in problem.loss_terms]
+    for units, table, objective in additions:
+        shape = tuple(problem.options[unit] for unit in units)
+        pair = tables.setdefault(units, (np.zeros(shape), np.zeros(shape)))
+        pair[objective][...] += table
+    return [(units, cost, loss) for units, (cost, loss) in tables.items()]
+
+
+def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]]) -> tuple[list[str], int]:
+    """Return a greedy min-weight order and the cells of the largest table it joins.
+
+    Each step eliminates the unit whose joined table is smallest (Kjaerulff 1990's min-weight heuristic).
+    """
+    neighbours: dict[str, set[str]] = {unit: set() for unit in options}
+    for scope in scopes:
+        for unit in scope:
+            neighbours[unit].update(other for other in scope if other != unit)
+    size = {unit: _cells(options, unit, near) for unit, near in neighbours.items()}
+    order: list[str] = []
+    largest = 1
+    while size:
+        unit = min(size, key=lambda name: size[name])
+        largest = max(largest, size.pop(unit))
+        order.append(unit)
+        near = neighbours.pop(unit)
+        for other in near:
+            neighbours[other] |= near
+            neighbours[other] -= {other, unit}
+        for other in near:
+            size[other] = _cells(options, other, neighbours[other])
+    return order, largest
+
+
+def eliminate_sets(problem: ExactProblem, order: Sequence[str], grid: Grid) -> tuple[SetTable, float]:
+    """Return the Pareto set of the whole problem as a table without units, and the cost to add to it.
+
+    `grid.ceiling` bounds the total cost without the problem's constant.
+    """
+    offset = 0.0
+    tables: list[SetTable] = []
+    for scope, cost, loss in factors_of(problem):
+        low = float(cost.min())
+        tables.append(leaf(scope, cost - low, loss))
+        offset += low
+    for unit in order:
+        local = replace(grid, ceiling=grid.ceiling - offset)
+        joined = _join_sets([table for table in tables if unit in table.scope], local)
+        tables = [table for table in tables if unit not in table.scope]
+        message = project(joined, unit, local)
+        # What every cell costs at least moves into the offset: the grid only spans what can differ.
+        low = float(message.low.min(initial=math.inf))
+        if not math.isfinite(low):
+            return message, offset
+        tables.append(replace(message, low=message.low - low, cost=message.cost - low))
+        offset += low
+    return _join_sets(tables, replace(grid, ceiling=grid.ceiling - offset)), offset
+
+
+def minimise(
+    options: Mapping[str, int], factors: Sequence[Factor], order: Sequence[str], max_table: int
+) -> tuple[float, dict[str, int]]:
+    """Minimise the sum of `first`, ties by the sum of `second`.
+
+    Tables that would exceed `max_table` cells are split into mini-buckets (Dechter and Rish 2003), with the
+    eliminated unit's minima matched across them (Ihler et al. 2012): the value is then a lower bound and the
+    assignment a heuristic one. Without a split both are exact.
+
+    Returns:
+        The minimum of the first objective (or the lower bound) and an assignment.
+    """
+    remaining = list(factors)
+    history: list[tuple[str, list[Factor]]] = []
+    value = 0.0
+    for unit in order:
+        groups = _mini_buckets(options, [f for f in remaining if unit in f.scope], max_table)
+        remaining = [f for f in remaining if unit not in f.scope]
+        joined = _match_minima([_join(options, group, unit) for group in groups])
+        history.append((unit, joined))
+        for factor in joined:
+            message = _minimise_last(factor)
+            if message.scope:
+                remaining.append(message)
+            else:
+                value += float(message.first)
+    assignment: dict[str, int] = {}
+    for unit, joined in reversed(history):
+        parts = [tuple(assignment[name] for name in factor.scope[:-1]) for factor in joined]
+        first = np.sum([f.first[at] for f, at in zip(joined, parts, strict=True)], axis=0)
+        second = np.sum([f.second[at] for f, at in zip(joined, parts, strict=True)], axis=0)
+        assignment[unit] = int(np.lexsort((second, first))[0])
+    return value, assignment
+
+
+def _cells(options: Mapping[str, int], unit: str, neighbours: Iterable[str]) -> int:
+    return options[unit] * math.prod(options[other] for other in neighbours)
+
+
+def _join_sets(tables: list[SetTable], grid: Grid) -> SetTable:
+    """Return the product of all tables: small sets together first, then one by one onto the largest.
+
+    A product costs the smaller set times the grid, so two large sets should never meet.
+    """
+    tables = list(tables)
+    while len(tables) > 1:
+        tables.sort(key=_density)
+        small = tables.pop(0)
+        partner = 0 if _density(small) * _density(tables[0]) <= SMALL_PRODUCT else len(tables) - 1
+        tables.append(product(tables.pop(partner), small, grid))
+    return tables[0]
+
+
+def _density(table: SetTable) -> float:
+    return len(table.low) / table.cells
+
+
+def _mini_buckets(options: Mapping[str, int], bucket: list[Factor], limit: int) -> list[list[Factor]]:
+    """Partition factors, largest first, so that each part joins to at most `limit` cells."""
+    groups: list[tuple[set[str], list[Factor]]] = []
+    for factor in sorted(bucket, key=lambda f: -f.first.size):
+        for scope, members in groups:
+            if math.prod(options[name] for name in scope | set(factor.scope)) <= limit:
+                scope |= set(factor.scope)
+                members.append(factor)
+                break
+        else:
+            groups.append((set(factor.scope), [factor]))
+    return [members for _, members in groups]
+
+
+def _join(options: Mapping[str, int], group: list[Factor], last: str) -> Factor:
+    """Sum factors over the union of their scopes, with `last` as the last axis."""
+    scope = [name for name in dict.fromkeys(n for f in group for n in f.scope) if name != last] + [last]
+    shape = tuple(options[name] for name in scope)
+    first, second = np.zeros(shape), np.zeros(shape)
+    for factor in group:
+        axes = sorted(range(len(factor.scope)), key=lambda axis: scope.index(factor.scope[axis]))
+        aligned = tuple(options[name] if name in factor.scope else 1 for name in scope)
+        first += factor.first.transpose(axes).reshape(aligned)
+        second += factor.second.transpose(axes).reshape(aligned)
+    return Factor(tuple(scope), first, second)
+
+
+def _match_minima(joined: list[Factor]) -> list[Factor]:
+    """Shift cost between mini-buckets so that each option of the last unit has the same minimum in all."""
+    if len(joined) <= 1:
+        return joined
+    minima = [factor.first.min(axis=tuple(range(factor.first.ndim - 1))) for factor in joined]
+    mean = np.mean(minima, axis=0)
+    return [replace(f, first=f.first + (mean - low)) for f, low in zip(joined, minima, strict=True)]
+
+
+def _minimise_last(factor: Factor) -> Factor:
+    first = factor.first.min(axis=-1)
+    tied = np.where(factor.first > first[..., None], np.inf, factor.second)
+    return Factor(factor.scope[:-1], first, tied.min(axis=-1))
