@@ -43,6 +43,7 @@ def kept_from_order(order: Tensor, count: int, block: int = 1) -> Tensor:
     return expand_channels(order[len(order) - count :].sort().values, block)
 
 
+@torch.no_grad()
 def order_by_l1(producers: Sequence[Tensor], block: int = 1) -> Tensor:
     """Order by the sum of absolute weights that produce a channel, over all producers (Li et al. 2017).
 
@@ -56,11 +57,13 @@ def order_by_l1(producers: Sequence[Tensor], block: int = 1) -> Tensor:
     return _ascending(torch.stack([W.double().abs().sum(dim=1) for W in producers]).sum(dim=0), block)
 
 
+@torch.no_grad()
 def order_by_l2(producers: Sequence[Tensor], block: int = 1) -> Tensor:
     """Order by the Euclidean norm of the weights that produce a channel; arguments as `order_by_l1`."""
     return _ascending(torch.stack([W.double().square().sum(dim=1) for W in producers]).sum(dim=0), block)
 
 
+@torch.no_grad()
 def order_by_taylor(gradient_activation: Tensor, block: int = 1) -> Tensor:
     """Order by first-order Taylor importance `E[(sum_positions gradient * activation)^2]` (Molchanov 2019).
 
@@ -74,6 +77,7 @@ def order_by_taylor(gradient_activation: Tensor, block: int = 1) -> Tensor:
     return _ascending(together.square().mean(dim=0), 1)
 
 
+@torch.no_grad()
 def order_by_obs(
     consumers: Sequence[tuple[Tensor, Tensor, int]],
     block: int = 1,

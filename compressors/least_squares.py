@@ -74,6 +74,7 @@ def damped_cholesky(covariance: Tensor, damping: float) -> tuple[Tensor, Tensor]
     raise DataError("calibration: second moments are not positive semi-definite")
 
 
+@torch.no_grad()
 def refit_from_moments(
     target_cross: Tensor, G_compressed: Tensor, damping: float, prior: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -104,6 +105,7 @@ def refit_from_moments(
     return W.float().contiguous(), (target_mean - W @ mean).float()
 
 
+@torch.no_grad()
 def refit_consumer(
     W: Tensor, bias: Tensor, G: Tensor, kept_columns: Tensor, damping: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
@@ -129,6 +131,7 @@ def refit_consumer(
     return refit_from_moments(target_cross, right[augmented], damping, W[:, kept_columns])
 
 
+@torch.no_grad()
 def reconstruction_error(
     W: Tensor, bias: Tensor, G: Tensor, W_new: Tensor, bias_new: Tensor, kept: Tensor
 ) -> float:

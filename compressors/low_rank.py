@@ -45,6 +45,7 @@ class WhitenedSVD:
     def bias(self, W: Tensor, bias: Tensor, rank: int) -> Tensor:
         """Return `b' = b + (W - A B) E[x]` `(out,)`, float32: the mean output stays."""
         first, second = self.factors(rank)
+        W, bias = W.detach(), bias.detach()
         product = second.double() @ (first.double() @ self.mean)
         return (bias.double() + W.double() @ self.mean - product).float()
 
@@ -59,6 +60,7 @@ class WhitenedSVD:
         return torch.cat([tail[1:], tail.new_zeros(1)])
 
 
+@torch.no_grad()
 def whitened_svd(W: Tensor, G: Tensor, damping: float = 1e-4) -> WhitenedSVD:
     """Decompose a layer in the metric of its inputs.
 

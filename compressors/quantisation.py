@@ -31,6 +31,7 @@ def largest_level(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+@torch.no_grad()
 def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor:
     """Find each row's scale by a grid search on the (weighted) squared rounding error.
 
@@ -62,6 +63,7 @@ def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor
     return best
 
 
+@torch.no_grad()
 def round_to_nearest(W: Tensor, scales: Tensor, bits: int) -> Tensor:
     """Round rows to their grids, ties to even: int8 `(out, columns)`."""
     level = largest_level(bits)
@@ -73,6 +75,7 @@ def dequantise(integers: Tensor, scales: Tensor) -> Tensor:
     return integers.float() * scales.float().unsqueeze(1)
 
 
+@torch.no_grad()
 def corrected_bias(W: Tensor, bias: Tensor, G: Tensor, W_quantised: Tensor) -> Tensor:
     """Return `b' = b + (W - Wq) E[x]`, which keeps every mean output (Nagel et al., ICCV 2019).
 
@@ -88,6 +91,7 @@ def corrected_bias(W: Tensor, bias: Tensor, G: Tensor, W_quantised: Tensor) -> T
     return (bias.double() + (difference @ mean.unsqueeze(2)).flatten()).float()
 
 
+@torch.no_grad()
 def gptq(
     W: Tensor, G: Tensor, bits_list: Sequence[int], damping: float = 1e-2, actorder: bool = True
 ) -> dict[int, tuple[Tensor, Tensor]]:
@@ -232,6 +236,7 @@ def histogram(values: Tensor, low: float, high: float, bins: int = 2048) -> Tens
     return torch.histc(values[values != 0.0], bins=bins, min=low, max=high).double()
 
 
+@torch.no_grad()
 def mse_range(values: Tensor, *, unsigned: bool) -> tuple[float, int]:
     """Clip a tensor's range to the least squared quantisation error; see `mse_range_of_histogram`.
 

@@ -123,3 +123,11 @@ def test_bad_moments_are_refused():
         centred(torch.full((3, 3), float("nan")))
     with pytest.raises(DataError, match="positive semi-definite"):
         damped_cholesky(torch.tensor([[1.0, 1e6], [1e6, 1.0]], dtype=torch.float64), 1e-3)
+
+
+def test_parameters_that_require_gradients_are_only_read():
+    _, G, W, bias = _data()
+    W.requires_grad_()
+    W_new, bias_new = refit_consumer(W, bias.requires_grad_(), G, torch.arange(6))
+    assert not W_new.requires_grad
+    assert not bias_new.requires_grad

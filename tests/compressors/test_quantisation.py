@@ -245,3 +245,12 @@ def test_histogram_leaves_zeros_out_and_degenerate_tensors_have_a_range():
         mse_range(torch.empty(0), unsigned=True)
     with pytest.raises(DataError):
         mse_range(torch.tensor([float("inf")]), unsigned=True)
+
+
+def test_parameters_that_require_gradients_are_only_read():
+    W, G = _layer()
+    before = W.clone()
+    integers, scales = gptq(W.requires_grad_(), G, [4])[4]
+    assert not scales.requires_grad
+    assert torch.equal(W, before)
+    assert not corrected_bias(W, torch.zeros(12), G, dequantise(integers, scales)).requires_grad
