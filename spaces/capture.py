@@ -30,12 +30,14 @@ class Capture:
         output_spec: How the flat outputs are nested in what the model returns.
         keywords: Names of the inputs that are passed by keyword, in the order of the capture.
         aliases: State name to the first name of the same tensor, for tied weights.
+        constants: Tensors that the model's code creates, by name.
     """
 
     graph: Graph
     output_spec: pytree.TreeSpec
     keywords: tuple[str, ...]
     aliases: Mapping[str, str]
+    constants: Mapping[str, torch.Tensor]
 
 
 def capture(
@@ -67,7 +69,8 @@ def capture(
             raise UnsupportedModelError(f"the model cannot be captured: {_explain(error)}") from None
         notes.append(f"the batch dimension is fixed at {batch}: {_explain(first)}")
     graph = _to_graph(program, batch, notes)
-    return Capture(graph, program.call_spec.out_spec, tuple(kwargs), _aliases(frozen))
+    constants = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
+    return Capture(graph, program.call_spec.out_spec, tuple(kwargs), _aliases(frozen), constants)
 
 
 def _batch_size(inputs: list[torch.Tensor]) -> int:

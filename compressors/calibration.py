@@ -1,0 +1,213 @@
+"""Calibration: one pass of the dense model that collects everything compensation needs.
+
+Per layer, with batch normalisation folded: the second moments of its inputs augmented with a constant
+1, and mean and spread of its outputs. The values of all nodes on the first samples are kept too, so
+that substitutions resume from the layer they change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.folding import folded_layers, remaining_state
+from paretopress.compressors.moments import Moments
+from paretopress.compressors.network import Network, Part, apply_parts, runner
+from paretopress.compressors.program import Program, Values
+from paretopress.spaces.coupling import ChannelGroup
+from paretopress.spaces.errors import DataError
+from paretopress.spaces.layers import Layer
+from paretopress.spaces.plan import LayerPlan, plan
+from paretopress.spaces.policy import DENSE
+
+POSITIONS_PER_SAMPLE = 32
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Dense statistics of one layer.
+
+    Attributes:
+        moments: `(columns + 1, columns + 1)` float64, or `(groups, ...)` for grouped and depthwise layers.
+        output_mean: `(out,)` mean of its folded output per channel.
+        output_std: `(out,)` standard deviation per channel.
+    """
+
+    moments: Tensor
+    output_mean: Tensor
+    output_std: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Dense statistics of a model.
+
+    Attributes:
+        folded: Layer node to folded weight and bias.
+        layers: Layer node to its statistics.
+        base: The folded dense network.
+        inputs: The samples that candidates are tuned on, one tensor per model input.
+        values: Values of every node of the folded dense network on `inputs`.
+    """
+
+    folded: Mapping[str, tuple[Tensor, Tensor]]
+    layers: Mapping[str, LayerStatistics]
+    base: Network
+    inputs: tuple[Tensor, ...]
+    values: Mapping[str, Any]
+
+    def taylor(self, program: Program, group: ChannelGroup) -> Tensor:
+        """Gradient times activation per sample and channel of a group, `(samples, channels)`.
+
+        The loss is the cross entropy to the dense model's own prediction, summed over producers
+        (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019).
+        """
+        layers = {layer.node for layer in program.structure.layers if layer.name in group.producers}
+        products: list[Tensor] = []
+
+        def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
+            y = apply_parts(self.base, layer, x, _no_ranges)
+            if layer.layer.node in layers:
+                y = y.detach().requires_grad_(True) if not y.requires_grad else y
+                y.register_hook(lambda gradient, y=y: products.append(_per_channel(gradient * y, group.size)))
+            return y
+
+        with torch.enable_grad():
+            values = program.run(self.inputs, runner(program, self.base, apply=apply))
+            _own_prediction_loss([values[name] for name in program.graph.outputs]).backward()
+        if not products:
+            raise DataError(f"group {group.name!r}: no gradient reaches its producers")
+        return torch.stack(products).sum(dim=0)
+
+
+def _per_channel(product: Tensor, channels: int) -> Tensor:
+    axis = 1 if product.shape[1] == channels else product.ndim - 1
+    return product.detach().movedim(axis, -1).reshape(product.shape[0], -1, channels).sum(dim=1)
+
+
+def _own_prediction_loss(outputs: Sequence[Any]) -> Tensor:
+    total = torch.zeros(())
+    for output in outputs:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            if output.ndim >= 2 and output.shape[-1] > 1:
+                logits = output.reshape(-1, output.shape[-1])
+                total = total + torch.nn.functional.cross_entropy(logits, logits.argmax(dim=-1), reduction="sum")
+            else:
+                total = total + output.square().sum()
+    return total
+
+
+def _no_ranges(tensor: str, value: Tensor) -> Tensor:
+    return value
+
+
+def base_network(program: Program) -> Network:
+    """The dense model with batch normalisation folded."""
+    folded = folded_layers(program)
+    parts = {node: (Part(weight, bias),) for node, (weight, bias) in folded.items()}
+    dense = plan(program.structure, DENSE)
+    return Network(dense, parts, remaining_state(program, folded=True), {}, {}, folded=True)
+
+
+def calibrate(
+    program: Program,
+    batches: Sequence[Sequence[Tensor]],
+    *,
+    tuning_samples: int = 256,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Run the dense model over calibration inputs once.
+
+    Args:
+        program: The captured dense model.
+        batches: Inputs per batch, in the order of the graph's input nodes.
+        tuning_samples: Samples whose node values are kept; candidates are tuned on them.
+        seed: Seed of the output positions that convolutions are sampled at.
+        progress: Called with batches done and in all.
+
+    Raises:
+        DataError: The activations are not finite.
+    """
+    base = base_network(program)
+    moments = {layer.node: Moments() for layer in program.structure.layers}
+    outputs = {layer.node: OutputStatistics() for layer in program.structure.layers}
+    generator = torch.Generator().manual_seed(seed)
+
+    def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
+        accumulate(moments[layer.layer.node], layer.layer, x, generator, groups=layer.groups)
+        y = apply_parts(base, layer, x, _no_ranges)
+        outputs[layer.layer.node].add(y, layer.layer)
+        return y
+
+    with torch.inference_mode():
+        for index, inputs in enumerate(batches):
+            program.run(inputs, runner(program, base, apply=apply))
+            if progress:
+                progress(index + 1, len(batches))
+    layers = {}
+    for layer in program.structure.layers:
+        second = moments[layer.node].second_moments().clone()
+        mean, std = outputs[layer.node].finish()
+        layers[layer.node] = LayerStatistics(second[0] if layer.groups == 1 else second, mean, std)
+    first = tuning_inputs(batches, tuning_samples)
+    return Calibration(
+        {node: (parts[0].weight, parts[0].bias) for node, parts in base.parts.items()},  # type: ignore[misc]
+        layers, base, first, all_values(program, base, first),
+    )
+
+
+def tuning_inputs(batches: Sequence[Sequence[Tensor]], count: int) -> tuple[Tensor, ...]:
+    """The first `count` samples as one batch."""
+    joined = [torch.cat([batch[index] for batch in batches]) for index in range(len(batches[0]))]
+    return tuple(tensor[:count].clone() for tensor in joined)
+
+
+def all_values(program: Program, network: Network, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """Values of every operator node of a network."""
+    names = frozenset(node.name for node in program.graph.operators())
+    with torch.no_grad():
+        return program.run(inputs, runner(program, network), keep=names)
+
+
+def accumulate(
+    moments: Moments,
+    layer: Layer,
+    x: Tensor,
+    generator: torch.Generator,
+    *,
+    groups: int,
+    targets: Tensor | None = None,
+) -> None:
+    """Add a layer's inputs (and wanted outputs) to its moments."""
+    if not layer.window:
+        moments.accumulate_linear(x, targets)
+        return
+    moments.accumulate_conv(
+        x, layer.window, layer.stride, layer.padding, layer.dilation, groups, POSITIONS_PER_SAMPLE, generator, targets
+    )
+
+
+class OutputStatistics:
+    """Running mean and spread of a layer's output per channel."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, y: Tensor, layer: Layer) -> None:
+        """Add one batch of outputs."""
+        flat = y.movedim(1 if layer.window else -1, -1).reshape(-1, layer.out_channels).double()
+        self.count += len(flat)
+        self.total = self.total + flat.sum(dim=0)
+        self.squares = self.squares + flat.square().sum(dim=0)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, `(out,)` float32."""
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp_min(0.0)
+        return mean.float().clone(), variance.sqrt().float().clone()
+

@@ -1,0 +1,233 @@
+"""Entries: every (layer, level, rank, bits) compressed once, with the dense statistics, and memoised.
+
+The order inside a layer is prune, refit, factorise, quantise. Entries hold all output rows of the
+dense layer where rows are independent, so that one entry serves every level of the output group;
+factorised layers depend on the output level too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.calibration import Calibration
+from paretopress.compressors.channel_selection import (
+    kept_from_order,
+    order_by_l1,
+    order_by_l2,
+    order_by_obs,
+    order_by_taylor,
+)
+from paretopress.compressors.folding import remaining_state
+from paretopress.compressors.least_squares import refit_consumer
+from paretopress.compressors.low_rank import whitened_svd
+from paretopress.compressors.network import (
+    Network,
+    Part,
+    Selection,
+    axis_index,
+    kept_columns,
+    layer_columns,
+    select,
+)
+from paretopress.compressors.program import Program
+from paretopress.compressors.quantisation import corrected_bias, dequantise, gptq
+from paretopress.spaces.choices import WEIGHT_BITS
+from paretopress.spaces.coupling import Axis, ChannelGroup
+from paretopress.spaces.kernels import product
+from paretopress.spaces.layers import Layer, LayerKind
+from paretopress.spaces.plan import LayerPlan, Plan
+
+Importance = Literal["l1", "l2", "taylor", "obs"]
+IMPORTANCES: tuple[Importance, ...] = ("l1", "l2", "taylor", "obs")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A compressed weight matrix: float, or integers with row scales."""
+
+    weight: Tensor
+    bias: Tensor | None
+    integers: Tensor | None = None
+    scales: Tensor | None = None
+    bits: int = 32
+
+    def rows(self, index: Tensor | None) -> Matrix:
+        """The matrix with some of its rows."""
+        if index is None:
+            return self
+        picked = [None if t is None else t[index] for t in (self.weight, self.bias, self.integers, self.scales)]
+        assert picked[0] is not None
+        return Matrix(picked[0], picked[1], picked[2], picked[3], self.bits)
+
+    def part(self, shape: tuple[int, ...]) -> Part:
+        """The matrix as the weight of a real layer."""
+        return Part(self.weight.reshape(shape), self.bias, self.integers, self.scales, self.bits)
+
+
+@dataclass
+class Entries:
+    """Memoised compressed layers of one model under one calibration.
+
+    Attributes:
+        program: The captured dense model.
+        calibration: Dense statistics.
+        importance: How channels are ranked.
+        compensate: Whether consumers are refitted by least squares after pruning.
+    """
+
+    program: Program
+    calibration: Calibration
+    importance: Importance = "obs"
+    compensate: bool = True
+    _orders: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _refitted: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _quantised: dict[tuple[object, ...], dict[int, Matrix]] = field(default_factory=dict, repr=False)
+    _factored: dict[tuple[object, ...], tuple[Matrix, Matrix, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def selection(self, plan: Plan) -> Selection:
+        """Kept channels of every pruned group of a plan."""
+        groups = plan.structure.coupling.groups
+        return {
+            group.name: kept_from_order(self.order(group), plan.kept[group.name] // group.step, group.step)
+            for group in groups
+            if plan.kept[group.name] < group.size
+        }
+
+    def stitch(self, plan: Plan) -> Network:
+        """Return the network of a plan: every layer from its entry, no ranges yet."""
+        selection = self.selection(plan)
+        parts = {layer.layer.node: self.parts(layer, selection) for layer in plan.layers}
+        axes = plan.structure.coupling.parameters
+        state = {
+            name: select(tensor, axes.get(name) or (None,) * tensor.ndim, selection)
+            for name, tensor in remaining_state(self.program, folded=True).items()
+        }
+        return Network(plan, parts, state, {}, selection, folded=True)
+
+    def parts(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Part, ...]:
+        """The real layers of one layer plan."""
+        layer, bits = layer_plan.layer, layer_plan.weight_bits
+        axes = self._axes(layer)
+        rows = axis_index(axes[0], selection)
+        level = self._level(axes[1], selection)
+        shapes = [shape for _, shape in layer_plan.parts]
+        if layer_plan.rank is None:
+            key = (layer.name, level)
+            matrix = self._matrix(key, layer, axes, selection, bits)
+            return (matrix.rows(rows).part(shapes[0]),)
+        key = (layer.name, level, self._level(axes[0], selection), layer_plan.rank)
+        first, second, moments, inner = self._factors(key, layer, axes, selection, layer_plan.rank)
+        if bits != 32:
+            first = self._quantise((*key, "first"), first, moments)[bits]
+            second = self._quantise((*key, "second"), second, inner)[bits]
+        return first.part(shapes[0]), second.part(shapes[1])
+
+    def order(self, group: ChannelGroup) -> Tensor:
+        """Blocks of a group's channels from least to most important."""
+        if group.name not in self._orders:
+            self._orders[group.name] = self._rank_channels(group)
+        return self._orders[group.name]
+
+    def _axes(self, layer: Layer) -> tuple[Axis, ...]:
+        return self.program.structure.coupling.parameters.get(layer.weight) or (None,) * len(layer.shape)
+
+    @staticmethod
+    def _level(axis: Axis, selection: Selection) -> tuple[tuple[str, int], ...]:
+        groups = dict.fromkeys(segment.group for segment in axis or ())
+        return tuple((name, len(selection[name])) for name in groups if name in selection)
+
+    def _matrix(
+        self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection, bits: int
+    ) -> Matrix:
+        weight, bias, moments = self._refit(key, layer, axes, selection)
+        dense = Matrix(weight, bias)
+        return dense if bits == 32 else self._quantise(key, dense, moments)[bits]
+
+    def _refit(
+        self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight matrix and bias refitted to the kept inputs, and the moments of those inputs."""
+        if key not in self._refitted:
+            weight, bias = self.calibration.folded[layer.node]
+            matrix, moments = layer_columns(weight), self.calibration.layers[layer.node].moments
+            columns = None if layer.kind is not LayerKind.CONV and layer.kind is not LayerKind.LINEAR else (
+                kept_columns(layer, axes[1], selection))
+            if columns is not None:
+                with_intercept = torch.cat([columns, torch.tensor([matrix.shape[1]])])
+                if self.compensate:
+                    matrix, bias = refit_consumer(matrix, bias, moments, columns)
+                else:
+                    matrix = matrix[:, columns]
+                moments = moments[with_intercept][:, with_intercept]
+            self._refitted[key] = (matrix, bias, moments)
+        return self._refitted[key]
+
+    def _quantise(self, key: tuple[object, ...], dense: Matrix, moments: Tensor) -> dict[int, Matrix]:
+        """The matrix at every offered width, from one error-feedback sweep."""
+        if key not in self._quantised:
+            bias = torch.zeros(len(dense.weight)) if dense.bias is None else dense.bias
+            quantised = {}
+            for bits, (integers, scales) in gptq(dense.weight, moments, WEIGHT_BITS).items():
+                weight = dequantise(integers, scales)
+                corrected = corrected_bias(dense.weight, bias, moments, weight)
+                keep_bias = None if dense.bias is None else corrected
+                quantised[bits] = Matrix(weight, keep_bias, integers, scales, bits)
+            self._quantised[key] = quantised
+        return self._quantised[key]
+
+    def _factors(
+        self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection, rank: int
+    ) -> tuple[Matrix, Matrix, Tensor, Tensor]:
+        """Both factors of a layer, the moments of its input and of the inner tensor."""
+        if key not in self._factored:
+            rows = axis_index(axes[0], selection)
+            weight, bias, moments = self._refit((layer.name, self._level(axes[1], selection)), layer, axes, selection)
+            if rows is not None:
+                weight, bias = weight[rows], bias[rows]
+            decomposition = whitened_svd(weight, moments)
+            first, second = decomposition.factors(rank)
+            extended = torch.zeros(rank + 1, moments.shape[0], dtype=moments.dtype)
+            extended[:rank, :-1], extended[rank, -1] = first.to(moments.dtype), 1.0
+            inner = extended @ moments @ extended.T
+            self._factored[key] = (
+                Matrix(first, None), Matrix(second, decomposition.bias(weight, bias, rank)), moments, inner,
+            )
+        return self._factored[key]
+
+    def _rank_channels(self, group: ChannelGroup) -> Tensor:
+        if self.importance in ("l1", "l2"):
+            producers = [layer_columns(self.calibration.folded[self._layer(name).node][0]) for name in group.producers]
+            rank = order_by_l1 if self.importance == "l1" else order_by_l2
+            return rank(producers, group.step)
+        if self.importance == "taylor":
+            return order_by_taylor(self.calibration.taylor(self.program, group), group.step)
+        consumers = [view for name in group.consumers for view in self._consumer_views(self._layer(name), group.name)]
+        return order_by_obs(consumers, group.step, group.size // group.step)
+
+    def _consumer_views(self, layer: Layer, group: str) -> list[tuple[Tensor, Tensor, int]]:
+        """`(W, G, columns per channel)` of each run of the group's channels among a layer's inputs."""
+        matrix = layer_columns(self.calibration.folded[layer.node][0])
+        moments = self.calibration.layers[layer.node].moments
+        views, offset, window = [], 0, product(layer.window)
+        for segment in self._axes(layer)[1] or ():
+            width = segment.inner * window
+            count = segment.size * width
+            if segment.group == group:
+                index = torch.arange(offset, offset + count)
+                augmented = torch.cat([index, torch.tensor([matrix.shape[1]])])
+                views.append((matrix[:, index], moments[augmented][:, augmented], width))
+            offset += count
+        return views
+
+    def _layer(self, name: str) -> Layer:
+        return self.program.structure.layer(name)
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """What the entries depend on besides model and data."""
+        return {"importance": self.importance, "compensate": self.compensate}

@@ -1,0 +1,65 @@
+"""Folding batch normalisation into the layer before it: `y = gamma (W x + b - mean) / sqrt(var + eps) + beta`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.program import Program
+from paretopress.spaces.graph import Node
+
+
+def folded_layers(program: Program) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return weight and bias of every layer with its batch normalisation folded in.
+
+    Args:
+        program: The captured dense model.
+
+    Returns:
+        Layer node to `(weight, bias)`; layers without normalisation keep theirs, a missing bias is zero.
+    """
+    normalisations = {layer.node: name for name, layer in program.structure.fusion.folds.items()}
+    folded = {}
+    for layer in program.structure.layers:
+        weight = program.state[layer.weight]
+        bias = program.state[layer.bias] if layer.bias else torch.zeros(layer.out_channels, dtype=weight.dtype)
+        if layer.node in normalisations:
+            weight, bias = fold(weight, bias, *normalisation_affine(program, normalisations[layer.node]))
+        folded[layer.node] = (weight, bias)
+    return folded
+
+
+def normalisation_affine(program: Program, name: str) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel that a batch normalisation in eval mode applies."""
+    node = program.graph.by_name[name]
+    mean, variance = (_parameter(program, node, argument) for argument in ("running_mean", "running_var"))
+    gamma, beta = (_parameter(program, node, argument) for argument in ("weight", "bias"))
+    assert mean is not None and variance is not None
+    scale = torch.rsqrt(variance.double() + float(node.arguments["eps"]))
+    if gamma is not None:
+        scale = scale * gamma.double()
+    shift = -mean.double() * scale
+    if beta is not None:
+        shift = shift + beta.double()
+    return scale, shift
+
+
+def fold(weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of `scale * (W x + b) + shift`, computed in float64."""
+    rows = scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    return (weight.double() * rows).to(weight.dtype), (bias.double() * scale + shift).to(bias.dtype)
+
+
+def _parameter(program: Program, node: Node, argument: str) -> Tensor | None:
+    parameter = program.graph.parameter(node, argument)
+    return program.state[parameter.target] if parameter is not None else None
+
+
+def remaining_state(program: Program, folded: bool) -> Mapping[str, Tensor]:
+    """State that belongs to no layer that may change: without folded normalisations where `folded`."""
+    free = [layer for layer in program.structure.layers if not layer.frozen]
+    owned = {name for layer in free for name in (layer.weight, layer.bias) if name}
+    gone = program.structure.folded_state if folded else frozenset()
+    return {name: tensor for name, tensor in program.state.items() if name not in owned and name not in gone}

@@ -1,0 +1,217 @@
+"""A network: real tensors for every layer of a plan, and how the captured graph runs on them.
+
+There is no separate simulator. A candidate holds the smaller, factorised, dequantised weights and the
+quantisation ranges of its activations; packing them is a lossless re-encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.program import Program, Values, apply_layer, call
+from paretopress.compressors.quantisation import dequantise, quantise_tensor
+from paretopress.spaces.arithmetic import FIRST
+from paretopress.spaces.coupling import Axis
+from paretopress.spaces.graph import Node
+from paretopress.spaces.kernels import product
+from paretopress.spaces.layers import Layer
+from paretopress.spaces.plan import LayerPlan, Plan
+
+Range = tuple[float, int]            # scale and zero point of an 8-bit tensor
+Selection = Mapping[str, Tensor]     # kept channel indices of every group
+
+
+@dataclass(frozen=True)
+class Part:
+    """One real layer: a whole layer or one of its two factors.
+
+    Attributes:
+        weight: Float weights that are computed with, `(out, in / groups, *window)`.
+        bias: `(out,)` or None.
+        integers: `(out, columns)` int8 where the weight is quantised, else None.
+        scales: `(out,)` float32 where the weight is quantised, else None.
+        bits: Stored width, 32 for float.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    integers: Tensor | None = None
+    scales: Tensor | None = None
+    bits: int = 32
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> Part:
+        """Return the part with its output turned into `scale * y + shift` per channel.
+
+        Symmetric integers survive: the row scale and the bias absorb it; a negative factor flips them.
+        """
+        bias = torch.zeros_like(shift) if self.bias is None else self.bias
+        shape = (-1, *(1,) * (self.weight.ndim - 1))
+        if self.integers is None or self.scales is None:
+            return replace(self, weight=self.weight * scale.reshape(shape), bias=bias * scale + shift)
+        sign = torch.where(scale < 0, -1.0, 1.0)
+        integers = (self.integers.float() * sign.unsqueeze(1)).to(torch.int8)
+        scales = self.scales * scale.abs()
+        weight = dequantise(integers, scales).reshape(self.weight.shape)
+        return replace(self, weight=weight, bias=bias * scale + shift, integers=integers, scales=scales)
+
+
+@dataclass(frozen=True)
+class Network:
+    """All tensors of a candidate.
+
+    Attributes:
+        plan: What they realise.
+        parts: Layer node to its part, or to its two parts when factorised.
+        state: Every other parameter, buffer and constant, at its pruned size.
+        ranges: Range of every tensor in `plan.arithmetic.ranges`.
+        selection: Kept channels of every pruned group.
+        folded: Whether `parts` have batch normalisation folded in.
+    """
+
+    plan: Plan
+    parts: Mapping[str, tuple[Part, ...]]
+    state: Mapping[str, Tensor]
+    ranges: Mapping[str, Range]
+    selection: Selection
+    folded: bool
+
+
+Apply = Callable[[LayerPlan, Tensor, Values], Tensor]
+Quantise = Callable[[str, Tensor], Tensor]
+
+
+def axis_index(axis: Axis, selection: Selection) -> Tensor | None:
+    """Return the positions kept along a dimension, or None where all are.
+
+    Args:
+        axis: The dimension's axis.
+        selection: Kept channels per group, sorted; a group that is missing keeps all.
+    """
+    if axis is None or not any(segment.group in selection for segment in axis):
+        return None
+    pieces, offset = [], 0
+    for segment in axis:
+        kept = selection.get(segment.group)
+        channels = torch.arange(segment.size) if kept is None else kept
+        inner = channels.unsqueeze(1) * segment.inner + torch.arange(segment.inner)
+        pieces.append(inner.flatten() + offset)
+        offset += segment.size * segment.inner
+    return torch.cat(pieces)
+
+
+def select(tensor: Tensor, axes: Sequence[Axis], selection: Selection) -> Tensor:
+    """Return a parameter at its pruned size."""
+    for dimension, axis in enumerate(axes):
+        index = axis_index(axis, selection)
+        if index is not None:
+            tensor = tensor.index_select(dimension, index)
+    return tensor
+
+
+def runner(
+    program: Program, network: Network, *, apply: Apply | None = None, quantise: Quantise | None = None
+) -> Callable[[Node, Values], Any]:
+    """Return the function that `Program.run` computes nodes with.
+
+    Args:
+        program: The captured model.
+        network: The tensors to run with.
+        apply: Replaces how a layer is applied (calibration and tuning look and change here).
+        quantise: Replaces how a tensor is quantised (tuning sets ranges here).
+    """
+    plan = network.plan
+    arithmetic = plan.arithmetic
+    folds = program.structure.fusion.folds if network.folded else {}
+    apply = apply or (lambda layer, x, values: apply_parts(network, layer, x, quantise_known))
+
+    def quantise_known(tensor: str, value: Tensor) -> Tensor:
+        return quantise_tensor(value, *network.ranges[arithmetic.range_of(tensor)])
+
+    quantise = quantise or quantise_known
+
+    def read(tensor: str, values: Values) -> Tensor:
+        """A tensor as an integer kernel reads it."""
+        value = values[tensor]
+        return quantise(tensor, value) if tensor in arithmetic.sources else value
+
+    def evaluate(node: Node, values: Values) -> Any:  # noqa: ANN401
+        if node.op in ("parameter", "constant"):
+            return network.state.get(node.target)
+        if node.name in folds:
+            value = values[node.inputs[0]]
+        elif node.name in plan.by_node:
+            layer = plan.by_node[node.name]
+            source = node.inputs[0]
+            x = read(source, values) if layer.activation_bits == 8 else values[source]
+            value = apply(layer, x, values)
+        elif node.name in arithmetic.integer_kernels:
+            seen = {name: read(name, values) for name in node.inputs if isinstance(values.get(name), Tensor)}
+            value = call(program, node, {**values, **seen}, argument_changes(plan, node))
+        else:
+            value = call(program, node, values, argument_changes(plan, node))
+        if node.name in arithmetic.ranges and node.name not in arithmetic.sources:
+            return quantise(node.name, value)
+        return value
+
+    return evaluate
+
+
+def apply_parts(network: Network, layer: LayerPlan, x: Tensor, quantise: Quantise) -> Tensor:
+    """Apply a layer's part or parts to its (already quantised) input."""
+    parts = network.parts[layer.layer.node]
+    if len(parts) == 1:
+        return apply_layer(layer.layer, x, parts[0].weight, parts[0].bias, layer.groups)
+    inner = apply_layer(layer.layer, x, parts[0].weight, parts[0].bias, layer.groups)
+    if layer.activation_bits == 8:
+        inner = quantise(layer.layer.node + FIRST, inner)
+    return apply_layer(pointwise(layer.layer), inner, parts[1].weight, parts[1].bias, 1)
+
+
+def pointwise(layer: Layer) -> Layer:
+    """The operation of a factorised layer's second part: window 1, stride 1, no padding."""
+    ones, zeros = (1,) * len(layer.window), (0,) * len(layer.window)
+    return replace(layer, shape=(*layer.shape[:2], *ones), stride=ones, padding=zeros, dilation=ones, groups=1)
+
+
+def argument_changes(plan: Plan, node: Node) -> Mapping[str, Any]:
+    """Arguments of an operator that depend on channel counts, at their pruned values."""
+    if node.short_op == "layer_norm" and len(node.arguments["normalized_shape"]) == 1:
+        return {"normalized_shape": [plan.shape(node.name)[-1]]}
+    if node.short_op == "group_norm":
+        channels = plan.structure.graph.by_name[node.name].shape[1]
+        return {"num_groups": int(node.arguments["num_groups"]) * plan.shape(node.name)[1] // channels}
+    return {}
+
+
+def forward(program: Program, network: Network, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401
+    """Run a network and return what the user's model would return."""
+    return program.outputs(program.run(inputs, runner(program, network)))
+
+
+def layer_columns(weight: Tensor) -> Tensor:
+    """A weight as a matrix `(out, columns)`."""
+    return weight.reshape(weight.shape[0], -1)
+
+
+def kept_columns(layer: Layer, axis: Axis, selection: Selection) -> Tensor | None:
+    """Columns of a layer's weight matrix that stay, None where all do."""
+    index = axis_index(axis, selection)
+    if index is None:
+        return None
+    window = product(layer.window)
+    return (index.unsqueeze(1) * window + torch.arange(window)).flatten()
+
+
+def dense_network(program: Program, plan: Plan) -> Network:
+    """The unchanged model as a network of the dense plan."""
+    parts = {}
+    for layer_plan in plan.layers:
+        layer = layer_plan.layer
+        bias = program.state[layer.bias] if layer.bias else None
+        parts[layer.node] = (Part(program.state[layer.weight], bias),)
+    return Network(plan, parts, program.state, {}, {}, folded=False)

@@ -1,0 +1,199 @@
+"""Running a captured graph with any tensors: dense, candidate or finished, whole or from a prefix.
+
+One interpreter serves calibration, candidates and the finished model, so that what the search scores
+is what is stored. The graph is never changed; a run supplies the tensors and may replace how layers
+are applied and how tensors are quantised.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from paretopress.spaces.capture import Capture, capture
+from paretopress.spaces.errors import UnsupportedModelError
+from paretopress.spaces.graph import Graph, Node, Ref
+from paretopress.spaces.layers import Layer
+from paretopress.spaces.structure import Structure, analyse
+
+Values = dict[str, Any]
+Evaluate = Callable[[Node, Values], Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured model ready to run.
+
+    Attributes:
+        capture: The capture.
+        structure: Its structure.
+        state: The dense model's tensors by name (parameters, buffers and constants).
+    """
+
+    capture: Capture
+    structure: Structure
+    state: Mapping[str, Tensor]
+
+    @property
+    def graph(self) -> Graph:
+        """The captured graph."""
+        return self.structure.graph
+
+    @cached_property
+    def last_use(self) -> dict[str, int]:
+        """Position of the last reader of every node."""
+        return {name: max((self.graph.position[user] for user in users), default=-1)
+                for name, users in self.graph.users.items()}
+
+    @cached_property
+    def calls(self) -> dict[str, Callable[..., Any]]:
+        """The function behind every operator node."""
+        return {node.name: resolve(node.op) for node in self.graph.operators()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"capture": self.capture, "structure": self.structure, "state": self.state}
+
+    def flatten_inputs(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the model's inputs in the order of the graph's input nodes."""
+        return [*args, *(kwargs[name] for name in self.capture.keywords)]
+
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        evaluate: Evaluate,
+        *,
+        cached: Mapping[str, Any] | None = None,
+        skip: frozenset[str] = frozenset(),
+        keep: frozenset[str] = frozenset(),
+    ) -> Values:
+        """Run the graph.
+
+        Args:
+            inputs: One tensor per input node.
+            evaluate: Computes the value of an operator, parameter or constant node from earlier values.
+            cached: Values known before the run; nodes in `skip` are taken from here when needed.
+            skip: Nodes that are not computed because nothing they depend on has changed.
+            keep: Nodes whose values are kept to the end (outputs always are).
+
+        Returns:
+            The values of `keep` and of the output nodes.
+        """
+        graph = self.graph
+        values: Values = {} if cached is None else dict(cached)
+        values.update(zip(graph.inputs, inputs, strict=True))
+        wanted = keep | set(graph.outputs)
+        for position, node in enumerate(graph.nodes):
+            if node.op in ("input", "output") or node.name in skip:
+                continue
+            values[node.name] = evaluate(node, values)
+            for name in node.inputs:
+                if self.last_use[name] == position and name not in wanted:
+                    values.pop(name, None)
+        return {name: values[name] for name in wanted}
+
+    def outputs(self, values: Values) -> Any:  # noqa: ANN401 - whatever the user's model returns
+        """Nest the output nodes' values as the model returns them."""
+        return pytree.tree_unflatten([values[name] for name in self.graph.outputs], self.capture.output_spec)
+
+    def downstream(self, changed: Sequence[str]) -> frozenset[str]:
+        """The nodes whose values depend on any of `changed`, those included."""
+        reached = set(changed)
+        for node in self.graph.nodes:
+            if not reached.isdisjoint(node.inputs):
+                reached.add(node.name)
+        return frozenset(reached)
+
+
+def resolve(op: str) -> Callable[..., Any]:
+    """Return the function of an operator name such as `aten.conv2d.default`."""
+    if op.startswith("python."):
+        return getattr(operator, op.rpartition(".")[2])  # type: ignore[no-any-return]
+    namespace, name, overload = op.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)  # type: ignore[no-any-return]
+
+
+def call(program: Program, node: Node, values: Values, changes: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
+    """Apply an operator node to earlier values, with some arguments changed."""
+    arguments = node.arguments if not changes else {**node.arguments, **changes}
+    filled = {name: _fill(value, values) for name, value in arguments.items()}
+    if node.op.startswith("python."):
+        return program.calls[node.name](*filled.values())
+    return program.calls[node.name](**filled)
+
+
+def _fill(value: Any, values: Values) -> Any:  # noqa: ANN401
+    if isinstance(value, Ref):
+        return values[value.node]
+    if isinstance(value, list):
+        return [_fill(item, values) for item in value]
+    return value
+
+
+def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """Apply a dense layer's operation with other tensors of the same meaning."""
+    if not layer.window:
+        return torch.nn.functional.linear(x, weight, bias)
+    function = torch.nn.functional.conv1d if len(layer.window) == 1 else torch.nn.functional.conv2d
+    return function(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
+
+
+def build_program(
+    model: torch.nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor] | None = None
+) -> Program:
+    """Capture a model and check that the captured graph computes what the model computes.
+
+    Args:
+        model: The dense model; it is not changed.
+        args: Positional example inputs with at least 2 samples.
+        kwargs: Keyword example inputs.
+
+    Raises:
+        UnsupportedModelError: The model cannot be captured, or its capture gives other outputs.
+    """
+    captured = capture(model, args, kwargs)
+    structure = analyse(captured, model)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name, tensor in (*model.named_buffers(), *model.named_parameters()):
+        state.setdefault(name, tensor.detach().clone())
+    for node in structure.graph.nodes:
+        if node.op == "constant":
+            state.setdefault(node.target, captured.constants[node.target])
+    program = Program(captured, structure, state)
+    _check_same(program, model, args, kwargs or {})
+    return program
+
+
+def dense_value(program: Program, node: Node, values: Values) -> Any:  # noqa: ANN401
+    """The value of a node in the unchanged dense model."""
+    if node.op in ("parameter", "constant"):
+        return program.state[node.target]
+    return call(program, node, values)
+
+
+def _check_same(
+    program: Program, model: torch.nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+) -> None:
+    training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            expected = pytree.tree_leaves(model(*args, **kwargs))
+            values = program.run(
+                program.flatten_inputs(args, kwargs), lambda node, known: dense_value(program, node, known)
+            )
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+    found = pytree.tree_leaves(program.outputs(values))
+    for one, other in zip(expected, found, strict=True):
+        if isinstance(one, Tensor) and not torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise UnsupportedModelError(
+                "the captured graph does not compute what the model computes; does its forward depend on state or chance?"
+            )

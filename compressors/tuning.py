@@ -1,0 +1,122 @@
+"""Tuning a stitched network in one forward pass over calibration samples.
+
+At every layer in turn: re-estimate the batch normalisation that was folded into it (mean and spread of
+its output are matched to the dense model's), correct its bias, and set the ranges of quantised tensors,
+each on the activations that the already tuned prefix produces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.calibration import Calibration, LayerStatistics
+from paretopress.compressors.network import Network, Part, Range, apply_parts, axis_index, runner
+from paretopress.compressors.program import Program, Values
+from paretopress.compressors.quantisation import mse_range, quantise_tensor
+from paretopress.compressors.statistics_match import match_statistics
+from paretopress.spaces.plan import LayerPlan
+
+RANGE_VALUES = 1 << 16   # values that a range is searched on: more changed no range by more than a step
+
+
+class Tuning:
+    """The state of one tuning pass: parts and ranges as they are settled."""
+
+    def __init__(self, program: Program, network: Network, calibration: Calibration) -> None:
+        self.program, self.network, self.calibration = program, network, calibration
+        self.parts: dict[str, tuple[Part, ...]] = dict(network.parts)
+        self.ranges: dict[str, Range] = dict(network.ranges)
+
+    def apply(self, layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
+        """Apply a layer, match its output statistics to the dense ones, and keep the corrected layer."""
+        y = apply_parts(self.network, layer, x, self.quantise)
+        if layer.layer.frozen:
+            return y
+        scale, shift = self._correction(layer, y)
+        parts = self.parts[layer.layer.node]
+        self.parts[layer.layer.node] = (*parts[:-1], parts[-1].scaled(scale, shift))
+        shape = (1, -1, *(1,) * len(layer.layer.window)) if layer.layer.window else (-1,)
+        return y * scale.reshape(shape) + shift.reshape(shape)
+
+    def quantise(self, tensor: str, value: Tensor) -> Tensor:
+        """Set the range of a tensor when it is first seen, and quantise it."""
+        key = self.network.plan.arithmetic.range_of(tensor)
+        if key not in self.ranges:
+            self.ranges[key] = tensor_range(value)
+        return quantise_tensor(value, *self.ranges[key])
+
+    def _correction(self, layer: LayerPlan, y: Tensor) -> tuple[Tensor, Tensor]:
+        structure = self.network.plan.structure
+        statistics = self.calibration.layers[layer.layer.node]
+        rows = axis_index((structure.coupling.parameters.get(layer.layer.weight) or (None,))[0], self.network.selection)
+        wanted_mean, wanted_std = _rows(statistics, rows)
+        axes = (0, *range(2, y.ndim)) if layer.layer.window else tuple(range(y.ndim - 1))
+        std, mean = torch.std_mean(y, dim=axes, correction=0)
+        if layer.layer.name in structure.folded_layers:
+            return match_statistics(wanted_mean, wanted_std, mean, std)
+        return torch.ones_like(mean), wanted_mean - mean
+
+
+def _rows(statistics: LayerStatistics, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    if rows is None:
+        return statistics.output_mean, statistics.output_std
+    return statistics.output_mean[rows], statistics.output_std[rows]
+
+
+def tensor_range(value: Tensor) -> Range:
+    """The 8-bit range of a tensor with the least squared error on an even sample of its values."""
+    flat = value.detach().reshape(-1)
+    if len(flat) > RANGE_VALUES:
+        low, high = flat.aminmax()
+        flat = torch.cat([flat[:: len(flat) // RANGE_VALUES + 1], low.reshape(1), high.reshape(1)])
+    return mse_range(flat, unsigned=bool((flat >= 0).all()))
+
+
+def tune(
+    program: Program, network: Network, calibration: Calibration, *, cached: bool = True
+) -> tuple[Network, Mapping[str, Any]]:
+    """Tune a stitched network.
+
+    Args:
+        program: The captured dense model.
+        network: A stitched network without ranges.
+        calibration: Dense statistics and the samples to tune on.
+        cached: Resume from the dense values where nothing before a node has changed.
+
+    Returns:
+        The tuned network, and the values of the output nodes on the tuning samples.
+    """
+    tuning = Tuning(program, network, calibration)
+    changed = changed_nodes(program, network) if cached else None
+    skip = frozenset(n.name for n in program.graph.operators() if n.name not in changed) if changed is not None else frozenset()
+    with torch.inference_mode():
+        values = program.run(
+            calibration.inputs, runner(program, network, apply=tuning.apply, quantise=tuning.quantise),
+            cached={name: calibration.values[name] for name in skip}, skip=skip,
+        )
+    tuned = replace(network, parts=tuning.parts, ranges=tuning.ranges)
+    return tuned, values
+
+
+def changed_nodes(program: Program, network: Network) -> frozenset[str]:
+    """Nodes whose values differ from the dense network's."""
+    plan = network.plan
+    structure = plan.structure
+    starts = {layer.layer.node for layer in plan.layers if layer.touched or layer.shape != layer.layer.shape}
+    starts |= set(plan.arithmetic.ranges) & set(program.graph.by_name)
+    starts |= set(plan.arithmetic.integer_kernels)
+    starts -= {name for name in program.graph.inputs}
+    for name in plan.arithmetic.ranges:
+        if name in plan.arithmetic.sources:
+            starts.discard(name)
+    pruned = {group.name for group in structure.coupling.groups if plan.kept[group.name] < group.size}
+    for node in program.graph.operators():
+        axes = structure.coupling.values.get(node.name) or ()
+        if any(segment.group in pruned for axis in axes for segment in axis or ()):
+            starts.add(node.name)
+    return program.downstream(sorted(starts))
