@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -127,3 +128,8 @@ def data() -> Data:
         holdout=(pixels[SEARCH:], labels[SEARCH:]),
         train=train,
     )
+
+
+def data_without_train() -> Data:
+    """Return the same data without train: nothing is retrained, as with a model whose training data are gone."""
+    return replace(data(), train=None)

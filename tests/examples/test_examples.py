@@ -52,6 +52,7 @@ def test_cifar_data_passes_every_check(cifar):
     assert [one.count for one in sets] == [1024, 2500, 2500, 20000]
     assert prepared.calibration.whole.targets is None
     assert torch.equal(prepared.calibration.whole.args[0], prepared.train.first(1024).whole.args[0])
+    assert cifar.data_without_train().train is None
 
 
 @pytest.mark.parametrize(
