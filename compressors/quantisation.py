@@ -97,10 +97,10 @@ def gptq(
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Quantise a layer to several widths in one GPTQ sweep, all widths stacked as rows.
 
-    Each width enters with two scales per row, found with and without the input variances as weights. The
-    integers of the sweep then get their least-squares scale `(w C q) / (q C q)`. Of these rows and the
-    plainly rounded ones, each row takes the best in `(w - s q) C (w - s q)^T`, so that no row is worse than
-    rounding to nearest.
+    The grid of each row is found with the input variances as weights. The swept integers then get their
+    least-squares scale `(w C q) / (q C q)`. Of the swept row and those rounded to nearest (on grids found
+    with and without the variances) the best in `(w - s q) C (w - s q)^T` is taken, so that no row is worse
+    than rounding to nearest.
 
     Args:
         W: `(out, columns)`.
@@ -122,20 +122,17 @@ def gptq(
     groups = len(covariance)
     rows = out // groups
     variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(rows, dim=0)
-    starts = [(bits, row_scales(W, bits, weights)) for bits in bits_list for weights in (None, variances)]
+    scales = [row_scales(W, bits, variances) for bits in bits_list]
     dense = W.double().reshape(groups, rows, columns)
-    levels = torch.tensor([largest_level(bits) for bits, _ in starts], dtype=torch.float64)
-    scales = torch.cat([scale.double().reshape(groups, rows) for _, scale in starts], dim=1)
-    stacked = dense.repeat(1, len(starts), 1)
-    swept = _sweep(stacked, scales, levels.repeat_interleave(rows), covariance, damping, actorder)
+    levels = torch.tensor([largest_level(bits) for bits in bits_list], dtype=torch.float64)
+    grids = torch.cat([scale.double().reshape(groups, rows) for scale in scales], dim=1)
+    stacked = dense.repeat(1, len(bits_list), 1)
+    swept = _sweep(stacked, grids, levels.repeat_interleave(rows), covariance, damping, actorder)
     quantised = {}
-    for index, bits in enumerate(bits_list):
-        candidates = []
-        for start in (2 * index, 2 * index + 1):
-            rounded = swept[:, start * rows : (start + 1) * rows].reshape(out, columns).to(torch.int8)
-            scale = starts[start][1]
-            candidates += [(rounded, scale), (round_to_nearest(W, scale, bits), scale)]
-        quantised[bits] = _best_rows(dense, candidates, covariance)
+    for index, (bits, weighted) in enumerate(zip(bits_list, scales, strict=True)):
+        rounded = swept[:, index * rows : (index + 1) * rows].reshape(out, columns).to(torch.int8)
+        nearest = [(round_to_nearest(W, scale, bits), scale) for scale in (weighted, row_scales(W, bits))]
+        quantised[bits] = _best_rows(dense, [(rounded, weighted), *nearest], covariance)
     return quantised
 
 
