@@ -131,5 +131,5 @@ def data() -> Data:
 
 
 def data_without_train() -> Data:
-    """Return the same data without train: nothing is retrained, as with a model whose training data are gone."""
+    """Return the same data without train, as for a model whose training data are gone."""
     return replace(data(), train=None)
