@@ -8,12 +8,14 @@ touch many terms (residual streams) are eliminated last, so that conditioning on
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paretopress.search.factors import ExactProblem, FloatArray
+from paretopress.search.bounds import BoundSet
+from paretopress.search.factors import ExactProblem, FloatArray, factors_of
 from paretopress.search.pareto_sets import Grid, SetTable, leaf, product, project
 
 # Sets whose product has at most this many entries are merged before they meet a larger one.
@@ -29,26 +31,14 @@ class Factor:
     second: FloatArray
 
 
-def factors_of(problem: ExactProblem) -> list[tuple[tuple[str, ...], FloatArray, FloatArray]]:
-    """Return every table of the problem as (scope, cost, loss); units without any get a zero table."""
-    tables: dict[tuple[str, ...], tuple[FloatArray, FloatArray]] = {
-        (unit,): (np.zeros(count), np.zeros(count)) for unit, count in problem.options.items()
-    }
-    additions = [(term.units, term.table, 0) for term in problem.costs]
-    additions += [((unit,), loss, 1) for unit, loss in problem.losses.items()]
-    additions += [(term.units, term.table, 1) for term in problem.loss_terms]
-    for units, table, objective in additions:
-        shape = tuple(problem.options[unit] for unit in units)
-        pair = tables.setdefault(units, (np.zeros(shape), np.zeros(shape)))
-        pair[objective][...] += table
-    return [(units, cost, loss) for units, (cost, loss) in tables.items()]
-
-
 def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]]) -> tuple[list[str], int]:
     """Return a greedy min-weight order and the cells of the largest table it joins.
 
-    Each step eliminates the unit whose joined table is smallest (Kjaerulff 1990's min-weight heuristic).
+    Each step eliminates the unit whose joined table is smallest (Kjaerulff 1990's min-weight heuristic); of
+    equal ones the unit in fewest tables, so that the sets of many tables meet late.
     """
+    scopes = list(scopes)
+    tables = Counter(unit for scope in scopes for unit in scope)
     neighbours: dict[str, set[str]] = {unit: set() for unit in options}
     for scope in scopes:
         for unit in scope:
@@ -57,7 +47,7 @@ def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]
     order: list[str] = []
     largest = 1
     while size:
-        unit = min(size, key=lambda name: size[name])
+        unit = min(size, key=lambda name: (size[name], tables[name]))
         largest = max(largest, size.pop(unit))
         order.append(unit)
         near = neighbours.pop(unit)
@@ -69,29 +59,30 @@ def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]
     return order, largest
 
 
-def eliminate_sets(problem: ExactProblem, order: Sequence[str], grid: Grid) -> tuple[SetTable, float]:
-    """Return the Pareto set of the whole problem as a table without units, and the cost to add to it.
+def eliminate_sets(
+    problem: ExactProblem, order: Sequence[str], grid: Grid, bounds: BoundSet | None
+) -> SetTable:
+    """Return the Pareto set of the whole problem as a table without units, the constant cost not included.
 
-    `grid.ceiling` bounds the total cost without the problem's constant.
+    Args:
+        problem: The problem.
+        order: Elimination order of all units.
+        grid: How to round; its ceiling bounds the total cost without the problem's constant.
+        bounds: Drops what adds nothing to its known assignments; the result may then be empty.
     """
-    offset = 0.0
-    tables: list[SetTable] = []
-    for scope, cost, loss in factors_of(problem):
-        low = float(cost.min())
-        tables.append(leaf(scope, cost - low, loss))
-        offset += low
+    tables = [leaf(scope, cost, loss) for scope, cost, loss in factors_of(problem)]
     for unit in order:
-        local = replace(grid, ceiling=grid.ceiling - offset)
-        joined = _join_sets([table for table in tables if unit in table.scope], local)
+        local = replace(grid, ceiling=grid.ceiling - sum(table.base for table in tables))
+        joined = _join_sets([table for table in tables if unit in table.scope], local, unit, bounds)
         tables = [table for table in tables if unit not in table.scope]
         message = project(joined, unit, local)
-        # What every cell costs at least moves into the offset: the grid only spans what can differ.
-        low = float(message.low.min(initial=math.inf))
-        if not math.isfinite(low):
-            return message, offset
-        tables.append(replace(message, low=message.low - low, cost=message.cost - low))
-        offset += low
-    return _join_sets(tables, replace(grid, ceiling=grid.ceiling - offset)), offset
+        if bounds is not None:
+            message = bounds.prune(message, unit, ())
+        if len(message.low) == 0:
+            return message
+        tables.append(message)
+    local = replace(grid, ceiling=grid.ceiling - sum(table.base for table in tables))
+    return _join_sets(tables, local, None, bounds)
 
 
 def minimise(
@@ -133,18 +124,24 @@ def _cells(options: Mapping[str, int], unit: str, neighbours: Iterable[str]) -> 
     return options[unit] * math.prod(options[other] for other in neighbours)
 
 
-def _join_sets(tables: list[SetTable], grid: Grid) -> SetTable:
+def _join_sets(tables: list[SetTable], grid: Grid, unit: str | None, bounds: BoundSet | None) -> SetTable:
     """Return the product of all tables: small sets together first, then one by one onto the largest.
 
     A product costs the smaller set times the grid, so two large sets should never meet.
     """
-    tables = list(tables)
-    while len(tables) > 1:
-        tables.sort(key=_density)
-        small = tables.pop(0)
-        partner = 0 if _density(small) * _density(tables[0]) <= SMALL_PRODUCT else len(tables) - 1
-        tables.append(product(tables.pop(partner), small, grid))
-    return tables[0]
+    pending = [(table, None if bounds is None else bounds.minima_of(table)) for table in tables]
+    while len(pending) > 1:
+        pending.sort(key=lambda pair: _density(pair[0]))
+        small, _ = pending.pop(0)
+        near = _density(small) * _density(pending[0][0]) <= SMALL_PRODUCT
+        partner, _ = pending.pop(0 if near else len(pending) - 1)
+        joined = product(partner, small, grid)
+        if bounds is None:
+            pending.append((joined, None))
+        else:
+            joined = bounds.prune(joined, unit, [minima for _, minima in pending if minima is not None])
+            pending.append((joined, bounds.minima_of(joined)))
+    return pending[0][0]
 
 
 def _density(table: SetTable) -> float:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paretopress.search.bounds import bound_set, with_known
 from paretopress.search.elimination import (
     Factor,
     eliminate_sets,
     elimination_order,
-    factors_of,
     minimise,
 )
 from paretopress.search.factors import (
@@ -29,6 +29,7 @@ from paretopress.search.factors import (
     as_points,
     as_row,
     evaluate,
+    factors_of,
 )
 from paretopress.search.lagrangian import lagrangian_front
 from paretopress.search.pareto import non_dominated
@@ -46,6 +47,9 @@ __all__ = [
     "solve_budget",
     "solve_front",
 ]
+
+# A first solve with this many times fewer buckets finds what prunes the full one.
+COARSER = 8
 
 
 def solve_front(problem: ExactProblem, *, buckets: int = 4096, max_table: int = 1 << 22) -> ExactFront:
@@ -134,13 +138,22 @@ def _solve(problem: ExactProblem, buckets: int, max_table: int, budget: float | 
         return ExactFront(as_points(problem, np.zeros((1, 0), dtype=np.int64)), 0.0, None, "elimination")
     if largest > max_table:
         return lagrangian_front(problem, order, max_table)
-    bottom = _extreme(problem, order, max_table, cost_first=True).cost
-    top = _extreme(problem, order, max_table, cost_first=False).cost
-    if budget is not None:
-        top = min(top, budget)
-    grid = _grid(problem, bottom, top, buckets)
-    whole, offset = eliminate_sets(problem, order, grid)
-    return _front(problem, whole, offset + problem.constant_cost, buckets)
+    ends = [_extreme(problem, order, max_table, cost_first=first) for first in (True, False)]
+    rows = np.stack([as_row(problem, end.assignment) for end in ends])
+    bounds = bound_set(problem, order, rows, largest)
+    top = ends[1].cost if budget is None else min(ends[1].cost, budget)
+    sizes = (buckets // COARSER, buckets, buckets) if bounds and buckets >= 64 * COARSER else (buckets,)
+    found, gap = rows, math.inf
+    for size in sizes:
+        whole = eliminate_sets(problem, order, _grid(problem, ends[0].cost, top, size), bounds)
+        found, certified = _front(problem, whole, found if bounds is None else bounds.known)
+        # Each round knows what the earlier ones found, so their certificates hold for it too.
+        gap = min(gap, certified)
+        if gap == 0.0:
+            break
+        if bounds is not None:
+            bounds = with_known(problem, bounds, found)
+    return ExactFront(as_points(problem, found), gap, buckets if gap > 0 else None, "elimination")
 
 
 def _extreme(problem: ExactProblem, order: Sequence[str], max_table: int, *, cost_first: bool) -> FrontPoint:
@@ -175,34 +188,42 @@ def _common_unit(tables: Sequence[FloatArray]) -> int | None:
     return max(unit, 1)
 
 
-def _front(problem: ExactProblem, whole: SetTable, offset: float, buckets: int) -> ExactFront:
-    """Trace the whole problem's set back to assignments and certify how far they are from optimal."""
-    if len(whole.low) == 0:
-        return ExactFront((), 0.0, None, "elimination")
-    options = trace(whole, np.arange(len(whole.low), dtype=np.int64))
-    assignments: IntArray = np.stack([options[unit] for unit in problem.options], axis=1)
+def _front(problem: ExactProblem, whole: SetTable, known: IntArray) -> tuple[IntArray, float]:
+    """Trace the whole problem's set back to assignments, join the known ones, and certify the gap.
+
+    Returns:
+        Non-dominated assignments by rising cost, and the gap.
+    """
+    traced = np.empty((0, known.shape[1]), dtype=np.int64)
+    if len(whole.low):
+        options = trace(whole, np.arange(len(whole.low), dtype=np.int64))
+        traced = np.stack([options[unit] for unit in problem.options], axis=1)
+    assignments = np.concatenate([traced, known])
     costs, losses = evaluate(problem, assignments)
-    gap = _gap(whole.low + offset, costs) if whole.rounded else 0.0
     kept = np.flatnonzero(non_dominated(np.stack([costs, losses], axis=1)))
     kept = kept[np.argsort(costs[kept], kind="stable")]
-    return ExactFront(
-        as_points(problem, assignments[kept]), gap, buckets if whole.rounded else None, "elimination"
-    )
+    gap = 0.0
+    if whole.rounded:
+        lows = whole.low + whole.base + problem.constant_cost
+        gap = _gap(lows, losses[: len(traced)], costs[kept], losses[kept])
+    return assignments[kept], gap
 
 
-def _gap(lows: FloatArray, costs: FloatArray) -> float:
-    """Return by which fraction a covered assignment can be cheaper than its cheapest cover.
+def _gap(lows: FloatArray, covered: FloatArray, costs: FloatArray, losses: FloatArray) -> float:
+    """Return by which fraction an assignment can be cheaper than the point that covers it.
 
-    Entries come by increasing bound and falling loss: whatever an entry stands for is also covered by each
-    later one, which loses no more.
+    Args:
+        lows: Bound on the cost of what each entry stands for.
+        covered: Loss of each entry; what it stands for loses no less.
+        costs: Of the front, rising.
+        losses: Of the front, falling.
     """
-    cover = np.minimum.accumulate(costs[::-1])[::-1]
+    cover = costs[np.searchsorted(-losses, -covered)]
     excess = cover - lows
     # Sums in another order differ in their last digits: no gap.
-    noise = 1e-12 * np.abs(costs).max(initial=0.0)
+    noise = 1e-12 * float(np.abs(costs).max())
     if (excess <= noise).all():
         return 0.0
     if (lows[excess > noise] <= 0).any():
         return math.inf
-    return float((excess / np.where(lows > 0, lows, 1.0)).max()) + 1e-12
-
+    return max(float((excess / np.where(lows > 0, lows, np.inf)).max()), 0.0) + 1e-12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -136,6 +137,37 @@ def as_points(problem: ExactProblem, assignments: IntArray) -> tuple[FrontPoint,
     units = list(problem.options)
     rows = zip(costs.tolist(), losses.tolist(), assignments.tolist(), strict=True)
     return tuple(FrontPoint(cost, loss, dict(zip(units, row, strict=True))) for cost, loss, row in rows)
+
+
+def factors_of(problem: ExactProblem) -> list[tuple[tuple[str, ...], FloatArray, FloatArray]]:
+    """Return every table of the problem as (scope, cost, loss); units without any get a zero table."""
+    tables: dict[tuple[str, ...], tuple[FloatArray, FloatArray]] = {
+        (unit,): (np.zeros(count), np.zeros(count)) for unit, count in problem.options.items()
+    }
+    additions = [(term.units, term.table, 0) for term in problem.costs]
+    additions += [((unit,), loss, 1) for unit, loss in problem.losses.items()]
+    additions += [(term.units, term.table, 1) for term in problem.loss_terms]
+    for units, table, objective in additions:
+        shape = tuple(problem.options[unit] for unit in units)
+        pair = tables.setdefault(units, (np.zeros(shape), np.zeros(shape)))
+        pair[objective][...] += table
+    return [(units, cost, loss) for units, (cost, loss) in tables.items()]
+
+
+def walk_between(problem: ExactProblem, assignments: IntArray) -> list[IntArray]:
+    """Return the assignments met when walking from each to the next, one unit at a time, best rate first."""
+    paths = []
+    for start, end in itertools.pairwise(assignments):
+        changed = np.flatnonzero(start != end)
+        single = np.tile(start, (len(changed) + 1, 1))
+        single[np.arange(len(changed)), changed] = end[changed]
+        costs, losses = evaluate(problem, single)
+        rate = np.arctan2(losses[:-1] - losses[-1], costs[:-1] - costs[-1])
+        walk = np.tile(start, (len(changed), 1))
+        for step, unit in enumerate(changed[np.argsort(rate, kind="stable")]):
+            walk[step:, unit] = end[unit]
+        paths.append(walk)
+    return paths
 
 
 def _lookup(term: CostTerm, assignments: IntArray, column: Mapping[str, int]) -> FloatArray:

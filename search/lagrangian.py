@@ -7,14 +7,22 @@ the bounds into one on the cost that any assignment of a given loss must have.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from paretopress.search.elimination import Factor, factors_of, minimise
-from paretopress.search.factors import ExactFront, ExactProblem, FloatArray, IntArray, as_points, evaluate
+from paretopress.search.elimination import Factor, minimise
+from paretopress.search.factors import (
+    ExactFront,
+    ExactProblem,
+    FloatArray,
+    IntArray,
+    as_points,
+    evaluate,
+    factors_of,
+    walk_between,
+)
 from paretopress.search.pareto import non_dominated
 
 MULTIPLIERS = 48
@@ -49,7 +57,7 @@ def lagrangian_front(problem: ExactProblem, order: Sequence[str], max_table: int
     # A neighbour's optimum is often a better start than one's own relaxation.
     shifted = [_descend(problem, np.roll(found, shift, axis=0), on) for shift in (1, -1)]
     archive = _pruned(problem, np.concatenate([found, *shifted, np.array(starts, dtype=np.int64)]))
-    archive = _pruned(problem, np.concatenate([archive, *_paths(problem, archive)]))
+    archive = _pruned(problem, np.concatenate([archive, *walk_between(problem, archive)]))
     points = as_points(problem, archive)
     gap = _gap(np.array([(p.cost, p.loss) for p in points]), multipliers, np.array(bounds))
     return ExactFront(points, gap, None, "lagrangian")
@@ -106,22 +114,6 @@ def _descend(problem: ExactProblem, assignments: IntArray, weights: FloatArray) 
         if (current == before).all():
             break
     return current
-
-
-def _paths(problem: ExactProblem, archive: IntArray) -> list[IntArray]:
-    """Return the assignments met when walking from each to the next, one unit at a time, best rate first."""
-    paths = []
-    for start, end in itertools.pairwise(archive):
-        changed = np.flatnonzero(start != end)
-        single = np.tile(start, (len(changed) + 1, 1))
-        single[np.arange(len(changed)), changed] = end[changed]
-        costs, losses = evaluate(problem, single)
-        rate = np.arctan2(losses[:-1] - losses[-1], costs[:-1] - costs[-1])
-        walk = np.tile(start, (len(changed), 1))
-        for step, unit in enumerate(changed[np.argsort(rate, kind="stable")]):
-            walk[step:, unit] = end[unit]
-        paths.append(walk)
-    return paths
 
 
 def _pruned(problem: ExactProblem, assignments: IntArray) -> IntArray:

@@ -2,14 +2,15 @@
 
 Sets are stored one after another (compressed rows): cell `i` owns entries `offsets[i]:offsets[i + 1]`, in
 increasing `low` and strictly decreasing `loss`. Every entry holds the true `cost` and `loss` of one real
-partial assignment, and `low`, a lower bound on the cost of every partial assignment it stands for. Without
-rounding `low == cost`. Sums add all three, so the bound stays proven however often sets are rounded.
+partial assignment, and `low`, a lower bound on the cost of every partial assignment it stands for, both less
+the table's `base`. Without rounding `low == cost`. Sums add all three, so the bound stays proven
+however often sets are rounded.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,7 @@ class SetTable:
     cost: FloatArray
     loss: FloatArray
     parents: tuple[tuple[Step, IntArray], ...]
+    base: float = 0.0
     rounded: bool = False
 
     @property
@@ -85,9 +87,10 @@ class SetTable:
 
 def leaf(scope: tuple[str, ...], cost: FloatArray, loss: FloatArray) -> SetTable:
     """Return the table with one entry per cell; `cost` and `loss` have the scope's shape."""
-    flat = np.ascontiguousarray(cost, dtype=np.float64).ravel()
+    base = float(cost.min())
+    flat = np.ascontiguousarray(cost - base, dtype=np.float64).ravel()
     offsets = np.arange(flat.size + 1, dtype=np.int64)
-    return SetTable(scope, cost.shape, offsets, flat, flat, np.ascontiguousarray(loss).ravel(), ())
+    return SetTable(scope, cost.shape, offsets, flat, flat, np.ascontiguousarray(loss).ravel(), (), base)
 
 
 def product(left: SetTable, right: SetTable, grid: Grid) -> SetTable:
@@ -120,7 +123,8 @@ def product(left: SetTable, right: SetTable, grid: Grid) -> SetTable:
     loss = left.loss[at_left] + right.loss[at_right]
     offsets = _offsets(cell, len(pairs))
     parents = _bundle(parents, len(low))
-    return _rounded_to_limit(SetTable(scope, shape, offsets, low, cost, loss, parents, rounded), grid)
+    base = left.base + right.base
+    return _rounded_to_limit(SetTable(scope, shape, offsets, low, cost, loss, parents, base, rounded), grid)
 
 
 def project(table: SetTable, unit: str, grid: Grid) -> SetTable:
@@ -140,9 +144,21 @@ def project(table: SetTable, unit: str, grid: Grid) -> SetTable:
     step = Step(unit, option[kept], tuple((step, entry[kept]) for step, entry in table.parents))
     entry = np.arange(len(kept), dtype=np.int64)
     offsets = _offsets(target[kept], table.cells // count)
-    low, cost, loss = table.low[kept], table.cost[kept], table.loss[kept]
-    parents = ((step, entry),)
-    return _rounded_to_limit(SetTable(scope, shape, offsets, low, cost, loss, parents, table.rounded), grid)
+    # What every cell costs at least moves into the base: the grid only spans what can differ.
+    least = float(table.low[kept].min(initial=np.inf)) if len(kept) else 0.0
+    low, cost, loss = table.low[kept] - least, table.cost[kept] - least, table.loss[kept]
+    base, parents = table.base + least, ((step, entry),)
+    return _rounded_to_limit(
+        SetTable(scope, shape, offsets, low, cost, loss, parents, base, table.rounded), grid
+    )
+
+
+def select(table: SetTable, entries: IntArray) -> SetTable:
+    """Return the table with only some entries, given in rising order."""
+    parents = tuple((step, entry[entries]) for step, entry in table.parents)
+    offsets = np.searchsorted(entries, table.offsets).astype(np.int64)
+    low, cost, loss = table.low[entries], table.cost[entries], table.loss[entries]
+    return replace(table, offsets=offsets, low=low, cost=cost, loss=loss, parents=parents)
 
 
 def trace(table: SetTable, entries: IntArray) -> dict[str, IntArray]:
@@ -311,10 +327,9 @@ def _rounded_to_limit(table: SetTable, grid: Grid) -> SetTable:
     # Loss falls along the bucket: its last entry has the least loss, its first the least bound.
     kept = np.append(starts[1:], len(cell)) - 1
     parents = tuple((step, entry[kept]) for step, entry in table.parents)
-    return SetTable(
-        table.scope, table.shape, _offsets(cell[kept], table.cells), table.low[starts], table.cost[kept],
-        table.loss[kept], parents, True,
-    )
+    offsets = _offsets(cell[kept], table.cells)
+    low, cost, loss = table.low[starts], table.cost[kept], table.loss[kept]
+    return replace(table, offsets=offsets, low=low, cost=cost, loss=loss, parents=parents, rounded=True)
 
 
 def _offsets(sorted_cell: IntArray, cells: int) -> IntArray:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paretopress.search import pareto_sets
+from paretopress.search import bounds, pareto_sets
 from paretopress.search.exact import (
     CostTerm,
     ExactProblem,
@@ -117,6 +117,18 @@ def test_front_is_brute_force_when_every_cell_is_merged_on_its_own(seed):
 
 
 @relaxed
+@given(st.integers(0, 10**9), st.booleans())
+def test_bound_sets_drop_nothing_that_matters(seed, integers):
+    """Every table is pruned by Lagrangian bounds, however small, and the front stays brute force."""
+    problem = random_problem(seed, integers=integers, units=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "WORTHWHILE", 0)
+        front = solve_front(problem)
+    assert np.array([(p.cost, p.loss) for p in front.points]) == pytest.approx(np.array(brute_front(problem)))
+    assert front.gap == 0.0
+
+
+@relaxed
 @given(st.integers(0, 10**9))
 def test_real_costs_are_solved_exactly_while_sets_are_small(seed):
     problem = random_problem(seed, integers=False)
@@ -132,6 +144,7 @@ def test_gap_is_a_certificate_with_few_buckets(seed, buckets, heavy):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pareto_sets, "HEAVY", heavy)
         patch.setattr(pareto_sets, "EXACT_PAIRS", 4)
+        patch.setattr(bounds, "WORTHWHILE", heavy - 1)
         front = solve_front(problem, buckets=buckets)
     assert math.isfinite(front.gap)
     assert_certified(problem, front)
