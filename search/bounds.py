@@ -57,7 +57,7 @@ class BoundSet:
             unit: The unit about to be eliminated, None when all units are.
             remaining: `minima_of` the tables still to be joined in that bucket.
         """
-        if len(table.low) < WORTHWHILE:
+        if not self.worthwhile(table):
             return table
         parts = [*remaining] if unit is None else [self.outside[unit], *remaining]
         scope = tuple(dict.fromkeys((*table.scope, *(name for names, _ in parts for name in names))))
@@ -73,14 +73,21 @@ class BoundSet:
             useful |= table.loss + multiplier * cost + row[cell] <= threshold
         return select(table, np.flatnonzero(useful))
 
+    def worthwhile(self, table: SetTable) -> bool:
+        """Tell whether a table has enough entries for pruning to pay."""
+        return len(table.low) >= WORTHWHILE
+
     def minima_of(self, table: SetTable) -> Scoped:
         """Return the least weighted sum in each cell of a table, infinity in empty cells."""
         filled = np.flatnonzero(np.diff(table.offsets))
         minima = np.full((len(self.multipliers), table.cells), np.inf)
         if len(filled):
-            for row, multiplier in zip(minima, self.multipliers, strict=True):
-                values = table.loss + multiplier * (table.low + table.base)
-                row[filled] = np.minimum.reduceat(values, table.offsets[filled])
+            # A few multipliers at a time: enough to leave Python, not enough to fill the memory.
+            block = max(1, (1 << 20) // len(table.low))
+            for start in range(0, len(self.multipliers), block):
+                part = slice(start, start + block)
+                values = table.loss + np.multiply.outer(self.multipliers[part], table.low + table.base)
+                minima[part, filled] = np.minimum.reduceat(values, table.offsets[filled], axis=1)
         return table.scope, minima.reshape(-1, *table.shape)
 
 

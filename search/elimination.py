@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paretopress.search.bounds import BoundSet
+from paretopress.search.bounds import BoundSet, Scoped
 from paretopress.search.factors import ExactProblem, FloatArray, factors_of
 from paretopress.search.pareto_sets import Grid, SetTable, leaf, product, project
 
@@ -129,19 +129,20 @@ def _join_sets(tables: list[SetTable], grid: Grid, unit: str | None, bounds: Bou
 
     A product costs the smaller set times the grid, so two large sets should never meet.
     """
-    pending = [(table, None if bounds is None else bounds.minima_of(table)) for table in tables]
+    pending = list(tables)
+    minima: dict[SetTable, Scoped] = {}
     while len(pending) > 1:
-        pending.sort(key=lambda pair: _density(pair[0]))
-        small, _ = pending.pop(0)
-        near = _density(small) * _density(pending[0][0]) <= SMALL_PRODUCT
-        partner, _ = pending.pop(0 if near else len(pending) - 1)
-        joined = product(partner, small, grid)
-        if bounds is None:
-            pending.append((joined, None))
-        else:
-            joined = bounds.prune(joined, unit, [minima for _, minima in pending if minima is not None])
-            pending.append((joined, bounds.minima_of(joined)))
-    return pending[0][0]
+        pending.sort(key=_density)
+        small = pending.pop(0)
+        near = _density(small) * _density(pending[0]) <= SMALL_PRODUCT
+        joined = product(pending.pop(0 if near else len(pending) - 1), small, grid)
+        if bounds is not None and bounds.worthwhile(joined):
+            for table in pending:
+                if table not in minima:
+                    minima[table] = bounds.minima_of(table)
+            joined = bounds.prune(joined, unit, [minima[table] for table in pending])
+        pending.append(joined)
+    return pending[0]
 
 
 def _density(table: SetTable) -> float:
