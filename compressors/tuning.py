@@ -19,6 +19,7 @@ from paretopress.compressors.network import Network, Part, Range, apply_parts, a
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.quantisation import mse_range, quantise_tensor
 from paretopress.compressors.statistics_match import match_statistics
+from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.plan import LayerPlan
 
 RANGE_VALUES = 1 << 16   # values that a range is searched on: more changed no range by more than a step
@@ -99,8 +100,27 @@ def tune(
             calibration.inputs, runner(program, network, apply=tuning.apply, quantise=tuning.quantise),
             cached={name: calibration.values[name] for name in skip}, skip=skip,
         )
-    tuned = replace(network, parts=tuning.parts, ranges=tuning.ranges)
-    return tuned, values
+    return with_integer_biases(program, replace(network, parts=tuning.parts, ranges=tuning.ranges)), values
+
+
+def with_integer_biases(program: Program, network: Network) -> Network:
+    """Round the biases of integer layers to the grid they are computed on: input scale times row scale.
+
+    Integer kernels add an int32 bias; rounding it here makes the PyTorch reference compute the same.
+    """
+    arithmetic = network.plan.arithmetic
+    parts = dict(network.parts)
+    for layer in network.plan.layers:
+        node = layer.layer.node
+        if layer.activation_bits != 8:
+            continue
+        source = program.graph.by_name[node].inputs[0] if len(parts[node]) == 1 else node + FIRST
+        last = parts[node][-1]
+        if last.bias is not None and last.scales is not None:
+            grid = last.scales * network.ranges[arithmetic.range_of(source)][0]
+            rounded = (last.bias.double() / grid.double()).round() * grid.double()
+            parts[node] = (*parts[node][:-1], replace(last, bias=rounded.to(last.bias.dtype)))
+    return replace(network, parts=parts)
 
 
 def changed_nodes(program: Program, network: Network) -> frozenset[str]:
