@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -249,6 +250,8 @@ def _connect(address: str | None, cpus: int) -> bool:
 
     if ray.is_initialized():
         return False
+    if address not in (None, "auto"):
+        _check_reachable(str(address))
     try:
         if address is None:
             _start_on_loopback(cpus)
@@ -258,6 +261,18 @@ def _connect(address: str | None, cpus: int) -> bool:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"cannot connect to Ray at {address or 'this machine'}: {first}") from None
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse at once an address where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"Ray address {address!r}: expected HOST:PORT or 'auto'")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot connect to Ray at {address}: {reason}") from None
 
 
 def _start_on_loopback(cpus: int) -> None:

@@ -254,6 +254,17 @@ def foreign_listeners():
     return [address for address in found if address not in loopback]
 
 
+@pytest.mark.parametrize(("address", "message"), [
+    ("127.0.0.1:1", "cannot connect to Ray at 127.0.0.1:1: Connection refused"),
+    ("head", "expected HOST:PORT or 'auto'"),
+    ("auto", "cannot connect to Ray at auto: Could not find any running Ray instance"),
+])
+def test_a_cluster_that_is_not_there_is_one_line_at_once(toys, address, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        RayExecutor(toys.ToyEvaluator(), workers=1, address=address)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.slow
 def test_a_cluster_of_two_nodes_evaluates_like_serial(toys):
     import ray
