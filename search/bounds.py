@@ -23,8 +23,8 @@ COARSE = 32
 FINE = 96
 # Each round adds the multipliers of the slopes between the supported points found so far.
 ROUNDS = 3
-# Tables times multipliers that may be held at once.
-CELL_LIMIT = 1 << 24
+# Cells of all joined tables times multipliers that may be held at once (256 MB).
+CELL_LIMIT = 1 << 25
 # Smaller tables are not worth pruning.
 WORTHWHILE = 512
 
@@ -91,16 +91,16 @@ class BoundSet:
         return table.scope, minima.reshape(-1, *table.shape)
 
 
-def bound_set(problem: ExactProblem, order: Sequence[str], ends: IntArray, largest: int) -> BoundSet | None:
+def bound_set(problem: ExactProblem, order: Sequence[str], ends: IntArray, cells: int) -> BoundSet | None:
     """Return the bound set of a problem, None where its tables are too large for it.
 
     Args:
         problem: The problem.
         order: Elimination order of all units.
         ends: Shape `(2, units)`: assignments of least cost and of least loss, ties by the other.
-        largest: Cells of the largest joined table.
+        cells: Cells of all tables that the elimination joins.
     """
-    fine = min(FINE, CELL_LIMIT // largest)
+    fine = min(FINE, CELL_LIMIT // cells)
     costs, losses = evaluate(problem, ends)
     if fine < 8 or costs[1] <= costs[0] or losses[0] <= losses[1]:
         return None
@@ -109,7 +109,7 @@ def bound_set(problem: ExactProblem, order: Sequence[str], ends: IntArray, large
     tree = _Tree(problem, order, coarse)
     supported = _front_rows(problem, np.concatenate([ends, tree.decode()]))
     for _ in range(ROUNDS):
-        multipliers = np.unique(_slopes(problem, supported))
+        multipliers = np.sort(_slopes(problem, supported))
         if len(multipliers) > fine:
             multipliers = multipliers[np.linspace(0, len(multipliers) - 1, fine).astype(int)]
         tree = _Tree(problem, order, multipliers)

@@ -31,8 +31,8 @@ class Factor:
     second: FloatArray
 
 
-def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]]) -> tuple[list[str], int]:
-    """Return a greedy min-weight order and the cells of the largest table it joins.
+def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]]) -> tuple[list[str], list[int]]:
+    """Return a greedy min-weight order and the cells of the table that each step joins.
 
     Each step eliminates the unit whose joined table is smallest (Kjaerulff 1990's min-weight heuristic); of
     equal ones the unit in fewest tables, so that the sets of many tables meet late.
@@ -45,10 +45,10 @@ def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]
             neighbours[unit].update(other for other in scope if other != unit)
     size = {unit: _cells(options, unit, near) for unit, near in neighbours.items()}
     order: list[str] = []
-    largest = 1
+    cells: list[int] = []
     while size:
         unit = min(size, key=lambda name: (size[name], tables[name]))
-        largest = max(largest, size.pop(unit))
+        cells.append(size.pop(unit))
         order.append(unit)
         near = neighbours.pop(unit)
         for other in near:
@@ -56,7 +56,7 @@ def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]
             neighbours[other] -= {other, unit}
         for other in near:
             size[other] = _cells(options, other, neighbours[other])
-    return order, largest
+    return order, cells
 
 
 def eliminate_sets(

@@ -48,8 +48,10 @@ __all__ = [
     "solve_front",
 ]
 
-# A first solve with this many times fewer buckets finds what prunes the full one.
-COARSER = 8
+# A first solve with this many times fewer buckets finds what prunes the full one, which then affords this
+# many times more: pruned sets are short, so that most fronts come out exact.
+COARSER = 4
+FINER = 4
 
 
 def solve_front(problem: ExactProblem, *, buckets: int = 4096, max_table: int = 1 << 22) -> ExactFront:
@@ -58,11 +60,13 @@ def solve_front(problem: ExactProblem, *, buckets: int = 4096, max_table: int = 
     Exact when the costs are multiples of one unit and the front spans at most `buckets` of them, or when no
     Pareto set of a partial assignment outgrows `buckets` (products of more than 4 million pairs are rounded
     without trying). Otherwise costs are rounded down to buckets of the front's width, true costs and lower
-    bounds are carried along, and the gap is what the two differ by in the end.
+    bounds are carried along, and the gap is what the two differ by in the end. Bound sets drop partial
+    assignments that cannot matter (see `bounds`); from 256 buckets on a coarse solve sharpens them first, and
+    the pruned sets may grow to four times `buckets`.
 
     Args:
         problem: The problem.
-        buckets: Most entries of a Pareto set; the resolution of rounded costs.
+        buckets: Entries a Pareto set may have before it is rounded; the resolution of rounded costs.
         max_table: Most cells of a joined table; beyond it a Lagrangian sweep gives a front with a bound.
 
     Raises:
@@ -90,8 +94,8 @@ def solve_budget(
 
 def cheapest(problem: ExactProblem, *, max_table: int = 1 << 22) -> FrontPoint:
     """Return the assignment of lowest cost, ties by lowest loss (heuristic beyond `max_table` cells)."""
-    order, largest = elimination_order(problem.options, [scope for scope, _, _ in factors_of(problem)])
-    if largest > max_table:
+    order, cells = elimination_order(problem.options, [scope for scope, _, _ in factors_of(problem)])
+    if max(cells, default=1) > max_table:
         return lagrangian_front(problem, order, max_table).points[0]
     return _extreme(problem, order, max_table, cost_first=True)
 
@@ -133,16 +137,16 @@ def _rate(move: tuple[str, int, float, float]) -> tuple[bool, float]:
 
 
 def _solve(problem: ExactProblem, buckets: int, max_table: int, budget: float | None) -> ExactFront:
-    order, largest = elimination_order(problem.options, [scope for scope, _, _ in factors_of(problem)])
+    order, cells = elimination_order(problem.options, [scope for scope, _, _ in factors_of(problem)])
     if not order:
         return ExactFront(as_points(problem, np.zeros((1, 0), dtype=np.int64)), 0.0, None, "elimination")
-    if largest > max_table:
+    if max(cells, default=1) > max_table:
         return lagrangian_front(problem, order, max_table)
     ends = [_extreme(problem, order, max_table, cost_first=first) for first in (True, False)]
     rows = np.stack([as_row(problem, end.assignment) for end in ends])
-    bounds = bound_set(problem, order, rows, largest)
+    bounds = bound_set(problem, order, rows, sum(cells))
     top = ends[1].cost if budget is None else min(ends[1].cost, budget)
-    sizes = (buckets // COARSER, buckets, buckets) if bounds and buckets >= 64 * COARSER else (buckets,)
+    sizes = (buckets // COARSER, buckets * FINER) if bounds and buckets >= 64 * COARSER else (buckets,)
     found, gap = rows, math.inf
     for size in sizes:
         whole = eliminate_sets(problem, order, _grid(problem, ends[0].cost, top, size), bounds)
@@ -181,10 +185,10 @@ def _common_unit(tables: Sequence[FloatArray]) -> int | None:
     """Return the greatest common divisor of all cost differences, None where they are not integers."""
     unit = 0
     for table in tables:
-        steps = np.unique(table - table.min())
-        if steps[-1] >= 2**50 or (steps != np.rint(steps)).any():
+        steps = table - table.min()
+        if steps.max() >= 2**50 or (steps != np.rint(steps)).any():
             return None
-        unit = math.gcd(unit, *(int(step) for step in steps))
+        unit = math.gcd(unit, int(np.gcd.reduce(steps.astype(np.int64), axis=None)))
     return max(unit, 1)
 
 

@@ -214,9 +214,12 @@ def _bulk(
 def _prune(cell: IntArray, low: FloatArray, loss: FloatArray) -> IntArray:
     """Return the entries on the front of their cell, sorted by cell and bound."""
     order = np.lexsort((loss, low, cell))
-    values, rank = np.unique(loss[order], return_inverse=True)
+    falling = loss[order]
+    by_loss = np.argsort(falling, kind="stable")
+    rank = np.zeros(len(order), dtype=np.int64)
+    rank[by_loss[1:]] = np.cumsum(np.diff(falling[by_loss]) > 0)
     # A later cell starts below everything before it, so one running minimum serves all cells.
-    key = rank - cell[order] * (len(values) + 1)
+    key = rank - cell[order] * (len(order) + 1)
     kept = np.ones(len(order), dtype=bool)
     kept[1:] = key[1:] < np.minimum.accumulate(key)[:-1]
     return order[kept]
