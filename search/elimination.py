@@ -31,7 +31,9 @@ class Factor:
     second: FloatArray
 
 
-def elimination_order(options: Mapping[str, int], scopes: Iterable[Sequence[str]]) -> tuple[list[str], list[int]]:
+def elimination_order(
+    options: Mapping[str, int], scopes: Iterable[Sequence[str]]
+) -> tuple[list[str], list[int]]:
     """Return a greedy min-weight order and the cells of the table that each step joins.
 
     Each step eliminates the unit whose joined table is smallest (Kjaerulff 1990's min-weight heuristic); of
