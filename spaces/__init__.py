@@ -1,0 +1,1 @@
+"""The captured model, its channel groups and layers, the choices about them, and policies."""

@@ -17,10 +17,10 @@ from paretopress.spaces.kernels import Family
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.structure import Structure
 
-MOVES = frozenset(
-    "view reshape flatten squeeze unsqueeze dropout dropout_ contiguous alias clone slice pad constant_pad_nd "
-    "permute transpose max_pool2d".split()
-)
+MOVES = frozenset((
+    "view", "reshape", "flatten", "squeeze", "unsqueeze", "dropout", "contiguous", "alias", "clone", "slice",
+    "pad", "constant_pad_nd", "permute", "transpose", "max_pool2d",
+))
 FIRST = ":first"   # suffix of the tensor between the two layers of a factorised one
 
 
@@ -50,7 +50,9 @@ class Arithmetic:
         return self.shared.get(tensor, tensor)
 
 
-def choose_arithmetic(structure: Structure, integer_layers: frozenset[str], factorised: frozenset[str]) -> Arithmetic:
+def choose_arithmetic(
+    structure: Structure, integer_layers: frozenset[str], factorised: frozenset[str]
+) -> Arithmetic:
     """Place quantisation for the layers that compute in integers.
 
     Args:
@@ -68,7 +70,7 @@ def choose_arithmetic(structure: Structure, integer_layers: frozenset[str], fact
     ranges: list[str] = []
     shared: dict[str, str] = {}
     sources: set[str] = set()
-    made_in_integers: set[str] = set()
+    produced: set[str] = set()
 
     def quantise_input(name: str) -> None:
         if name not in shared and name not in ranges:
@@ -87,27 +89,28 @@ def choose_arithmetic(structure: Structure, integer_layers: frozenset[str], fact
             kernel = kernels[node.name]
             linear = kernel.layer is not None and kernel.layer.kind is LayerKind.LINEAR
             if not linear or kernel.output in wanted:
-                made_in_integers.add(kernel.output)
+                produced.add(kernel.output)
                 ranges.append(kernel.output)
-        elif node.name in kernels and _can_run_in_integers(graph, node) and kernels[node.name].output in wanted:
-            if all(name in made_in_integers or name in shared or name in ranges for name in activations):
-                output = kernels[node.name].output
+        elif node.name in kernels and _can_run_in_integers(graph, node):
+            output = kernels[node.name].output
+            if output in wanted and all(name in shared or name in ranges for name in activations):
                 integer.add(node.name)
-                made_in_integers.add(output)
+                produced.add(output)
                 ranges.append(output)
-        elif moves_data(graph, node) and activations and activations[0] in made_in_integers and node.name in wanted:
+        elif node.name in wanted and moves_data(node) and activations and activations[0] in produced:
             integer.add(node.name)
-            made_in_integers.add(node.name)
+            produced.add(node.name)
             shared[node.name] = shared.get(activations[0], activations[0])
-    return Arithmetic(frozenset(integer), tuple(ranges), shared, frozenset(sources - made_in_integers))
+    return Arithmetic(frozenset(integer), tuple(ranges), shared, frozenset(sources - produced))
 
 
 def _activation_inputs(graph: Graph, node: Node) -> list[str]:
     skipped = ("parameter", "constant")
-    return [name for name in node.inputs if graph.by_name[name].op not in skipped and graph.by_name[name].dtype]
+    sources = [graph.by_name[name] for name in node.inputs]
+    return [source.name for source in sources if source.op not in skipped and source.dtype]
 
 
-def moves_data(graph: Graph, node: Node) -> bool:
+def moves_data(node: Node) -> bool:
     """Whether an operator only moves values, so that it works on integers as on floats."""
     if node.short_op in ("pad", "constant_pad_nd"):
         value = node.arguments.get("value")
@@ -127,7 +130,10 @@ def _can_run_in_integers(graph: Graph, node: Node) -> bool:
 
 
 def _wanted(
-    graph: Graph, kernels: Mapping[str, FusedKernel], absorbed: Mapping[str, str], integer_layers: frozenset[str]
+    graph: Graph,
+    kernels: Mapping[str, FusedKernel],
+    absorbed: Mapping[str, str],
+    integer_layers: frozenset[str],
 ) -> set[str]:
     """Values that some integer layer reads, directly or through operators that can run in integers."""
     wanted: set[str] = set()
@@ -139,12 +145,14 @@ def _wanted(
         elif node.name in kernels and _can_run_in_integers(graph, node):
             if kernels[node.name].output in wanted:
                 wanted.update(_activation_inputs(graph, node))
-        elif moves_data(graph, node) and node.name in wanted:
+        elif moves_data(node) and node.name in wanted:
             wanted.update(_activation_inputs(graph, node)[:1])
     return wanted
 
 
 def integer_family(family: Family) -> bool:
     """Whether kernels of a family can compute in integers at all."""
-    return family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE, Family.LINEAR, Family.ADD, Family.GLOBAL_POOL,
-                      Family.POOL, Family.CONCAT, Family.DATA)
+    return family in (
+        Family.CONV, Family.GROUPED, Family.DEPTHWISE, Family.LINEAR, Family.ADD, Family.GLOBAL_POOL,
+        Family.POOL, Family.CONCAT, Family.DATA,
+    )

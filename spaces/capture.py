@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from paretopress.spaces.errors import DataError, UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
+from paretopress.spaces.mutation import without_dead_code, without_mutation
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ def capture(
         except Exception as error:  # noqa: BLE001
             raise UnsupportedModelError(f"the model cannot be captured: {_explain(error)}") from None
         notes.append(f"the batch dimension is fixed at {batch}: {_explain(first)}")
-    graph = _to_graph(program, batch, notes)
+    aliases = _aliases(frozen)
+    graph = _to_graph(program, batch, notes, aliases)
     constants = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
-    return Capture(graph, program.call_spec.out_spec, tuple(kwargs), _aliases(frozen), constants)
+    return Capture(graph, program.call_spec.out_spec, tuple(kwargs), aliases, constants)
 
 
 def _batch_size(inputs: list[torch.Tensor]) -> int:
@@ -114,7 +117,7 @@ def _named_shapes(
 ) -> dict[str, Any]:
     names = [name for name in inspect.signature(model.forward).parameters if name not in kwargs]
     auto = {0: torch.export.Dim.AUTO}
-    return {name: auto for name in (*names[: len(args)], *kwargs)}
+    return dict.fromkeys((*names[: len(args)], *kwargs), auto)
 
 
 def _explain(error: BaseException) -> str:
@@ -128,11 +131,20 @@ def _explain(error: BaseException) -> str:
             frames.append((trace.tb_frame.f_code.co_filename, str(trace.tb_lineno)))
             trace = trace.tb_next
         places = frames
-    own = [place for place in places if "/torch/" not in place[0] and "paretopress/spaces" not in place[0]
-           and not place[0].endswith("spaces/capture.py") and "<" not in place[0]]
+    own = [place for place in places if _is_users_file(place[0])]
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
     return f"{type(error).__name__}: {reason[:300]}{where}"
+
+
+def _is_users_file(path: str) -> bool:
+    return "/torch/" not in path and not path.startswith("torch/") and "<" not in path and path != __file__
+
+
+def _place(fx_node: torch.fx.Node) -> str:
+    """`FILE:LINE` of the user's code that made a node, `""` where it is not known."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', fx_node.meta.get("stack_trace") or "")
+    return next((f"{file}:{line}" for file, line in reversed(places) if _is_users_file(file)), "")
 
 
 def _aliases(model: torch.nn.Module) -> dict[str, str]:
@@ -144,41 +156,45 @@ def _aliases(model: torch.nn.Module) -> dict[str, str]:
     return aliases
 
 
-def _to_graph(program: torch.export.ExportedProgram, batch: int, notes: list[str]) -> Graph:
+def _to_graph(
+    program: torch.export.ExportedProgram, batch: int, notes: list[str], aliases: Mapping[str, str]
+) -> Graph:
     signature = program.graph_signature
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        changed = ", ".join([*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()])
-        raise UnsupportedModelError(f"the model changes its own state in eval mode ({changed})")
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    targets = {name: aliases.get(target, target) for name, target in targets.items()}
     constants = dict(signature.inputs_to_lifted_tensor_constants)
     nodes: list[Node] = []
+    places: dict[str, str] = {}
     dynamic = True
     for fx_node in program.graph.nodes:
         if fx_node.op == "placeholder":
             node = _placeholder(fx_node, targets, constants, batch)
             if node.op == "input" and isinstance(fx_node.meta["val"], torch.Tensor):
-                dynamic &= not isinstance(fx_node.meta["val"].shape[0], int)
+                dynamic &= not is_concrete_int(fx_node.meta["val"].shape[0])
         elif fx_node.op == "output":
             outputs = tuple(value.name for value in pytree.tree_leaves(fx_node.args[0]) if value is not None)
             node = Node("output", "output", outputs)
         elif fx_node.op == "call_function":
             node = _operator(fx_node, batch)
+            places[node.name] = _place(fx_node)
         else:
-            raise UnsupportedModelError(f"the model uses a {fx_node.op} node, which is not supported: {fx_node.name}")
+            raise UnsupportedModelError(f"the model uses a {fx_node.op} node, which is not supported")
         nodes.append(node)
     if not dynamic and not notes:
         notes.append(f"the batch dimension is fixed at {batch} by the model's own code")
-    return Graph(tuple(nodes), batch, dynamic, tuple(notes))
+    return Graph(without_dead_code(without_mutation(nodes, places)), batch, dynamic, tuple(notes))
 
 
-def _placeholder(fx_node: torch.fx.Node, targets: Mapping[str, str], constants: Mapping[str, str], batch: int) -> Node:
+def _placeholder(
+    fx_node: torch.fx.Node, targets: Mapping[str, str], constants: Mapping[str, str], batch: int
+) -> Node:
     shape, dtype = _shape_of(fx_node.meta.get("val"), batch)
     if fx_node.name in targets:
         return Node(fx_node.name, "parameter", shape=shape, dtype=dtype, target=targets[fx_node.name])
     if fx_node.name in constants:
         return Node(fx_node.name, "constant", shape=shape, dtype=dtype, target=constants[fx_node.name])
     if not isinstance(fx_node.meta.get("val"), torch.Tensor):
-        raise UnsupportedModelError(f"input {fx_node.name!r} is not a tensor; only tensor inputs are supported")
+        raise UnsupportedModelError(f"input {fx_node.name!r} is not a tensor (allowed: tensors only)")
     return Node(fx_node.name, "input", shape=shape, dtype=dtype)
 
 

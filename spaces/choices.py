@@ -63,7 +63,8 @@ class Weights:
 
     def __post_init__(self) -> None:
         if self.bits not in WEIGHT_BITS:
-            raise PolicyError(f"{self.bits} weight bits are not offered (allowed: {', '.join(map(str, WEIGHT_BITS))})")
+            allowed = ", ".join(map(str, WEIGHT_BITS))
+            raise PolicyError(f"{self.bits} weight bits are not offered (allowed: {allowed})")
         if self.activations not in (8, 32):
             raise PolicyError(f"{self.activations} activation bits are not offered (allowed: 8, 32)")
         if self.scheme != "symmetric":
@@ -102,7 +103,11 @@ def choice_from_plain(value: object, where: str) -> Choice:
     """
     if not isinstance(value, Mapping):
         raise PolicyError(f"{where}: a choice is a mapping such as {{keep: 0.5}}, got {value!r}")
-    fields = {"keep": {"keep"}, "factorised": {"factorised", "rank"}, "weights": {"weights", "activations", "scheme"}}
+    fields = {
+        "keep": {"keep"},
+        "factorised": {"factorised", "rank"},
+        "weights": {"weights", "activations", "scheme"},
+    }
     tag = next((name for name in fields if name in value), None)
     if tag is None:
         raise PolicyError(f"{where}: {unknown_name('choice', next(iter(map(str, value)), ''), fields)}")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from paretopress.spaces.fusion import FusedKernel, is_free
 from paretopress.spaces.graph import Graph
 from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
-from paretopress.spaces.structure import Structure
 
 
 def cost_view(plan: Plan) -> CostView:
     """Return what a device prices for `plan`, at batch 1."""
     merged = _merged_sums(plan)
+    by_sum = {addition: main for main, addition in merged.items()}
+    by_main = {fused.main: fused for fused in plan.structure.fusion.kernels}
     kernels: list[Kernel] = []
+    read_at: dict[str, int] = {}   # node to the kernel that reads its inputs
     for fused in plan.structure.fusion.kernels:
-        if fused.main not in merged.values():
-            kernels.extend(_kernels(plan, fused, merged.get(fused.main)))
+        if fused.main in merged:
+            continue   # a convolution that adds runs where the sum stood: its other operand is ready there
+        conv = by_main[by_sum[fused.main]] if fused.main in by_sum else None
+        read_at[(conv or fused).main] = len(kernels)
+        kernels.extend(_kernels(plan, conv or fused, fused if conv else None))
+        read_at[fused.main] = len(kernels) - 1 if conv else read_at[fused.main]
     weight_bytes = sum(_loaded_bytes(layer) for layer in plan.layers)
-    return CostView(tuple(kernels), tuple(_boundaries(plan)), tuple(_lifetimes(plan, kernels)), weight_bytes)
+    lifetimes = _lifetimes(plan, kernels, read_at)
+    return CostView(tuple(kernels), tuple(_boundaries(plan)), tuple(lifetimes), weight_bytes)
 
 
 def _loaded_bytes(layer: LayerPlan) -> int:
@@ -28,10 +35,6 @@ def _loaded_bytes(layer: LayerPlan) -> int:
     width = 1 if layer.weight_bits <= 8 else 4
     scales = 4 * layer.shape[0] if width == 1 else 0
     return sum(product(shape) * width + scales for _, shape in layer.parts) + 4 * layer.shape[0]
-
-
-def _kernel_by_output(structure: Structure) -> dict[str, FusedKernel]:
-    return {kernel.output: kernel for kernel in structure.fusion.kernels}
 
 
 def _merged_sums(plan: Plan) -> dict[str, str]:
@@ -47,14 +50,17 @@ def _merged_sums(plan: Plan) -> dict[str, str]:
         users = graph.users[kernel.output]
         addition = sums.get(users[0]) if len(users) == 1 else None
         has_activation = any(graph.by_name[name].short_op != "batch_norm" for name in kernel.absorbed)
-        if addition is None or has_activation or addition.main in taken or addition.main in plan.arithmetic.integer_kernels:
+        if addition is None or has_activation or addition.main in taken:
+            continue
+        if addition.main in plan.arithmetic.integer_kernels:
             continue
         taken.add(addition.main)
         merged[kernel.main] = addition.main
     return merged
 
 
-def _kernels(plan: Plan, fused: FusedKernel, addition: str | None) -> Iterator[Kernel]:
+def _kernels(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> Iterator[Kernel]:
+    """The kernels of a main operator; a convolution may absorb the `addition` behind it."""
     layer = plan.by_node.get(fused.main)
     if layer is None:
         yield _plain_kernel(plan, fused)
@@ -62,28 +68,26 @@ def _kernels(plan: Plan, fused: FusedKernel, addition: str | None) -> Iterator[K
     tail = _absorbed_names(plan.structure.graph, fused)
     output, extra = fused.output, 0
     if addition is not None:
-        behind = next(k for k in plan.structure.fusion.kernels if k.main == addition)
-        tail = (*tail, "add", *_absorbed_names(plan.structure.graph, behind))
-        output = behind.output
+        tail = (*tail, "add", *_absorbed_names(plan.structure.graph, addition))
+        output = addition.output
         extra = product(plan.shape(fused.output))
-    source = plan.structure.graph.by_name[fused.main].inputs[0]
     if layer.rank is None:
-        yield _layer_kernel(plan, layer, output, source, 0, tail, extra)
+        yield _layer_kernel(plan, layer, fused.main, output, 0, tail, extra)
     else:
-        yield _layer_kernel(plan, layer, output, source, 1, (), 0)
-        yield _layer_kernel(plan, layer, output, source, 2, tail, extra)
+        yield _layer_kernel(plan, layer, fused.main, output, 1, (), 0)
+        yield _layer_kernel(plan, layer, fused.main, output, 2, tail, extra)
 
 
 def _absorbed_names(graph: Graph, fused: FusedKernel) -> tuple[str, ...]:
-    names = (graph.by_name[name].short_op.rstrip("_") for name in fused.absorbed)
+    names = (graph.by_name[name].short_op for name in fused.absorbed)
     return tuple(name for name in names if name != "batch_norm")
 
 
 def _layer_kernel(
-    plan: Plan, layer: LayerPlan, output: str, source: str, part: int, tail: tuple[str, ...], extra: int
+    plan: Plan, layer: LayerPlan, main: str, output: str, part: int, tail: tuple[str, ...], extra: int
 ) -> Kernel:
     """The kernel of a whole layer (`part` 0) or of its first or second factor (1, 2)."""
-    before, after = plan.shape(source), plan.shape(layer.layer.node)
+    before, after = plan.shape(plan.structure.graph.by_name[main].inputs[0]), plan.shape(main)
     is_linear = layer.layer.kind is LayerKind.LINEAR
     window, stride = layer.layer.window, layer.layer.stride
     input_size = () if is_linear else before[2:]
@@ -99,8 +103,9 @@ def _layer_kernel(
         cin, input_elements, input_size = rank, inner, output_size
         window, stride = (1,) * len(window), (1,) * len(stride)
     return Kernel(
-        name, Family(layer.layer.kind.value), layer.layer.name, layer.weight_bits, layer.activation_bits, cin, cout,
-        window, stride, layer.groups, input_size, output_size, rows, tail, input_elements + extra, output_elements,
+        name, Family(layer.layer.kind.value), layer.layer.name, layer.weight_bits, layer.activation_bits,
+        cin, cout, window, stride, layer.groups, input_size, output_size, rows, tail,
+        input_elements + extra, output_elements,
     )
 
 
@@ -114,12 +119,15 @@ def _plain_kernel(plan: Plan, fused: FusedKernel) -> Kernel:
     integer = fused.main in plan.arithmetic.integer_kernels
     rows, cin, cout = 1, first[1] if len(first) > 1 else 1, output[1] if len(output) > 1 else 1
     if fused.family is Family.MATMUL:
-        rows, cin, cout = product(output[:-1]), first[-1], output[-1]
+        left = plan.shape(node.inputs[0])
+        rows, cin, cout = product(output[:-1]), left[-1], output[-1]
+        if node.short_op == "scaled_dot_product_attention":   # scores of every key, then weighted values
+            cin, cout = plan.shape(node.inputs[1])[-2], left[-1] + output[-1]
     window = tuple(node.arguments.get("kernel_size") or ()) if fused.family is Family.POOL else ()
     stride = tuple(node.arguments.get("stride") or window) if fused.family is Family.POOL else ()
     return Kernel(
-        fused.output, fused.family, "", 32, 8 if integer else 32, cin, cout, window, stride, 1, first[2:], output[2:],
-        rows, _absorbed_names(graph, fused), sum(map(product, shapes)), product(output),
+        fused.output, fused.family, "", 32, 8 if integer else 32, cin, cout, window, stride, 1, first[2:],
+        output[2:], rows, _absorbed_names(graph, fused), sum(map(product, shapes)), product(output),
     )
 
 
@@ -138,16 +146,10 @@ def _boundaries(plan: Plan) -> Iterator[Boundary]:
             yield Boundary(tensor, "dequantize", product(shape), len(shape))
 
 
-def _lifetimes(plan: Plan, kernels: list[Kernel]) -> Iterator[Lifetime]:
+def _lifetimes(plan: Plan, kernels: list[Kernel], read_at: Mapping[str, int]) -> Iterator[Lifetime]:
     """Buffers from the kernel that writes them to the last one that reads them."""
     graph = plan.structure.graph
     written = {kernel.name: index for index, kernel in enumerate(kernels)}
-    index_of_main: dict[str, int] = {}
-    for fused in plan.structure.fusion.kernels:
-        index = written.get(fused.output)
-        if index is not None:
-            for name in (fused.main, *fused.absorbed):
-                index_of_main[name] = index
     buffers = [node.name for node in graph.nodes if node.op == "input"] + [k.name for k in kernels]
     for name in buffers:
         is_first_factor = name not in graph.by_name
@@ -158,14 +160,16 @@ def _lifetimes(plan: Plan, kernels: list[Kernel]) -> Iterator[Lifetime]:
             yield Lifetime(name, kernel.output_elements * width, first, first + 1)
             continue
         readers = list(_readers(graph, name))
-        last = max((len(kernels) if r == "output" else index_of_main.get(r, first) for r in readers), default=first)
-        yield Lifetime(name, product(plan.shape(name)) * width, first, max(first, last))
+        last = max((len(kernels) if r == "output" else read_at[r] for r in readers), default=first)
+        yield Lifetime(name, product(plan.shape(name)) * width, first, last)
 
 
 def _readers(graph: Graph, name: str) -> Iterator[str]:
     """Nodes that read a buffer, also through operators that only rename its memory."""
     for user in graph.users[name]:
         node = graph.by_name[user]
+        if node.short_op == "sym_size":
+            continue   # reads the shape, not the buffer
         if node.op != "output" and is_free(graph, node):
             yield from _readers(graph, user)
         else:

@@ -8,6 +8,7 @@ every other operator passes, joins or freezes segments by the rule of its family
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,6 +81,7 @@ class CouplingBuilder:
         self.values: dict[str, tuple[Axis, ...]] = {}
         self.parameters: dict[str, tuple[Axis, ...]] = {}
         self._parent: dict[str, str] = {}
+        self._order: dict[str, int] = {}
         self._size: dict[str, int] = {}
         self._step: dict[str, int] = {}
         self._frozen: dict[str, str] = {}
@@ -91,6 +93,7 @@ class CouplingBuilder:
         while name in self._parent:
             name += "'"
         self._parent[name] = name
+        self._order[name] = len(self._order)
         self._size[name], self._step[name] = size, 1
         self._producers[name], self._consumers[name] = [], []
         if reason:
@@ -109,11 +112,10 @@ class CouplingBuilder:
         root, other = self.find(first), self.find(second)
         if root == other:
             return
-        order = list(self._parent)
-        if order.index(other) < order.index(root):
+        if self._order[other] < self._order[root]:
             root, other = other, root
         self._parent[other] = root
-        self._step[root] = max(self._step[root], self._step[other])
+        self._step[root] = math.lcm(self._step[root], self._step[other])
         self._producers[root] += self._producers.pop(other)
         self._consumers[root] += self._consumers.pop(other)
         if other in self._frozen:
@@ -133,7 +135,7 @@ class CouplingBuilder:
         """Demand that channels of an axis are removed in contiguous blocks of `step`."""
         for segment in axis or ():
             root = self.find(segment.group)
-            self._step[root] = max(self._step[root], step)
+            self._step[root] = math.lcm(self._step[root], step)
 
     def produced_by(self, axis: Axis, layer: str) -> None:
         """Record a layer that gives the channels of an axis."""
@@ -178,7 +180,9 @@ class CouplingBuilder:
             for name in roots
         )
         values = {name: tuple(self._named(axis) for axis in axes) for name, axes in self.values.items()}
-        parameters = {name: tuple(self._named(axis) for axis in axes) for name, axes in self.parameters.items()}
+        parameters = {
+            name: tuple(self._named(axis) for axis in axes) for name, axes in self.parameters.items()
+        }
         return Coupling(groups, values, parameters)
 
     def _named(self, axis: Axis) -> Axis:

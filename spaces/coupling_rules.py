@@ -7,19 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from paretopress.spaces.coupling import Axis, CouplingBuilder
-from paretopress.spaces.graph import Node, Ref
+from paretopress.spaces.graph import Node
 from paretopress.spaces.kernels import product
 
-UNARY = frozenset(
-    "relu relu_ relu6 relu6_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ gelu sigmoid "
-    "tanh elu leaky_relu leaky_relu_ selu mish softplus dropout dropout_ contiguous clone alias detach to _to_copy abs "
-    "neg exp log sqrt rsqrt square clamp clamp_ clamp_min reciprocal erf softsign".split()
-)
-BINARY = frozenset("add add_ sub sub_ mul mul_ div div_ maximum minimum pow".split())
-SPATIAL_POOLS = frozenset(
-    "max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d "
-    "upsample_nearest2d upsample_bilinear2d".split()
-)
+UNARY = frozenset((
+    "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "elu",
+    "leaky_relu", "selu", "mish", "softplus", "dropout", "contiguous", "clone", "alias", "detach", "to",
+    "_to_copy", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "square", "clamp", "clamp_min", "reciprocal",
+    "erf", "softsign",
+))
+BINARY = frozenset(("add", "sub", "mul", "div", "maximum", "minimum", "pow"))
+SPATIAL_POOLS = frozenset((
+    "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
+))
 
 
 def apply_rule(builder: CouplingBuilder, node: Node) -> None:
@@ -66,12 +67,13 @@ def _where(node: Node) -> str:
 
 
 def _unknown(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
+    reason = f"operator {_where(node)} has no channel rule"
     for name in node.inputs:
-        builder.freeze_all(builder.axes(builder.graph.by_name[name]), f"operator {_where(node)} has no channel rule")
+        builder.freeze_all(builder.axes(builder.graph.by_name[name]), reason)
     return (None,) * len(node.shape)
 
 
-def _integer_result(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
+def _integer_result(_builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     return (None,) * len(node.shape)
 
 
@@ -81,8 +83,9 @@ def _pass_through(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
 
 def _spatial_pool(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     axes = _first_axes(builder, node)
-    builder.freeze_all(axes[2:], f"{_where(node)} mixes this dimension")
-    return (*axes[:2], *(None for _ in axes[2:]))
+    spatial = 1 if "1d" in node.short_op else 2
+    builder.freeze_all(axes[-spatial:], f"{_where(node)} mixes this dimension")
+    return (*axes[:-spatial], *(None,) * spatial)
 
 
 def _layer_name(builder: CouplingBuilder, node: Node) -> str:
@@ -94,10 +97,8 @@ def _set_parameter(builder: CouplingBuilder, node: Node, argument: str, axes: tu
     parameter = builder.graph.parameter(node, argument)
     if parameter is None:
         return
-    previous = builder.parameters.get(parameter.target)
-    if previous is not None and any(axis is not None for axis in previous):
-        reason = f"parameter {parameter.target} is used more than once"
-        builder.freeze_all((*previous, *axes), reason)
+    if len(builder.graph.users[parameter.name]) > 1:
+        builder.freeze_all(axes, f"parameter {parameter.target} is used more than once")
     builder.parameters[parameter.target] = axes
 
 
@@ -154,10 +155,11 @@ def _batch_norm(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
 
 def _layer_norm(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     axes = _first_axes(builder, node)
-    if len(node.arguments["normalized_shape"]) != 1:
-        builder.freeze_all(axes, f"{_where(node)} normalises over several dimensions")
+    count = len(node.arguments["normalized_shape"])
+    if count != 1:
+        builder.freeze_all(axes[-count:], f"{_where(node)} normalises over several dimensions")
     for argument in ("weight", "bias"):
-        _set_parameter(builder, node, argument, (axes[-1],) * len(node.arguments["normalized_shape"][:1]))
+        _set_parameter(builder, node, argument, axes[-count:])
     return axes
 
 
@@ -175,11 +177,10 @@ def _group_norm(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
 
 def _element_wise(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     operands = [builder.graph.by_name[name] for name in node.inputs if builder.graph.by_name[name].dtype]
-    if len(operands) < 2 and len([v for v in node.arguments.values() if isinstance(v, Ref)]) < 2:
-        return builder.axes(operands[0]) if operands else ()
-    if len(operands) == 1:   # x + x
+    if len(operands) == 1:   # a scalar, or x + x
         return builder.axes(operands[0])
     result: list[Axis] = [None] * len(node.shape)
+    reason = f"{_where(node)} combines it with a tensor whose size is fixed"
     sizes = [1] * len(node.shape)
     for operand in operands:
         axes = builder.axes(operand)
@@ -191,7 +192,6 @@ def _element_wise(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
             if sizes[place] == 1:
                 sizes[place], result[place] = size, axis
             else:
-                reason = f"{_where(node)} combines it with a tensor whose size is fixed"
                 result[place] = builder.unify(result[place], axis, reason)
     return tuple(result)
 
@@ -223,17 +223,12 @@ def _merge(builder: CouplingBuilder, node: Node, source: Node, start: int, end: 
 def _view(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     source = _source(builder, node, "self")
     axes = builder.axes(source)
-    wanted = node.arguments.get("size", node.arguments.get("shape"))
-    if node.shape == source.shape:
-        return axes
-    kept = 0
-    while kept < min(len(node.shape), len(source.shape)) and node.shape[kept] == source.shape[kept]:
-        kept += 1
-    flattens = len(node.shape) == kept + 1 and wanted is not None and len(wanted) == kept + 1 and wanted[-1] == -1
-    if flattens and kept >= 1 and all(axis is None for axis in axes[:kept]):
+    wanted = node.arguments.get("size", node.arguments.get("shape")) or []
+    kept = len(node.shape) - 1
+    same_start = node.shape[:kept] == source.shape[:kept] and not any(axes[:kept])
+    if kept >= 1 and len(axes) > kept and wanted[-1:] == [-1] and same_start:
         return (*axes[:kept], _merge(builder, node, source, kept, len(axes) - 1))
-    if any(axis is not None for axis in axes):
-        builder.freeze_all(axes, f"{_where(node)} has a hard-coded size")
+    builder.freeze_all(axes, f"{_where(node)} has a hard-coded size")
     return (None,) * len(node.shape)
 
 
@@ -241,17 +236,17 @@ def _concat(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     sources = [builder.graph.by_name[ref.node] for ref in node.arguments["tensors"]]
     dim = int(node.arguments["dim"]) % len(node.shape)
     result = list(builder.axes(sources[0]))
+    reason = f"{_where(node)} joins tensors along another dimension"
     for source in sources[1:]:
         for index, axis in enumerate(builder.axes(source)):
             if index != dim:
-                result[index] = builder.unify(result[index], axis, f"{_where(node)} joins tensors along another dimension")
+                result[index] = builder.unify(result[index], axis, reason)
     parts = [builder.axes(source)[dim] for source in sources]
     if any(part is not None for part in parts):
         segments: list[Any] = []
         for source, part in zip(sources, parts, strict=True):
-            if part is None:
-                part = (builder.new_group(source.name, source.shape[dim], f"{source.name} has a fixed size"),)
-            segments += part
+            fixed = f"{source.name} has a fixed size"
+            segments += part or (builder.new_group(source.name, source.shape[dim], fixed),)
         result[dim] = tuple(segments)
     return tuple(result)
 
@@ -277,6 +272,13 @@ def _slice(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
+def _select(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
+    axes = list(_first_axes(builder, node))
+    taken = axes.pop(int(node.arguments["dim"]))
+    builder.freeze(taken, f"{_where(node)} takes a constant part of this dimension")
+    return tuple(axes)
+
+
 def _permute(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     axes = _first_axes(builder, node)
     return tuple(axes[int(dim) % len(axes)] for dim in node.arguments["dims"])
@@ -292,9 +294,9 @@ def _transpose(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
 def _reduce(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     axes = _first_axes(builder, node)
     dims = node.arguments.get("dim")
-    over = range(len(axes)) if not dims and dims != 0 else [dims] if isinstance(dims, int) else dims
-    reduced = {int(dim) % len(axes) for dim in over}
-    for index in reduced:
+    dims = [dims] if isinstance(dims, int) else dims
+    reduced = {int(dim) % len(axes) for dim in dims or range(len(axes))}
+    for index in sorted(reduced):
         builder.freeze(axes[index], f"{_where(node)} reduces over this dimension")
     if node.arguments.get("keepdim"):
         return tuple(None if index in reduced else axis for index, axis in enumerate(axes))
@@ -303,7 +305,7 @@ def _reduce(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
 
 def _softmax(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     axes = _first_axes(builder, node)
-    builder.freeze(axes[int(node.arguments["dim"]) % len(axes)], f"{_where(node)} normalises over this dimension")
+    builder.freeze(axes[int(node.arguments["dim"])], f"{_where(node)} normalises over this dimension")
     return axes
 
 
@@ -338,6 +340,7 @@ _RULES: dict[str, Rule] = {
     "pad": _pad,
     "constant_pad_nd": _pad,
     "slice": _slice,
+    "select": _select,
     "permute": _permute,
     "transpose": _transpose,
     "mean": _reduce,

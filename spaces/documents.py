@@ -37,18 +37,22 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
-        event = self.peek_event()
-        if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"tag {event.tag!r} is not allowed", problem_mark=event.start_mark)
+            raise self._refusal("aliases are not allowed")
+        tag = getattr(self.peek_event(), "tag", None)  # type: ignore[no-untyped-call]
+        if tag is not None:
+            raise self._refusal(f"tag {tag!r} is not allowed")
         self.depth = getattr(self, "depth", 0) + 1
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
+            raise self._refusal(f"nested deeper than {MAX_DEPTH}")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def _refusal(self, problem: str) -> yaml.MarkedYAMLError:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002
         seen: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)
@@ -58,7 +62,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=True)
 
 
-def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:  # noqa: ANN401
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper that quotes every text which `parse_yaml` would not read back as that text."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    plain = text not in ("", "~", "null", "true", "false") and not any(
+        pattern.match(text) for pattern in (_INTEGER, _FLOAT, _NOT_FINITE)
+    )
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _construct_scalar(_loader: _Loader, node: yaml.ScalarNode) -> Any:  # noqa: ANN401
     text = node.value
     if node.style is not None:
         return text
@@ -68,9 +86,9 @@ def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:  # noqa: A
         return text == "true"
     if _INTEGER.match(text):
         return int(text)
-    if _FLOAT.match(text):
+    if _FLOAT.match(text) and math.isfinite(float(text)):
         return float(text)
-    if _NOT_FINITE.match(text):
+    if _FLOAT.match(text) or _NOT_FINITE.match(text):
         raise yaml.MarkedYAMLError(problem=f"{text} is not a finite number", problem_mark=node.start_mark)
     return text
 
@@ -120,8 +138,22 @@ def read_document(path: Path) -> Any:  # noqa: ANN401
     return parse_yaml(text, str(path))
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a finite number")
+def _finite_float(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return float(text)
+
+
+def _check_depth(value: object, source: str) -> None:
+    level, layer = 0, [value]
+    while layer:
+        level += 1
+        if level > MAX_DEPTH:
+            raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH}")
+        layer = [
+            item for parent in layer if isinstance(parent, dict | list)
+            for item in (parent.values() if isinstance(parent, dict) else parent)
+        ]
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -134,17 +166,23 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json(text: str, source: str) -> Any:  # noqa: ANN401
-    """Parse strict JSON: finite numbers and unique keys only.
+    """Parse strict JSON: finite numbers and unique keys only, at most 1 MiB and 32 levels.
 
     Raises:
         ConfigError: With `source:line:column`.
     """
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise ConfigError(f"{source}: larger than {MAX_BYTES} bytes")
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs)
+        value = json.loads(
+            text, parse_constant=_finite_float, parse_float=_finite_float, object_pairs_hook=_unique_pairs
+        )
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source}:{error.lineno}:{error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: {error}") from None
+    _check_depth(value, source)
+    return value
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401
@@ -170,7 +208,8 @@ def sha256_file(path: Path) -> str:
 
 def disk_error(path: Path, error: OSError) -> DiskError:
     """Return the one-line error for a failed write to `path`."""
-    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else str(error.strerror or error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    reason = "the disk is full" if full else str(error.strerror or error)
     return DiskError(f"cannot write {path}: {reason}")
 
 
@@ -227,4 +266,5 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write block-style YAML in the given key order atomically. Raises `DiskError`."""
-    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, default_flow_style=False, width=110))
+    text = yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=110)
+    write_text(path, text)

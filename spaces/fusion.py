@@ -9,16 +9,23 @@ from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.kernels import Family
 from paretopress.spaces.layers import Layer, LayerKind
 
-ACTIVATIONS = frozenset("relu relu_ relu6 relu6_ hardtanh hardtanh_".split())
-ADDITIONS = frozenset("add add_".split())
-FREE = frozenset(
-    "view reshape flatten squeeze unsqueeze dropout dropout_ contiguous alias detach clone to _to_copy sym_size".split()
-)
-DATA = frozenset("slice pad constant_pad_nd permute transpose chunk split select index_select".split())
-POOLS = frozenset("max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d".split())
-NORMS = frozenset("batch_norm layer_norm group_norm rms_norm instance_norm softmax log_softmax".split())
-PRODUCTS = frozenset("matmul bmm scaled_dot_product_attention".split())
-CONCATS = frozenset("cat concat stack".split())
+ACTIVATIONS = frozenset(("relu", "relu6", "hardtanh"))
+ADDITIONS = frozenset(("add",))
+FREE = frozenset((
+    "view", "reshape", "flatten", "squeeze", "unsqueeze", "dropout", "contiguous", "alias", "detach", "clone",
+    "to", "_to_copy", "sym_size",
+))
+DATA = frozenset((
+    "slice", "pad", "constant_pad_nd", "permute", "transpose", "chunk", "split", "select", "index_select",
+))
+POOLS = frozenset((
+    "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+))
+NORMS = frozenset((
+    "batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm", "softmax", "log_softmax",
+))
+PRODUCTS = frozenset(("matmul", "mm", "bmm", "scaled_dot_product_attention"))
+CONCATS = frozenset(("cat", "concat", "stack"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class Node:
 
     Attributes:
         name: Unique name, the same for every capture of the same code.
-        op: `"input"`, `"parameter"`, `"constant"`, `"output"`, or an operator such as `"aten.conv2d.default"`.
+        op: `"input"`, `"parameter"`, `"constant"`, `"output"`, or an operator such as `"aten.relu.default"`.
         inputs: Names of the nodes this one reads, in argument order (parameters among them).
         arguments: The operator's arguments by schema name, defaults filled in, tensors as `Ref`.
         shape: Shape of the value at the example batch size; `()` where it is not a single tensor.

@@ -72,7 +72,7 @@ class Kernel:
     def macs(self) -> int:
         """Multiply-accumulates of the main operator (0 for kernels that only move or add)."""
         if self.family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE):
-            return self.batch * product(self.output_size) * self.cout * (self.cin // self.groups) * product(self.window)
+            return self.batch * product(self.output_size) * self.weight_elements
         if self.family in (Family.LINEAR, Family.MATMUL):
             return self.batch * self.rows * self.cin * self.cout
         return 0

@@ -123,8 +123,10 @@ def _layer(graph: Graph, node: Node, weight: Node, uses: dict[str, int], tied: s
     stride = _per_dimension(node.arguments["stride"], dimensions)
     dilation = _per_dimension(node.arguments["dilation"], dimensions)
     padding, problem = _padding(node.arguments["padding"], weight.shape[2:], dilation)
+    frozen = frozen or problem
     return Layer(
-        name, kind, node.name, weight.target, bias_name, weight.shape, stride, padding, dilation, groups, frozen or problem
+        name, kind, node.name, weight.target, bias_name, weight.shape,
+        stride, padding, dilation, groups, frozen,
     )
 
 
@@ -133,7 +135,9 @@ def _per_dimension(value: object, dimensions: int) -> tuple[int, ...]:
     return tuple(int(size) for size in (sizes * dimensions if len(sizes) == 1 else sizes))
 
 
-def _padding(value: object, window: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+def _padding(
+    value: object, window: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, ...], str]:
     """Return the padding per dimension and, where it cannot be written so, the reason."""
     if value == "valid":
         return (0,) * len(window), ""

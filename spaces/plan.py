@@ -87,8 +87,10 @@ class Plan:
 
     @cached_property
     def by_node(self) -> dict[str, LayerPlan]:
-        """Layer plans by the graph node that applies the layer."""
-        return {plan.layer.node: plan for plan in self.layers}
+        """Layer plans by the graph node that applies the layer; a shared layer has several."""
+        plans = {plan.layer.name: plan for plan in self.layers}
+        kernels = self.structure.fusion.kernels
+        return {kernel.main: plans[kernel.layer.name] for kernel in kernels if kernel.layer is not None}
 
     @property
     def folds_normalisation(self) -> bool:
@@ -150,7 +152,7 @@ def _plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], l
         size if axis is None else sum(kept[s.group] * s.inner for s in axis)
         for axis, size in zip(axes, layer.shape, strict=True)
     )
-    groups = shape[0] if layer.kind is LayerKind.DEPTHWISE else layer.groups
+    groups = layer.groups * shape[0] // layer.shape[0] if layer.kind is LayerKind.DEPTHWISE else layer.groups
     rank_choice = policy.choices.get(f"{layer.name}/rank")
     rank = rank_choice.rank if isinstance(rank_choice, Factorised) else None
     weights = policy.choices.get(f"{layer.name}/weights")
@@ -160,7 +162,8 @@ def _plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], l
     touched = rank is not None or bits != 32 or shape[1:] != layer.shape[1:]
     touched |= layer.kind is LayerKind.DEPTHWISE and shape != layer.shape
     folded = not policy.is_dense and layer.name in structure.folded_layers
-    return LayerPlan(layer, shape, groups, rank, bits, activations, bool(layer.bias) or folded or touched, touched)
+    has_bias = bool(layer.bias) or folded or touched
+    return LayerPlan(layer, shape, groups, rank, bits, activations, has_bias, touched)
 
 
 def check_units(structure: Structure, policy: Policy) -> None:
@@ -172,6 +175,7 @@ def check_units(structure: Structure, policy: Policy) -> None:
             raise PolicyError(f"unit {name!r} is frozen: {structure.units[name]}")
         if isinstance(choice, Factorised):
             layer = structure.layer(name.rpartition("/")[0])
-            if choice.rank >= min(layer.out_channels, layer.columns):
-                limit = min(layer.out_channels, layer.columns) - 1
-                raise PolicyError(f"unit {name!r}: rank {choice.rank} is not below full rank (allowed: 1 to {limit})")
+            limit = min(layer.out_channels, layer.columns) - 1
+            if choice.rank > limit:
+                reason = f"rank {choice.rank} is not below full rank (allowed: 1 to {limit})"
+                raise PolicyError(f"unit {name!r}: {reason}")

@@ -97,12 +97,17 @@ class Policy:
                 raise PolicyError(f"{source}: {unknown_name('key', str(key), allowed)}")
         if value.get("schema", SCHEMA) != SCHEMA:
             raise PolicyError(f"{source}: schema {value['schema']!r} is not supported (allowed: {SCHEMA})")
-        units = value.get("units") or {}
+        for key in ("model", "space"):
+            if not isinstance(value.get(key, ""), str):
+                raise PolicyError(f"{source}: {key}: expected text, got {value[key]!r}")
+        units = {} if value.get("units") is None else value["units"]
         if not isinstance(units, Mapping):
             raise PolicyError(f"{source}: units: expected a mapping of unit names to choices")
-        choices = {str(name): choice_from_plain(plain, f"{source}: units.{name}") for name, plain in units.items()}
+        choices = {
+            str(name): choice_from_plain(plain, f"{source}: units.{name}") for name, plain in units.items()
+        }
         try:
-            return cls.of(choices, model=str(value.get("model", "")), space=str(value.get("space", "")))
+            return cls.of(choices, model=value.get("model", ""), space=value.get("space", ""))
         except PolicyError as error:
             raise PolicyError(f"{source}: {error}") from None
 

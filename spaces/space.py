@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -69,12 +69,16 @@ class SearchSpace:
         """Return the space with some choices dropped.
 
         Args:
-            removed: Unit to the choices to drop. The dense choice cannot be dropped.
+            removed: Unit to the choices to drop. The dense choice and a pinned one cannot be dropped.
             reasons: Unit to the reason shown to the user.
         """
         options = dict(self.options)
         dropped = list(self.dropped)
         for unit, choices in removed.items():
+            if unit not in options:
+                raise PolicyError(unknown_name("unit", unit, options))
+            if len(options[unit]) == 1:
+                continue   # the user pinned it
             options[unit] = tuple(c for c in options[unit] if c is None or c not in choices)
             dropped += [(unit, describe(choice), reasons[unit]) for choice in choices]
             if options[unit] == (None,):
@@ -102,7 +106,9 @@ def describe(choice: Choice) -> str:
             return f"{bits}-bit weights" + (f", {activations}-bit activations" if activations != 32 else "")
 
 
-def build_space(structure: Structure, devices: Sequence[Capabilities], settings: SpaceSettings | None = None) -> SearchSpace:
+def build_space(
+    structure: Structure, devices: Sequence[Capabilities], settings: SpaceSettings | None = None
+) -> SearchSpace:
     """Return the legal space of a model on all of `devices` together.
 
     Raises:
@@ -115,10 +121,11 @@ def build_space(structure: Structure, devices: Sequence[Capabilities], settings:
     dropped: list[tuple[str, str, str]] = []
     for unit, frozen in structure.units.items():
         subject, _, kind = unit.rpartition("/")
-        reason = frozen or next((f"excluded by {p!r}" for p in settings.exclude if fnmatch.fnmatchcase(subject, p)), "")
+        reason = frozen or _excluded(structure, subject, kind, settings)
         if reason:
             dropped.append((unit, "*", reason))
             continue
+        legal: Sequence[Choice]
         if kind == "channels":
             legal, refused = _keep_options(structure.group(subject), devices, settings)
         elif kind == "weights":
@@ -128,8 +135,15 @@ def build_space(structure: Structure, devices: Sequence[Capabilities], settings:
         dropped += [(unit, name, why) for name, why in refused]
         if legal:
             options[unit] = (None, *legal)
-    _apply_pins(options, settings)
+    _apply_pins(options, dropped, settings)
     return SearchSpace(_execution_order(structure, options), tuple(dropped), structure.fingerprint)
+
+
+def _excluded(structure: Structure, subject: str, kind: str, settings: SpaceSettings) -> str:
+    """Why a unit is excluded, `""` where it is not: a group goes with any layer that makes its channels."""
+    names = (subject, *structure.group(subject).producers) if kind == "channels" else (subject,)
+    patterns = (p for p in settings.exclude if any(fnmatch.fnmatchcase(name, p) for name in names))
+    return next((f"excluded by {pattern!r}" for pattern in patterns), "")
 
 
 def _execution_order(structure: Structure, options: dict[str, Options]) -> dict[str, Options]:
@@ -147,16 +161,24 @@ def _check_patterns(structure: Structure, settings: SpaceSettings) -> None:
     subjects = {unit.rpartition("/")[0] for unit in structure.units}
     for pattern in settings.exclude:
         if not any(fnmatch.fnmatchcase(subject, pattern) for subject in subjects):
-            close = nearest(pattern, subjects)
-            raise ConfigError(f"space.exclude: {pattern!r} matches no layer" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise ConfigError(f"space.exclude: {pattern!r} matches no layer{_hint(pattern, subjects)}")
     for pattern in settings.pin:
         if not any(fnmatch.fnmatchcase(unit, pattern) for unit in structure.units):
-            close = nearest(pattern, structure.units)
-            raise ConfigError(f"space.pin: {pattern!r} matches no unit" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise ConfigError(f"space.pin: {pattern!r} matches no unit{_hint(pattern, structure.units)}")
 
 
-def _apply_pins(options: dict[str, Options], settings: SpaceSettings) -> None:
+def _hint(pattern: str, names: Iterable[str]) -> str:
+    close = nearest(pattern, names)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _apply_pins(
+    options: dict[str, Options], dropped: Sequence[tuple[str, str, str]], settings: SpaceSettings
+) -> None:
     for pattern, choice in settings.pin.items():
+        if not fnmatch.filter(options, pattern):
+            unit, _, reason = next(drop for drop in dropped if fnmatch.fnmatchcase(drop[0], pattern))
+            raise ConfigError(f"space.pin: {unit!r} cannot be pinned: {reason}")
         for unit in fnmatch.filter(options, pattern):
             if choice not in options[unit]:
                 raise ConfigError(f"space.pin: {unit!r} does not offer {describe(choice)}")
@@ -176,7 +198,9 @@ def _keep_options(
     return [Keep(round(count / group.size, 6)) for count in sorted(counts, reverse=True)], []
 
 
-def _weight_options(devices: Sequence[Capabilities], settings: SpaceSettings) -> tuple[list[Weights], list[tuple[str, str]]]:
+def _weight_options(
+    devices: Sequence[Capabilities], settings: SpaceSettings
+) -> tuple[list[Weights], list[tuple[str, str]]]:
     legal, refused = [], []
     for bits in settings.bits:
         for activations in (8, 32):
@@ -200,7 +224,7 @@ def _rank_options(
         step = math.lcm(step, device.rank_step)
     break_even = layer.out_channels * layer.columns / (layer.out_channels + layer.columns)
     ranks = {round(fraction * break_even / step) * step for fraction in settings.rank}
-    ranks = {rank for rank in ranks if 0 < rank < break_even and rank < min(layer.out_channels, layer.columns)}
+    ranks = {rank for rank in ranks if 0 < rank < break_even}   # always below full rank
     if not ranks:
         return [], [("*", f"no rank that is a multiple of {step} has fewer weights than the dense layer")]
     return [Factorised("svd", rank) for rank in sorted(ranks, reverse=True)], []

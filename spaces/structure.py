@@ -51,7 +51,8 @@ class Structure:
             units[f"{group.name}/channels"] = group.frozen or blocked
         for layer in self.layers:
             units[f"{layer.name}/weights"] = layer.frozen
-            reason = "" if layer.kind in (LayerKind.CONV, LayerKind.LINEAR) else f"a {layer.kind} convolution has no low rank"
+            has_rank = layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
+            reason = "" if has_rank else f"a {layer.kind} convolution has no low rank"
             units[f"{layer.name}/rank"] = layer.frozen or reason
         return units
 
@@ -84,7 +85,8 @@ class Structure:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the structure alone: operators, shapes and names, not the weights."""
-        return fingerprint([[n.name, n.op, list(n.inputs), list(n.shape[1:]), n.target] for n in _lasting(self.graph)])
+        nodes = _lasting(self.graph)
+        return fingerprint([[n.name, n.op, list(n.inputs), list(n.shape[1:]), n.target] for n in nodes])
 
 
 def _lasting(graph: Graph) -> list[Node]:
@@ -92,17 +94,18 @@ def _lasting(graph: Graph) -> list[Node]:
 
 
 def analyse(captured: Capture, model: torch.nn.Module) -> Structure:
-    """Compute the structure of a captured model.
-
-    Raises:
-        UnsupportedModelError: Two layers would have the same name.
-    """
-    layers = find_layers(captured.graph, dict(captured.aliases))
-    state = {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in model.state_dict().items()}
-    coupling = analyse_coupling(captured.graph)
-    return Structure(captured.graph, _unique(layers), coupling, fuse(captured.graph, layers), state, captured.aliases)
+    """Compute the structure of a captured model."""
+    graph = captured.graph
+    layers = find_layers(graph, dict(captured.aliases))
+    tensors = model.state_dict().items()
+    state = {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in tensors}
+    fusion = fuse(graph, layers)
+    return Structure(graph, _unique(layers), analyse_coupling(graph), fusion, state, captured.aliases)
 
 
 def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """Drop the second and later uses of a shared layer: the first is frozen and speaks for all."""
-    return tuple({layer.name: layer for layer in reversed(layers)}.values())[::-1]
+    first: dict[str, Layer] = {}
+    for layer in layers:
+        first.setdefault(layer.name, layer)
+    return tuple(first.values())
