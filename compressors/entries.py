@@ -69,6 +69,53 @@ class Matrix:
         return Part(self.weight.reshape(shape), self.bias, self.integers, self.scales, self.bits)
 
 
+def quantise_matrix(dense: Matrix, moments: Tensor, widths: tuple[int, ...]) -> dict[int, Matrix]:
+    """Quantise a matrix to several widths in one error-feedback sweep, its bias corrected for the mean error.
+
+    Args:
+        dense: Float matrix `(out, columns)`.
+        moments: Augmented second moments of its inputs, `(columns + 1, columns + 1)` or per group.
+        widths: Bits.
+    """
+    bias = torch.zeros(len(dense.weight)) if dense.bias is None else dense.bias
+    quantised = {}
+    for bits, (integers, scales) in gptq(dense.weight, moments, widths).items():
+        weight = dequantise(integers, scales)
+        kept = None if dense.bias is None else corrected_bias(dense.weight, bias, moments, weight)
+        quantised[bits] = Matrix(weight, kept, integers, scales, bits)
+    return quantised
+
+
+def factorise(dense: Matrix, moments: Tensor, rank: int) -> tuple[Matrix, Matrix]:
+    """Split a matrix in two by whitened singular value decomposition: `(rank, columns)` and `(out, rank)`."""
+    assert dense.bias is not None
+    decomposition = whitened_svd(dense.weight, moments)
+    first, second = decomposition.factors(rank)
+    return Matrix(first, None), Matrix(second, decomposition.bias(dense.weight, dense.bias, rank))
+
+
+def inner_moments(first: Tensor, moments: Tensor) -> Tensor:
+    """Augmented second moments of a first factor's output, `(rank + 1, rank + 1)`."""
+    rank = len(first)
+    extended = torch.zeros(rank + 1, moments.shape[0], dtype=moments.dtype)
+    extended[:rank, :-1], extended[rank, -1] = first.to(moments.dtype), 1.0
+    return extended @ moments @ extended.T
+
+
+def layer_parts(layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> tuple[Part, ...]:
+    """Factorise and quantise one pruned layer as its plan says, without memory."""
+    shapes, bits = [shape for _, shape in layer_plan.parts], layer_plan.weight_bits
+    if layer_plan.rank is None:
+        matrix = dense if bits == 32 else quantise_matrix(dense, moments, (bits,))[bits]
+        return (matrix.part(shapes[0]),)
+    first, second = factorise(dense, moments, layer_plan.rank)
+    if bits != 32:
+        inner = inner_moments(first.weight, moments)
+        first = quantise_matrix(first, moments, (bits,))[bits]
+        second = quantise_matrix(second, inner, (bits,))[bits]
+    return first.part(shapes[0]), second.part(shapes[1])
+
+
 @dataclass
 class Entries:
     """Memoised compressed layers of one model under one calibration.
@@ -110,7 +157,7 @@ class Entries:
         return Network(plan, parts, state, {}, selection, folded=True)
 
     def parts(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Part, ...]:
-        """The real layers of one layer plan."""
+        """The real layers of one layer plan, from the dense statistics."""
         layer, bits = layer_plan.layer, layer_plan.weight_bits
         axes = self._axes(layer)
         rows = axis_index(axes[0], selection)
@@ -126,6 +173,14 @@ class Entries:
             first = self._quantise((*key, "first"), first, moments)[bits]
             second = self._quantise((*key, "second"), second, inner)[bits]
         return first.part(shapes[0]), second.part(shapes[1])
+
+    def float_matrix(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Weight matrix and bias of a layer at its pruned size, refitted, neither factorised nor quantised."""
+        layer = layer_plan.layer
+        axes = self._axes(layer)
+        weight, bias, _ = self._refit((layer.name, self._level(axes[1], selection)), layer, axes, selection)
+        rows = axis_index(axes[0], selection)
+        return (weight, bias) if rows is None else (weight[rows], bias[rows])
 
     def order(self, group: ChannelGroup) -> Tensor:
         """Blocks of a group's channels from least to most important."""
@@ -170,14 +225,7 @@ class Entries:
     def _quantise(self, key: tuple[object, ...], dense: Matrix, moments: Tensor) -> dict[int, Matrix]:
         """The matrix at every offered width, from one error-feedback sweep."""
         if key not in self._quantised:
-            bias = torch.zeros(len(dense.weight)) if dense.bias is None else dense.bias
-            quantised = {}
-            for bits, (integers, scales) in gptq(dense.weight, moments, WEIGHT_BITS).items():
-                weight = dequantise(integers, scales)
-                corrected = corrected_bias(dense.weight, bias, moments, weight)
-                keep_bias = None if dense.bias is None else corrected
-                quantised[bits] = Matrix(weight, keep_bias, integers, scales, bits)
-            self._quantised[key] = quantised
+            self._quantised[key] = quantise_matrix(dense, moments, WEIGHT_BITS)
         return self._quantised[key]
 
     def _factors(
@@ -189,14 +237,8 @@ class Entries:
             weight, bias, moments = self._refit((layer.name, self._level(axes[1], selection)), layer, axes, selection)
             if rows is not None:
                 weight, bias = weight[rows], bias[rows]
-            decomposition = whitened_svd(weight, moments)
-            first, second = decomposition.factors(rank)
-            extended = torch.zeros(rank + 1, moments.shape[0], dtype=moments.dtype)
-            extended[:rank, :-1], extended[rank, -1] = first.to(moments.dtype), 1.0
-            inner = extended @ moments @ extended.T
-            self._factored[key] = (
-                Matrix(first, None), Matrix(second, decomposition.bias(weight, bias, rank)), moments, inner,
-            )
+            first, second = factorise(Matrix(weight, bias), moments, rank)
+            self._factored[key] = (first, second, moments, inner_moments(first.weight, moments))
         return self._factored[key]
 
     def _rank_channels(self, group: ChannelGroup) -> Tensor:
