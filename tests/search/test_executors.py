@@ -161,8 +161,8 @@ from paretopress.spaces.policy import DENSE
 
 class Mine:
     def __call__(self, policy):
-        print("noise of the evaluator")
-        time.sleep(float(sys.argv[1]) if len(sys.argv) > 1 else DELAY)
+        print("noise of the evaluator", flush=True)
+        time.sleep(DELAY)
         return Evaluation(State.COMPLETE, {"accuracy": 0.5})
 
 DELAY = %s
@@ -186,9 +186,12 @@ def test_a_script_without_main_guard_works_and_its_output_stays_clean(tmp_path):
 def test_workers_follow_a_killed_driver(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT % 600)
     command = [sys.executable, tmp_path / "script.py"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
-        worker = int(driver.stdout.readline())
-        driver.kill()
+    pipe = subprocess.PIPE
+    driver = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    worker = int(driver.stdout.readline())
+    assert driver.stderr.readline() == "noise of the evaluator\n"
+    driver.kill()
+    driver.wait()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and running(worker):
         time.sleep(0.1)
