@@ -62,14 +62,9 @@ def explore(
         PolicyError: A seed or an earlier trial is outside the options.
         DiskError: A record or an evaluation could not be written; every earlier record is on disk.
     """
-    for name, direction in objectives.items():
-        if direction not in ("min", "max"):
-            raise ConfigError(f"objective {name!r}: direction {direction!r} is not 'min' or 'max'")
     prints = run.fingerprints
     space = OptionSpace.of(options, model=prints.get("model", ""), space=prints.get("space", ""))
-    proposer = Proposer(space, objectives, [space.genome(policy) for policy in seeds], settings)
-    for record in run.records():
-        proposer.learn(space.genome(record.policy), record)
+    proposer = _proposer(space, objectives, seeds, run, settings)
     pending: dict[int, Genome] = {}
     proposals = _proposals(proposer, run, settings)
     while should_stop is None or not should_stop():
@@ -89,6 +84,23 @@ def explore(
         if on_record is not None:
             on_record(record)
     return run.records()
+
+
+def _proposer(
+    space: OptionSpace,
+    objectives: Mapping[str, str],
+    seeds: Sequence[Policy],
+    run: Run,
+    settings: ExplorationSettings,
+) -> Proposer:
+    """Return a proposer that knows the run's earlier trials."""
+    for name, direction in objectives.items():
+        if direction not in ("min", "max"):
+            raise ConfigError(f"objective {name!r}: direction {direction!r} is not 'min' or 'max'")
+    proposer = Proposer(space, objectives, [space.genome(policy) for policy in seeds], settings)
+    for record in run.records():
+        proposer.learn(space.genome(record.policy), record)
+    return proposer
 
 
 def _proposals(
