@@ -1,0 +1,66 @@
+"""Paretopress: a model and a device in, a verified Pareto front of really compressed models out.
+
+>>> import paretopress
+>>> result = paretopress.compress(model, data=data, target="local", max_drop="1pp", time="5m")
+>>> print(result.front.table())
+>>> result.export("model.onnx", pick="knee")
+
+Names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Set before anything is imported, because the libraries read these once, at import. A user's own values win.
+# OpenVINO's telemetry package has no variable of its own: NNCF_CI silences its caller NNCF, and Paretopress
+# imports neither.
+_ENVIRONMENT = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "NNCF_CI": "1",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+if TYPE_CHECKING:
+    from paretopress.api import compress, load
+    from paretopress.evaluators.data import Data
+    from paretopress.evaluators.metrics import Metric
+    from paretopress.result import Front, Point, Result
+    from paretopress.spaces.policy import Policy
+
+    __version__: str
+
+__all__ = ["Data", "Front", "Metric", "Point", "Policy", "Result", "__version__", "compress", "load"]
+
+_HOMES = {
+    "compress": "paretopress.api",
+    "load": "paretopress.api",
+    "Data": "paretopress.evaluators.data",
+    "Metric": "paretopress.evaluators.metrics",
+    "Front": "paretopress.result",
+    "Point": "paretopress.result",
+    "Result": "paretopress.result",
+    "Policy": "paretopress.spaces.policy",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes have any type
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("paretopress")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'paretopress' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

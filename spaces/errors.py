@@ -1,7 +1,8 @@
 """The project's error tree: every error a user can cause is one line and carries an exit code.
 
 The line says what is wrong, where, what is allowed, and the nearest match. Exit codes follow the
-command line's contract: 2 usage or configuration, 3 nothing meets the budgets, 74 disk, 75 storage.
+command line's contract: 2 usage or configuration, 3 nothing meets the budgets, 74 disk, 75 storage,
+130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -56,6 +57,18 @@ class StorageError(ParetopressError):
     """The trial storage is unavailable or locked by another process."""
 
     exit_code = 75
+
+
+class InterruptedSearch(ParetopressError):
+    """A signal ended the search; what was finished is stored, and the same command continues.
+
+    Attributes:
+        exit_code: 130 after SIGINT, 143 after SIGTERM: 128 plus the signal's number, as shells report it.
+    """
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def nearest(name: str, allowed: Iterable[str], count: int = 1) -> list[str]:

@@ -1,0 +1,135 @@
+"""The Python interface: `compress` and `load`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretopress.result import Result
+from paretopress.spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from paretopress.evaluators.data import Data
+    from paretopress.spaces.space import SpaceSettings
+
+__all__ = ["compress", "load"]
+
+
+def compress(
+    model: nn.Module,
+    *,
+    data: Data,
+    target: str | Sequence[str] | None = None,
+    max_latency: str | None = None,
+    max_size: str | None = None,
+    max_drop: str | None = None,
+    max_macs: str | None = None,
+    max_memory: str | None = None,
+    max_energy: str | None = None,
+    time: str | None = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    run: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
+    space: SpaceSettings | None = None,
+    settings: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Result:
+    """Search compressed models that meet budgets on a device, and verify the best.
+
+    The model is not changed. The same call continues an interrupted run.
+
+    Args:
+        model: A trained model; it is searched in eval mode.
+        data: Calibration, search and holdout sets.
+        target: Device id or profile file, or several; `local`, this machine, by default.
+        max_latency: `5ms` or `-50%` of the dense model, on every target.
+        max_size: `200KB` or `-50%`.
+        max_drop: Allowed loss of accuracy, `1pp` or `2%`.
+        max_macs: `10M` or `-50%`.
+        max_memory: Peak memory, `256KiB` or `-50%`.
+        max_energy: `3mJ` or `-50%`.
+        time: Search time such as `5m`, the default where `trials` is not given either.
+        trials: Number of trials, for repeatable runs.
+        seed: Of everything that is drawn, 0 by default.
+        workers: Processes that evaluate, 1 by default.
+        run: Run directory, by default `runs/NAME-FINGERPRINT`.
+        fresh: Start anew where the run directory exists.
+        space: What may be chosen.
+        settings: A settings file or its content; the other arguments override it.
+        progress: Show progress on stderr.
+
+    Returns:
+        The run with its verified front.
+
+    Raises:
+        ConfigError: A malformed argument.
+        DataError: Data that is empty, not finite, of a wrong shape, or overlaps.
+        UnsupportedModelError: The model cannot be captured.
+        InfeasibleError: The budgets cannot be met; the message states the best reachable values.
+    """
+    from paretopress.progress import observing
+    from paretopress.search.session import run_search
+    from paretopress.settings import search_settings, with_arguments
+
+    if data is None:
+        raise ConfigError("compress: data is missing; pass paretopress.Data(calibration, search, holdout)")
+    limits = {
+        "latency": max_latency,
+        "size": max_size,
+        "macs": max_macs,
+        "peak_memory": max_memory,
+        "energy": max_energy,
+    }
+    search = {"time": time, "trials": trials, "seed": seed, "workers": workers}
+    source, plain = _read(settings)
+    targets = [target] if isinstance(target, str) else list(target or ())
+    document = with_arguments(plain, targets, limits, max_drop, search)
+    resolved = search_settings(document, source, type(model).__name__.lower())
+    if space is not None:
+        resolved = replace(resolved, space=space)
+    with observing() if progress else nullcontext() as observer:
+        folder = run_search(
+            model,
+            data,
+            resolved,
+            None if run is None else Path(run),
+            fresh=fresh,
+            observer=observer,
+            model_name=type(model).__qualname__,
+            data_name="",
+        )
+    return Result.load(folder)
+
+
+def load(folder: str | os.PathLike[str], model_factory: Callable[[], nn.Module]) -> nn.Module:
+    """Rebuild a compressed model that `save_pretrained` or `paretopress export` wrote.
+
+    Args:
+        folder: The exported folder.
+        model_factory: Returns the dense model; its weights are not used.
+
+    Returns:
+        The compressed model in eval mode.
+
+    Raises:
+        ArtifactError: A file is missing or altered, or belongs to another model.
+    """
+    from paretopress.compressors.compressed_model import load as load_stored
+
+    return load_stored(Path(folder), model_factory)
+
+
+def _read(settings: str | os.PathLike[str] | Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any]]:
+    from paretopress.settings import read_settings
+
+    if settings is None or isinstance(settings, Mapping):
+        return "compress", settings or {}
+    return str(settings), read_settings(Path(settings))

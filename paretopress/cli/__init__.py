@@ -1,0 +1,73 @@
+"""The command line: `paretopress VERB`. Results go to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from paretopress.cli.failures import run_guarded
+from paretopress.cli.options import debug_option
+
+# Verb to the module that holds its command; a module is imported when its verb, or the list, is shown.
+_VERBS = {
+    "demo": "search",
+    "inspect": "inspect",
+    "search": "search",
+    "front": "front",
+    "export": "front",
+    "verify": "verify",
+    "device": "device",
+    "doctor": "doctor",
+}
+
+
+class _Verbs(click.Group):
+    """Commands loaded by name, in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        from importlib import import_module
+
+        if cmd_name not in _VERBS:
+            return None
+        found = getattr(import_module(f"paretopress.cli.{_VERBS[cmd_name]}"), f"{cmd_name}_command")
+        assert isinstance(found, click.Command)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from paretopress.spaces.errors import ConfigError, unknown_name
+
+        if args and not args[0].startswith("-") and args[0] not in _VERBS:
+            raise ConfigError(unknown_name("command", args[0], _VERBS))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="paretopress", message="paretopress %(version)s")
+@debug_option
+def command() -> None:
+    """Make a trained PyTorch model fit a device.
+
+    A joint search over pruning, rank and bit width gives a verified Pareto front of really compressed
+    models. `paretopress demo` shows it in two minutes.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 usage, 3 nothing meets the budgets, 74 disk, 130 interrupted.
+
+    Args:
+        arguments: What the user typed, `sys.argv[1:]` by default.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(
+        run_guarded(
+            lambda: command.main(typed, "paretopress", standalone_mode=False), debug="--debug" in typed
+        )
+    )

@@ -1,0 +1,220 @@
+"""`paretopress search` and `paretopress demo`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paretopress.cli.options import (
+    DATA_OPTION,
+    MODEL_OPTION,
+    Command,
+    common,
+    in_colour,
+    next_command,
+    print_json,
+    terminal_width,
+)
+from paretopress.spaces.errors import ConfigError, InfeasibleError
+
+if TYPE_CHECKING:
+    from paretopress.result import Result
+    from paretopress.search.session import SearchSettings
+
+DEMO = "paretopress.demo.factories"
+DEMO_SETTINGS = {"max_drop": "1pp", "search": {"time": "100s"}}
+
+
+def effort_options(command: Command) -> Command:
+    """Add the options of `demo` and `search` alike."""
+    for option in reversed(
+        (
+            click.option("--time", metavar="5m", help="Search time; after it come verification and timing."),
+            click.option(
+                "--trials", type=click.IntRange(min=1), help="Number of trials, for repeatable runs."
+            ),
+            click.option(
+                "--seed", type=click.IntRange(min=0), help="Seed of everything that is drawn.  [default: 0]"
+            ),
+            click.option(
+                "--workers", type=click.IntRange(min=1), help="Processes that evaluate.  [default: 1]"
+            ),
+            click.option(
+                "--run",
+                "run",
+                type=click.Path(path_type=Path),
+                help="Run directory; an existing one is continued.  [default: runs/NAME-FINGERPRINT]",
+            ),
+            click.option("--fresh", is_flag=True, help="Start anew where the run directory exists."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("demo")
+@effort_options
+@common
+def demo_command(
+    time: str | None,
+    trials: int | None,
+    seed: int | None,
+    workers: int | None,
+    run: Path | None,
+    fresh: bool,
+    as_json: bool,
+) -> int:
+    """Compress the built-in digits network for this machine, in about two minutes.
+
+    Measures this machine once (a minute at most), searches, verifies the finalists on data that the search
+    never saw, times them in ONNX Runtime, and prints the front.
+    """
+    from paretopress.settings import search_settings, with_arguments
+
+    flags = {"time": time, "trials": trials, "seed": seed, "workers": workers}
+    settings = search_settings(with_arguments(DEMO_SETTINGS, search=flags), name="demo")
+    return run_and_print(f"{DEMO}:model", f"{DEMO}:data", settings, run, fresh=fresh, as_json=as_json)
+
+
+@click.command("search")
+@click.argument(
+    "settings_file",
+    metavar="[SETTINGS.yaml]",
+    required=False,
+    type=click.Path(path_type=Path, dir_okay=False),
+)
+@MODEL_OPTION
+@DATA_OPTION
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="DEVICE",
+    help="Device id or profile file, as in 'paretopress device list'; may be repeated.  [default: local]",
+)
+@click.option(
+    "--max",
+    "limits",
+    multiple=True,
+    metavar="NAME=BUDGET",
+    help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB.",
+)
+@click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy.")
+@effort_options
+@click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
+@click.option("--sampler", help="How trials are proposed: nsga2, tpe or random.  [default: nsga2]")
+@click.option("--importance", help="How channels are ranked: obs, taylor, l2 or l1.  [default: obs]")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key of the settings file, such as space.bits=[8,4].",
+)
+@common
+def search_command(
+    settings_file: Path | None,
+    model: str,
+    data: str,
+    targets: Sequence[str],
+    limits: Sequence[str],
+    max_drop: str | None,
+    time: str | None,
+    trials: int | None,
+    seed: int | None,
+    workers: int | None,
+    run: Path | None,
+    fresh: bool,
+    ray: str | None,
+    sampler: str | None,
+    importance: str | None,
+    assignments: Sequence[str],
+    as_json: bool,
+) -> int:
+    """Search compressed models that meet budgets on a device, and verify the best.
+
+    Flags override --set, which overrides the settings file. The same command continues an interrupted run.
+    """
+    from paretopress.settings import search_settings, with_arguments
+
+    flags = {
+        "time": time,
+        "trials": trials,
+        "seed": seed,
+        "workers": workers,
+        "ray": ray,
+        "sampler": sampler,
+        "importance": importance,
+    }
+    plain = with_arguments(
+        read_plain(settings_file, assignments), targets, limits_of(limits), max_drop, flags
+    )
+    name = settings_file.stem if settings_file else model.rpartition(":")[2].rpartition(".")[2]
+    return run_and_print(model, data, search_settings(plain, name=name), run, fresh=fresh, as_json=as_json)
+
+
+def read_plain(settings_file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """Read the settings file, if any, and apply `--set`. Raises `ConfigError`."""
+    from paretopress.settings import override, read_settings
+
+    plain = {} if settings_file is None else read_settings(settings_file)
+    for assignment in assignments:
+        plain = override(plain, assignment)
+    return plain
+
+
+def limits_of(texts: Sequence[str]) -> dict[str, str]:
+    """Split `--max NAME=BUDGET`. Raises `ConfigError`."""
+    limits = {}
+    for text in texts:
+        objective, equals, limit = (part.strip() for part in text.partition("="))
+        if not equals or not objective or not limit:
+            raise ConfigError(f"--max {text!r}: write NAME=BUDGET, such as latency=-50%")
+        limits[objective] = limit
+    return limits
+
+
+def run_and_print(
+    model: str, data: str, settings: SearchSettings, run: Path | None, *, fresh: bool, as_json: bool
+) -> int:
+    """Run a search and print its front; the exit code is 3 where no verified point meets all budgets."""
+    from paretopress.factories import load_data, load_model
+    from paretopress.progress import observing
+    from paretopress.result import Result
+    from paretopress.search.session import run_search
+
+    with observing(plain=as_json) as observer:
+        folder = run_search(
+            load_model(model),
+            load_data(data),
+            settings,
+            run,
+            fresh=fresh,
+            observer=observer,
+            model_name=model,
+            data_name=data,
+        )
+    result = Result.load(folder)
+    print_result(result, as_json=as_json)
+    if not result.front.feasible:
+        raise InfeasibleError(f"no verified point meets all budgets (the front is in {folder})")
+    return 0
+
+
+def print_result(result: Result, *, as_json: bool) -> None:
+    """Print a finished search: the contract's JSON, or the table and what to do next."""
+    from paretopress.tables import front_text
+
+    if as_json:
+        print_json(result.front.plain)
+        return
+    click.echo(front_text(result.front, width=terminal_width(), colour=in_colour()), nl=False)
+    click.echo(f"run: {result.run}", err=True)
+    if result.front.feasible:
+        next_command(
+            f"paretopress export {shlex.quote(str(result.run))} --pick knee --format onnx -o model.onnx"
+        )

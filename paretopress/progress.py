@@ -1,0 +1,216 @@
+"""Progress on stderr: bars with the time left in a terminal, plain lines every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, TextIO
+
+from paretopress.tables import plain_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+EVERY_SECONDS = 5.0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. Like KeyboardInterrupt it is no `Exception`: a failing candidate's handler cannot eat it."""
+
+
+class ProgressObserver:
+    """Shows what a run is doing. Also carries a user's wish to stop from the signal to the search.
+
+    A search that asks `should_stop` between trials ends at the next chance after the first signal. Until
+    something asks, and at the second signal, KeyboardInterrupt or `Terminated` is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._asked = False
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Begin a stage of `total` steps, None where the number is not known."""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Finish `n` steps of the stage."""
+
+    def message(self, text: str) -> None:
+        """Show one line."""
+
+    def warning(self, text: str) -> None:
+        """Show one line that the user should read."""
+
+    def close(self) -> None:
+        """End the display."""
+
+    def should_stop(self) -> bool:
+        """Tell whether the user asked to stop; the asker then stores its state and ends."""
+        self._asked = True
+        return self._signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the signal that asked to stop: 128 plus its number; 130 where none came."""
+        return 128 + (self._signal or signal.SIGINT)
+
+    def request_stop(self, number: int) -> None:
+        """Note a signal. Raises KeyboardInterrupt or `Terminated` unless the search will ask for it."""
+        again, self._signal = self._signal is not None, number
+        if again or not self._asked:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self.message("stopping after the running trials; once more stops at once")
+
+
+class PlainObserver(ProgressObserver):
+    """Plain lines, at most one of progress every few seconds."""
+
+    def __init__(self, stream: TextIO | None = None, every: float = EVERY_SECONDS) -> None:
+        super().__init__()
+        self._stream = stream or sys.stderr
+        self._every = every
+        self._name, self._done = "", 0
+        self._total: int | None = None
+        self._start = self._shown = time.monotonic()
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Begin a stage; its name is one line."""
+        self._name, self._total, self._done = name, total, 0
+        self._start = self._shown = time.monotonic()
+        self._line(name)
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Count steps and show them now and then, with the time left."""
+        self._done += n
+        now = time.monotonic()
+        if now - self._shown < self._every:
+            return
+        self._shown = now
+        of = f"/{self._total}" if self._total else ""
+        elapsed = now - self._start
+        left = ""
+        if self._total and self._done:
+            left = f", {duration(elapsed * max(self._total - self._done, 0) / self._done)} left"
+        self._line(
+            f"{self._name}: {self._done}{of} in {duration(elapsed)}{left}" + (f"  {note}" if note else "")
+        )
+
+    def message(self, text: str) -> None:
+        """Show one line."""
+        self._line(text)
+
+    def warning(self, text: str) -> None:
+        """Show one line marked as a warning."""
+        self._line(f"warning: {text}")
+
+    def _line(self, text: str) -> None:
+        self._stream.write(plain_text(text) + "\n")
+        self._stream.flush()
+
+
+class LiveObserver(ProgressObserver):
+    """Progress bars with the time left, for terminals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left", markup=False),
+            Remaining(elapsed_when_finished=False),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        self._progress: Progress = Progress(*columns, console=Console(stderr=True, highlight=False))
+        self._task: TaskID | None = None
+        self._progress.start()
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Begin a stage with its own bar; the one before is complete."""
+        self._finish()
+        self._task = self._progress.add_task(plain_text(name), total=total, note="")
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, advance=n)
+            if note:
+                self._progress.update(self._task, note=plain_text(note))
+
+    def message(self, text: str) -> None:
+        """Show one line above the bars."""
+        self._progress.console.print(plain_text(text), markup=False)
+
+    def warning(self, text: str) -> None:
+        """Show one yellow line above the bars."""
+        self._progress.console.print(f"warning: {plain_text(text)}", style="yellow", markup=False)
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self._finish()
+        self._progress.stop()
+
+    def _finish(self) -> None:
+        if self._task is None:
+            return
+        task = next(task for task in self._progress.tasks if task.id == self._task)
+        if task.total is None:
+            self._progress.update(self._task, total=max(task.completed, 1), completed=max(task.completed, 1))
+        self._progress.stop_task(self._task)
+
+
+def duration(seconds: float) -> str:
+    """Return `12s`, `3m05s` or `1h02m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+@contextmanager
+def observing(*, plain: bool = False) -> Iterator[ProgressObserver]:
+    """Give an observer for stderr and turn SIGINT and SIGTERM into its wish to stop.
+
+    Args:
+        plain: Lines even in a terminal; so it is too without a terminal, or where NO_COLOR or TERM=dumb is set.
+    """
+    dull = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    observer: ProgressObserver = (
+        PlainObserver() if plain or dull or not sys.stderr.isatty() else LiveObserver()
+    )
+    with _signals(observer):
+        try:
+            yield observer
+        finally:
+            observer.close()
+
+
+@contextmanager
+def _signals(observer: ProgressObserver) -> Iterator[None]:
+    """Route signals to the observer while a run lasts; only a main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        observer.request_stop(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,350 @@
+"""Result of a search: the verified front, and points that load and export as models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretopress.spaces.documents import read_document
+from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, PolicyError, nearest
+from paretopress.spaces.policy import Policy
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+FRONT_FILE = "front.json"
+DENSE = "dense"
+_MEASURED = {
+    "accuracy": "accuracy",
+    "latency": "latency_ms",
+    "size": "size_bytes",
+    "macs": "macs",
+    "peak_memory": "peak_memory_bytes",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One verified model.
+
+    Attributes:
+        id: Number in the run.
+        name: `dense`, `uniform int8` or `uniform half width`, None for what the search found.
+        policy: What was decided per unit.
+        feasible: Whether the measured values meet all budgets.
+        knee: Whether it is the front's knee.
+        predicted: Predicted values by objective, such as `latency@local` (ms), `size` (bytes), `macs`.
+        measured: Measured values by name, such as `accuracy` (0 to 1), `latency_ms`, `size_bytes`.
+        why_not: Why the point is not on the front, None where it is.
+        folder: The stored model.
+    """
+
+    id: int
+    policy: Policy
+    measured: Mapping[str, Any] = field(hash=False)
+    predicted: Mapping[str, float | None] = field(hash=False)
+    name: str | None = None
+    feasible: bool = True
+    knee: bool = False
+    why_not: str | None = None
+    folder: Path = Path()
+
+    @property
+    def policy_hash(self) -> str:
+        """Sixteen hexadecimal digits of the choices."""
+        return self.policy.hash
+
+    @property
+    def on_front(self) -> bool:
+        """Whether no other verified point is better in everything."""
+        return self.why_not is None
+
+    def value(self, objective: str) -> float | None:
+        """Return what a limit or a comparison reads.
+
+        Measured where it was measured. A latency is the measured one unless the target cannot run on the
+        machine that verified the point: then it is the predicted upper bound.
+
+        Args:
+            objective: `accuracy`, `latency`, `latency@DEVICE`, `size`, `macs`, `peak_memory`, `energy@DEVICE`.
+
+        Returns:
+            Milliseconds, bytes, multiply-accumulates, microjoules or 0 to 1; None where unknown.
+        """
+        base, _, device = objective.partition("@")
+        measured = self.measured.get(_MEASURED.get(base, base))
+        if measured is not None and (not device or (base == "latency" and self._timed_on(device))):
+            return float(measured)
+        return self.predicted_value(objective)
+
+    def predicted_value(self, objective: str) -> float | None:
+        """Return the predicted upper bound, or the prediction where no bound is stored."""
+        base, _, device = objective.partition("@")
+        bound = self._largest(f"{base}_upper", device)
+        return bound if bound is not None else self._largest(base, device)
+
+    def load(self, model_factory: Callable[[], nn.Module]) -> nn.Module:
+        """Rebuild the compressed model on the user's class.
+
+        Args:
+            model_factory: Returns the dense model.
+
+        Raises:
+            ArtifactError: The stored model is missing, damaged, or belongs to another class.
+        """
+        from paretopress.compressors.compressed_model import load
+
+        return load(self.stored(), model_factory)
+
+    def stored(self) -> Path:
+        """Return the stored model's folder. Raises `ArtifactError` where it is missing."""
+        if not self.folder.is_dir():
+            raise ArtifactError(f"{self.folder}: the model of point {self.id} is missing from the run")
+        return self.folder
+
+    def _timed_on(self, device: str) -> bool:
+        only = {name.partition("@")[2] for name in self.predicted if name.startswith("latency@")} == {device}
+        return only or self.measured.get("device") == device
+
+    def _largest(self, base: str, device: str) -> float | None:
+        names = [f"{base}@{device}"] if device else [n for n in self.predicted if n.partition("@")[0] == base]
+        known = [value for name in names if (value := self.predicted.get(name)) is not None]
+        return max(known, default=None)
+
+
+@dataclass(frozen=True)
+class Front:
+    """The verified finalists of a run; iterating yields those on the front.
+
+    Attributes:
+        verified: All verified finalists, the dense model among them.
+        baseline: The dense model.
+        comparisons: Uniform int8 and uniform half width, verified alike.
+        plain: The stored document.
+    """
+
+    verified: tuple[Point, ...]
+    baseline: Point
+    comparisons: tuple[Point, ...] = ()
+    plain: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The verified points that no other one beats in everything."""
+        return tuple(point for point in self.verified if point.on_front)
+
+    @property
+    def feasible(self) -> tuple[Point, ...]:
+        """The points of the front that meet all budgets of the run."""
+        return tuple(point for point in self.points if point.feasible)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def knee(self) -> Point:
+        """Return the knee: the point past which one objective costs much of another.
+
+        Raises:
+            InfeasibleError: The front has no point that meets the budgets.
+        """
+        for point in self.verified:
+            if point.knee:
+                return point
+        if not self.feasible:
+            raise InfeasibleError("no verified point meets all budgets, so the front has no knee")
+        from paretopress.selection import knee_of
+
+        return knee_of(self.feasible)
+
+    def select(
+        self, *, minimize: str = "latency", max_drop: str | None = None, **limits: str | None
+    ) -> Point:
+        """Return the best feasible point within limits.
+
+        Args:
+            minimize: The objective: `latency`, `size`, `macs`, `peak_memory`, `energy`, or `accuracy` for the
+                most accurate.
+            max_drop: The allowed loss of accuracy, such as `1pp`.
+            **limits: `max_latency="5ms"`, `max_size="-50%"`, `max_macs`, `max_memory`, `max_energy`.
+
+        Raises:
+            InfeasibleError: No point fits; the message states the nearest.
+            ConfigError: An unknown objective or a malformed limit.
+        """
+        from paretopress.selection import best, keyword_budgets
+
+        return best(self, minimize, keyword_budgets(max_drop, limits))
+
+    def table(self, width: int = 100, *, show_all: bool = False) -> str:
+        """Return the front as text."""
+        from paretopress.tables import front_text
+
+        return front_text(self, width=width, show_all=show_all)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return one row per verified point, indexed by id."""
+        import pandas
+
+        from paretopress.tables import front_rows
+
+        return pandas.DataFrame(front_rows(self)).set_index("id")
+
+    def to_json(self) -> str:
+        """Return the stored document as JSON text."""
+        return json.dumps(self.plain, indent=2, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        run: The run directory.
+        front: Its verified front.
+    """
+
+    run: Path
+    front: Front
+
+    @classmethod
+    def load(cls, run: str | Path) -> Result:
+        """Read a run directory.
+
+        Raises:
+            ConfigError: There is no such run.
+            ArtifactError: The front is not written yet, or damaged.
+        """
+        folder = Path(run)
+        path = folder / FRONT_FILE
+        if not folder.is_dir():
+            siblings = [
+                str(other) for other in sorted(folder.parent.glob("*")) if (other / FRONT_FILE).exists()
+            ]
+            close = nearest(str(folder), siblings)
+            raise ConfigError(f"no run directory {folder}" + (f"; did you mean {close[0]}?" if close else ""))
+        if not path.exists():
+            raise ArtifactError(
+                f"{folder} holds no {FRONT_FILE}: not a run directory, or its search has not finished "
+                "(the command that started it continues it)"
+            )
+        try:
+            return cls(folder, read_front(read_document(path), folder))
+        except ConfigError as error:
+            raise ArtifactError(str(error)) from None
+
+    def knee(self) -> Point:
+        """Return the front's knee. Raises `InfeasibleError` where nothing meets the budgets."""
+        return self.front.knee()
+
+    def select(self, **arguments: Any) -> Point:  # noqa: ANN401 - those of `Front.select`
+        """Return the best point within limits; see `Front.select`."""
+        return self.front.select(**arguments)
+
+    def save_pretrained(self, folder: str | Path, pick: str | Point = "knee") -> Path:
+        """Copy a point's model (safetensors, delta, policy, manifest, ONNX) to a new folder.
+
+        Args:
+            folder: The destination; must not exist or be empty.
+            pick: `knee`, `fastest`, `smallest`, `id:7`, `latency<=5ms`, or a point.
+
+        Raises:
+            ConfigError: The destination is in use, or `pick` is malformed.
+            InfeasibleError: No point fits.
+        """
+        from paretopress.exporting import export_folder
+
+        return export_folder(self._picked(pick), Path(folder))
+
+    def export(self, path: str | Path, pick: str | Point = "knee") -> Path:
+        """Copy a point's ONNX file.
+
+        Args:
+            path: The destination file.
+            pick: As for `save_pretrained`.
+
+        Raises:
+            ArtifactError: The point has no ONNX file.
+        """
+        from paretopress.exporting import export_onnx_file
+
+        return export_onnx_file(self._picked(pick), Path(path), force=True)
+
+    def _picked(self, pick: str | Point) -> Point:
+        from paretopress.selection import pick_point
+
+        return pick if isinstance(pick, Point) else pick_point(self.front, pick)
+
+
+def read_front(plain: object, folder: Path) -> Front:
+    """Check the content of `front.json`.
+
+    Raises:
+        ArtifactError: A key is missing or of the wrong type.
+    """
+    source = str(folder / FRONT_FILE)
+    if not isinstance(plain, Mapping):
+        raise ArtifactError(f"{source}: expected a mapping with baseline and points")
+    for key, kind in (("baseline", Mapping), ("points", list)):
+        if not isinstance(plain.get(key), kind):
+            raise ArtifactError(f"{source}: {key}: missing or damaged")
+    points = tuple(
+        read_point(item, folder, f"{source}: points[{i}]") for i, item in enumerate(plain["points"])
+    )
+    others = plain.get("comparisons") or []
+    if not isinstance(others, list):
+        raise ArtifactError(f"{source}: comparisons: expected a list")
+    return Front(
+        points,
+        read_point(plain["baseline"], folder, f"{source}: baseline"),
+        tuple(read_point(item, folder, f"{source}: comparisons[{i}]") for i, item in enumerate(others)),
+        dict(plain),
+    )
+
+
+def read_point(plain: object, folder: Path, source: str) -> Point:
+    """Check one point of `front.json`. Raises `ArtifactError`."""
+    if not isinstance(plain, Mapping):
+        raise ArtifactError(f"{source}: expected a mapping")
+    kinds: dict[str, tuple[type, ...]] = {
+        "id": (int,),
+        "policy": (Mapping,),
+        "feasible": (bool,),
+        "knee": (bool,),
+        "predicted": (Mapping,),
+        "measured": (Mapping,),
+        "why_not": (str, type(None)),
+        "name": (str, type(None)),
+    }
+    for key, allowed in kinds.items():
+        if (key not in plain and key != "name") or not isinstance(plain.get(key), allowed):
+            raise ArtifactError(f"{source}: {key}: missing or damaged")
+    for name, value in plain["predicted"].items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ArtifactError(f"{source}: predicted.{name}: expected a number or null, got {value!r}")
+    units = plain["policy"]
+    try:
+        policy = Policy.from_plain(units if "units" in units else {"units": units}, f"{source}: policy")
+    except PolicyError as error:
+        raise ArtifactError(str(error)) from None
+    if plain.get("policy_hash") != policy.hash:
+        raise ArtifactError(
+            f"{source}: the policy does not match its policy_hash {plain.get('policy_hash')!r}"
+        )
+    return Point(
+        plain["id"],
+        policy,
+        plain["measured"],
+        plain["predicted"],
+        plain.get("name"),
+        plain["feasible"],
+        plain["knee"],
+        plain["why_not"],
+        folder / "models" / str(plain["id"]),
+    )

@@ -1,0 +1,301 @@
+"""Settings: a YAML file, `--set` overrides and flags become one checked `SearchSettings`.
+
+A settings file is data: factories are named on the command line or in Python, never in a file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from paretopress.evaluators.budgets import UNITS, Budget, parse_budget
+from paretopress.spaces.choices import choice_from_plain
+from paretopress.spaces.documents import parse_yaml, read_document
+from paretopress.spaces.errors import ConfigError, nearest, unknown_name
+from paretopress.spaces.space import SpaceSettings
+
+if TYPE_CHECKING:
+    from paretopress.search.session import SearchSettings
+
+DEFAULT_SECONDS = 300.0
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
+_FACTORY_KEYS = ("model", "data")
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Strict(BaseModel):
+    """No unknown keys, no coercion, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SearchSection(_Strict):
+    """How the space is searched."""
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    time: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
+    importance: Literal["obs", "taylor", "l2", "l1"] = "obs"
+    finalists: Annotated[int, Field(ge=1)] = 12
+    workers: Annotated[int, Field(ge=1)] = 1
+    ray: str | None = None
+
+
+class SpaceSection(_Strict):
+    """What may be chosen."""
+
+    keep: list[Fraction] = list(SpaceSettings().keep)
+    rank: list[Fraction] = list(SpaceSettings().rank)
+    bits: list[Literal[2, 3, 4, 8]] = list(SpaceSettings().bits)  # type: ignore[arg-type]
+    exclude: list[str] = []
+    pin: dict[str, dict[str, Any]] = {}
+
+
+class TimingSection(_Strict):
+    """How finalists are timed."""
+
+    runs: Annotated[int, Field(ge=1)] = 200
+
+
+class Document(_Strict):
+    """A whole settings file."""
+
+    version: Literal[1] = 1
+    targets: Annotated[list[str], Field(min_length=1)] = ["local"]
+    budgets: dict[str, str] = {}
+    max_drop: str | None = None
+    search: SearchSection = SearchSection()
+    space: SpaceSection = SpaceSection()
+    timing: TimingSection = TimingSection()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a settings file and check it.
+
+    Returns:
+        The plain document; keys that the file leaves out are absent.
+
+    Raises:
+        ConfigError: `path: key: what is wrong`, with the nearest key.
+    """
+    content = read_document(path)
+    plain = {} if content is None else content
+    _validate(plain, str(path))
+    return dict(plain)
+
+
+def override(plain: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """Return a document with one `--set key=value` applied.
+
+    Args:
+        plain: The document.
+        assignment: `search.trials=50`: a dotted key and a YAML value.
+
+    Raises:
+        ConfigError: No `=`, an unknown key, or a value of the wrong type.
+    """
+    source = f"--set {assignment}"
+    key, equals, text = assignment.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"{source}: write key=value, such as search.trials=50")
+    changed = replaced(plain, path, parse_yaml(text, source))
+    _validate(changed, source)
+    return changed
+
+
+def replaced(plain: Mapping[str, Any], path: Sequence[str], value: object) -> dict[str, Any]:
+    """Return a document with the value at `path` replaced; missing levels are made."""
+    head, *rest = path
+    if not rest:
+        return {**plain, head: value}
+    inner = plain.get(head)
+    return {**plain, head: replaced(inner if isinstance(inner, Mapping) else {}, rest, value)}
+
+
+def with_arguments(
+    plain: Mapping[str, Any],
+    targets: Sequence[str] = (),
+    limits: Mapping[str, str | None] | None = None,
+    max_drop: str | None = None,
+    search: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return a document with flags or keyword arguments applied; None means that one was not given.
+
+    `time` and `trials` are two ways to say how long: giving one takes the place of the document's other.
+    """
+    given = {name: value for name, value in (search or {}).items() if value is not None}
+    section = dict(plain.get("search") or {})
+    for one, other in (("time", "trials"), ("trials", "time")):
+        if one in given:
+            section.pop(other, None)
+    limited = {name: text for name, text in (limits or {}).items() if text is not None}
+    changed = {
+        **plain,
+        "search": {**section, **given},
+        "budgets": {**(plain.get("budgets") or {}), **limited},
+    }
+    if targets:
+        changed["targets"] = list(targets)
+    if max_drop is not None:
+        changed["max_drop"] = max_drop
+    return changed
+
+
+def search_settings(
+    plain: Mapping[str, Any], source: str = "settings", name: str = "search"
+) -> SearchSettings:
+    """Turn a checked document into the search's settings.
+
+    Args:
+        plain: The document, flags applied.
+        source: For messages.
+        name: Of the run; part of the default run directory.
+
+    Raises:
+        ConfigError: A value is outside its range, or a budget is malformed or names no target.
+    """
+    from paretopress.search.session import SearchSettings
+
+    document = _validate(plain, source)
+    search = document.search
+    seconds = None if search.time is None else parse_duration(search.time, f"{source}: search.time")
+    if seconds is None and search.trials is None:
+        seconds = DEFAULT_SECONDS
+    executor = "ray" if search.ray else "process" if search.workers > 1 else "serial"
+    return SearchSettings(
+        targets=tuple(document.targets),
+        budgets=parse_budgets(document.budgets, document.max_drop, document.targets),
+        seconds=seconds,
+        trials=search.trials,
+        seed=search.seed,
+        workers=search.workers,
+        ray=search.ray,
+        executor=executor,
+        sampler=search.sampler,
+        importance=search.importance,
+        finalists=search.finalists,
+        space=_space(document.space, source),
+        timing_runs=document.timing.runs,
+        name=name,
+    )
+
+
+def parse_budgets(
+    limits: Mapping[str, str], max_drop: str | None, targets: Sequence[str]
+) -> tuple[Budget, ...]:
+    """Parse limits on costs and the allowed loss of accuracy.
+
+    Raises:
+        ConfigError: An unknown objective or target, or a malformed limit.
+    """
+    budgets = []
+    for objective, text in limits.items():
+        base, at, target = objective.partition("@")
+        if base not in UNITS:
+            hint = " (the loss of accuracy is limited with max_drop)" if base in ("accuracy", "drop") else ""
+            raise ConfigError(f"budget {objective}: {unknown_name('objective', base, UNITS)}{hint}")
+        if at and target not in targets:
+            raise ConfigError(f"budget {objective}: {unknown_name('target', target, targets)}")
+        budgets.append(parse_budget(text, objective))
+    if max_drop is not None:
+        budgets.append(parse_budget(max_drop, "accuracy"))
+    return tuple(budgets)
+
+
+def parse_duration(text: str, where: str) -> float:
+    """Return seconds from `90s`, `5m`, `1h` or `1h30m`.
+
+    Raises:
+        ConfigError: Not a duration, or not above zero.
+    """
+    match = _DURATION.fullmatch(text.strip().replace(" ", ""))
+    seconds = 0.0
+    if match is not None:
+        hours, minutes, rest = (float(part or 0) for part in match.groups())
+        seconds = 3600 * hours + 60 * minutes + rest
+    if not 0 < seconds < math.inf:
+        raise ConfigError(
+            f"{where}: got {text!r} (allowed: a duration above 0 such as '90s', '5m' or '1h30m')"
+        )
+    return seconds
+
+
+def _space(section: SpaceSection, source: str) -> SpaceSettings:
+    pins = {
+        unit: choice_from_plain(choice, f"{source}: space.pin.{unit}") for unit, choice in section.pin.items()
+    }
+    return SpaceSettings(
+        keep=tuple(section.keep),
+        rank=tuple(section.rank),
+        bits=tuple(section.bits),
+        exclude=tuple(section.exclude),
+        pin=pins,
+    )
+
+
+def _validate(plain: object, source: str) -> Document:
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"{source}: expected keys such as targets and search, got {_shown(plain)}")
+    for key in _FACTORY_KEYS:
+        if key in plain:
+            raise ConfigError(
+                f"{source}: {key}: a settings file is data and names no code; "
+                f"pass --{key} package.module:function on the command line"
+            )
+    try:
+        return Document.model_validate(dict(plain))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "keys with values",
+    "model_type": "keys with values",
+    "model_attributes_type": "keys with values",
+}
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Return `path: what` of the first problem; unknown keys come first, they often explain the others."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: {_unknown_key(problem['loc'])}"
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        allowed = (
+            problem.get("ctx", {}).get("expected", "").replace(" or ", ", ").replace("'", "").split(", ")
+        )
+        return f"{path}: {unknown_name('value', problem['input'], allowed)}"
+    expected = _EXPECTED.get(problem["type"])
+    text = f"expected {expected}" if expected else problem["msg"].lower().removeprefix("input ")
+    return f"{path}: {text}, got {_shown(problem['input'])}"
+
+
+def _unknown_key(path: Sequence[int | str]) -> str:
+    model: type[BaseModel] = Document
+    for part in path[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    close = nearest(str(path[-1]), model.model_fields)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown key{hint} (allowed: {', '.join(model.model_fields)})"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,343 @@
+"""Tables for terminals, Markdown and CSV: the front, the comparisons, and what stands under them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paretopress.evaluators.budgets import UNITS
+from paretopress.selection import dominates
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from paretopress.result import Front, Point
+
+WIDTH = 100
+HEADINGS = ("#", "accuracy", "latency", "predicted", "size", "MACs", "note")
+
+
+def shown(objective: str, value: float | None) -> str:
+    """Return a value with its unit, three digits: `4.21 ms`, `115 kB`, `98.6 %`."""
+    if value is None:
+        return "–"
+    base = objective.partition("@")[0]
+    if base == "accuracy":
+        return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.4g}"
+    scales = {
+        "latency": (("s", 1e3), ("ms", 1.0), ("µs", 1e-3)),
+        "energy": (("J", 1e6), ("mJ", 1e3), ("µJ", 1.0)),
+        "macs": (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)),
+    }
+    bytes_scale = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+    units = scales.get(base, bytes_scale if base in UNITS else (("", 1.0),))
+    unit, factor = next((pair for pair in units if abs(value) >= pair[1]), units[-1])
+    number = value / factor
+    digits = (
+        0 if abs(number) >= 100 or (factor == 1.0 and unit in ("", "B")) else 1 if abs(number) >= 10 else 2
+    )
+    return f"{number:.{digits}f} {unit}".rstrip()
+
+
+def plain_text(text: object) -> str:
+    """Return text on one line without control characters: what is read from files cannot steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in str(text))
+
+
+def front_text(
+    front: Front,
+    *,
+    width: int = WIDTH,
+    show_all: bool = False,
+    colour: bool = False,
+    points: Sequence[Point] | None = None,
+) -> str:
+    """Return the front, the comparisons and the facts under them as text.
+
+    Args:
+        front: What to print.
+        width: Columns of the terminal; readable from 80 on.
+        show_all: Also the points that fell off the front, with the reason.
+        colour: With terminal colours.
+        points: The points to print instead of the front's.
+    """
+    rows = shown_points(front, show_all) if points is None else list(points)
+    parts: list[Any] = [_front_table(front, rows)]
+    if front.comparisons:
+        parts.append(_comparison_table(front))
+    text = render(parts, width, colour=colour)
+    hidden = len(front.verified) - len([point for point in rows if point in front.verified])
+    return text + "\n".join(facts(front, hidden)) + "\n"
+
+
+def shown_points(front: Front, show_all: bool) -> list[Point]:
+    """Return the baseline and then the points from slow and accurate to fast and small."""
+    others = [
+        p for p in front.verified if (show_all or p.on_front) and p.policy_hash != front.baseline.policy_hash
+    ]
+    return [front.baseline, *sorted(others, key=_slow_first)]
+
+
+def render(parts: Iterable[Any], width: int, *, colour: bool = False) -> str:
+    """Return rich tables as text of at most `width` columns."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=width,
+        force_terminal=colour,
+        no_color=not colour,
+        highlight=False,
+        legacy_windows=False,
+        color_system="standard" if colour else None,
+    )
+    for part in parts:
+        console.print(part, markup=False)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def plain_table(
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
+) -> Table:
+    """Return a table of plain text.
+
+    Args:
+        title: Above the table; `""` for none.
+        headings: Column names.
+        rows: Cells, shown as text.
+        right: Names of the columns that are aligned to the right.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title) if title else None,
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        title_style="bold",
+        padding=(0, 1),
+    )
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="right" if heading in right else "left",
+            no_wrap=heading in right,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
+    return table
+
+
+def _front_table(front: Front, points: Sequence[Point]) -> Table:
+    from rich.text import Text
+
+    table = plain_table("", HEADINGS, (), right=HEADINGS[:6])
+    for point in points:
+        style = "bold green" if point.knee else "dim" if not point.on_front or not point.feasible else ""
+        table.add_row(*(Text(plain_text(cell), style=style) for cell in _cells(front, point)))
+    return table
+
+
+def _cells(front: Front, point: Point) -> list[str]:
+    return [
+        str(point.id),
+        _accuracy(front, point),
+        _latency(front, point),
+        shown("latency", _prediction(front, point)),
+        _size(front, point),
+        shown("macs", point.value("macs")),
+        note(point, front),
+    ]
+
+
+def note(point: Point, front: Front) -> str:
+    """Return what a row's last column says: name, knee, why it misses the budgets or the front."""
+    words = []
+    if point.policy_hash == front.baseline.policy_hash:
+        words.append("dense")
+    elif point.name:
+        words.append(point.name)
+    if point.knee:
+        words.append("knee")
+    if not point.feasible:
+        words.append("infeasible" if point.why_not is None else f"infeasible: {point.why_not}")
+    elif point.why_not is not None:
+        words.append(point.why_not)
+    return ", ".join(words)
+
+
+def _accuracy(front: Front, point: Point) -> str:
+    value, dense = point.value("accuracy"), front.baseline.value("accuracy")
+    if value is None or dense is None or point is front.baseline:
+        return shown("accuracy", value)
+    if 0 <= value <= 1 and 0 <= dense <= 1:
+        return f"{shown('accuracy', value)} ({100 * (value - dense):+.1f} pp)"
+    return (
+        f"{shown('accuracy', value)} ({(value - dense) / abs(dense):+.1%})"
+        if dense
+        else shown("accuracy", value)
+    )
+
+
+def _latency(front: Front, point: Point) -> str:
+    measured = point.measured.get("latency_ms")
+    if measured is None:
+        value = point.value("latency")
+        return (
+            "–" if value is None else f"{shown('latency', value)} predicted{_ratio(front, point, 'latency')}"
+        )
+    quartiles = point.measured.get("latency_ms_iqr")
+    spread = f" ±{50 * (quartiles[1] - quartiles[0]) / measured:.0f}%" if quartiles and measured else ""
+    speedup = point.measured.get("speedup")
+    times = f" ({speedup:.2f}x)" if speedup is not None and point is not front.baseline else ""
+    return f"{shown('latency', measured)}{spread}{times}"
+
+
+def _prediction(front: Front, point: Point) -> float | None:
+    target = first_target(front)
+    return point.predicted.get(f"latency@{target}") if target else None
+
+
+def _size(front: Front, point: Point) -> str:
+    return f"{shown('size', point.value('size'))}{_ratio(front, point, 'size')}"
+
+
+def _ratio(front: Front, point: Point, objective: str) -> str:
+    value, dense = point.value(objective), front.baseline.value(objective)
+    return "" if not value or not dense or point is front.baseline else f" ({dense / value:.2f}x)"
+
+
+def _comparison_table(front: Front) -> Table:
+    knee = next((point for point in front.verified if point.knee), None)
+    rows = []
+    for point in front.comparisons:
+        verdict = None if knee is None else dominates(knee, point)
+        answer = {True: "yes", False: "no", None: "unknown" if knee else "no knee"}[verdict]
+        rows.append(
+            [
+                plain_text(point.name or point.id),
+                _accuracy(front, point),
+                _latency(front, point),
+                _size(front, point),
+                answer,
+            ]
+        )
+    return plain_table(
+        "Beside it, verified alike",
+        ("", "accuracy", "latency", "size", "beaten by the knee in all"),
+        rows,
+        right=("accuracy", "latency", "size"),
+    )
+
+
+def first_target(front: Front) -> str | None:
+    """Return the device that predictions in the table are for: the run's first target."""
+    target = front.plain.get("target")
+    if isinstance(target, list):
+        target = target[0] if target else None
+    if isinstance(target, str):
+        return target
+    names = [name for name in front.baseline.predicted if name.startswith("latency@")]
+    return names[0].partition("@")[2] if names else None
+
+
+def facts(front: Front, hidden: int = 0) -> list[str]:
+    """Return the lines under the table: machine, timing, seed, prediction error, data, budgets."""
+    plain, measured = front.plain, front.baseline.measured
+    lines = []
+    host = measured.get("host") or _host_text(plain.get("host"))
+    timed = f"latency: median of {measured['runs']} alternated runs" if measured.get("runs") else "latency"
+    if host:
+        lines.append(f"{timed} on {host}; ±: half the interquartile range")
+    error = plain.get("latency_error") or {}
+    parts = [f"target {first_target(front) or '–'}", f"seed {plain.get('seed', '–')}"]
+    if error.get("spearman") is not None:
+        parts.append(
+            f"predicted against measured: Spearman {error['spearman']:.2f}, "
+            f"median error {error.get('median_abs_pct', float('nan')):.1f} %"
+        )
+    lines.append("; ".join(parts))
+    interval = measured.get("accuracy_interval")
+    if interval:
+        lines.append(
+            f"accuracy on holdout data that the search never saw; dense: 95 % interval "
+            f"{shown('accuracy', interval[0])} to {shown('accuracy', interval[1])}"
+        )
+    budgets = [str(_budget_text(budget)) for budget in plain.get("budgets") or []]
+    if budgets:
+        lines.append(f"budgets: {', '.join(budgets)}")
+    if hidden > 0:
+        noun = "point" if hidden == 1 else "points"
+        lines.append(f"{hidden} verified {noun} off the front not shown (--all shows why)")
+    return [plain_text(line) for line in lines]
+
+
+def _host_text(host: object) -> str:
+    if isinstance(host, Mapping):
+        for key in ("description", "cpu_model", "cpu", "model"):
+            if isinstance(host.get(key), str):
+                return str(host[key])
+        return ", ".join(f"{key} {value}" for key, value in host.items())
+    return host if isinstance(host, str) else ""
+
+
+def _budget_text(budget: object) -> object:
+    if isinstance(budget, Mapping):
+        return f"{budget.get('objective', '?')} {budget.get('text', budget.get('limit', '?'))}"
+    return budget
+
+
+def front_rows(front: Front, points: Sequence[Point] | None = None) -> list[dict[str, Any]]:
+    """Return one flat row per point for CSV, Markdown and data frames, in units of the objectives."""
+    rows = []
+    for point in front.verified if points is None else points:
+        measured = point.measured
+        row: dict[str, Any] = {
+            "id": point.id,
+            "name": point.name,
+            "accuracy": measured.get("accuracy"),
+            "accuracy_drop": measured.get("accuracy_drop"),
+            "latency_ms": measured.get("latency_ms"),
+            "speedup": measured.get("speedup"),
+            "size_bytes": measured.get("size_bytes"),
+            "onnx_bytes": measured.get("onnx_bytes"),
+            "macs": measured.get("macs"),
+            "peak_memory_bytes": measured.get("peak_memory_bytes"),
+        }
+        row |= {f"predicted {name}": value for name, value in sorted(point.predicted.items())}
+        row |= {
+            "feasible": point.feasible,
+            "knee": point.knee,
+            "why_not": point.why_not,
+            "policy_hash": point.policy_hash,
+        }
+        rows.append(row)
+    return rows
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV; None is an empty cell."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def markdown_text(front: Front, points: Sequence[Point]) -> str:
+    """Return the front as a Markdown table."""
+    lines = [HEADINGS, ["---:"] * (len(HEADINGS) - 1) + [":---"]]
+    lines += [[plain_text(cell).replace("|", "\\|") for cell in _cells(front, point)] for point in points]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _slow_first(point: Point) -> tuple[float, float, int]:
+    latency, size = point.value("latency"), point.value("size")
+    return (-latency if latency is not None else 0.0, -size if size is not None else 0.0, point.id)
