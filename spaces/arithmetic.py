@@ -101,7 +101,32 @@ def choose_arithmetic(
             integer.add(node.name)
             produced.add(node.name)
             shared[node.name] = shared.get(activations[0], activations[0])
-    return Arithmetic(frozenset(integer), tuple(ranges), shared, frozenset(sources - produced))
+    unread = _unread(graph, kernels, absorbed, integer, integer_layers)
+    dropped = {kernels[name].output if name in kernels else name for name in unread}
+    return Arithmetic(
+        frozenset(integer - unread),
+        tuple(name for name in ranges if name not in dropped),
+        {name: owner for name, owner in shared.items() if name not in dropped},
+        frozenset(sources - produced),
+    )
+
+
+def _unread(
+    graph: Graph,
+    kernels: Mapping[str, FusedKernel],
+    absorbed: Mapping[str, str],
+    integer: set[str],
+    integer_layers: frozenset[str],
+) -> set[str]:
+    """Kernels without weights that no integer kernel reads after all: floats serve their readers better."""
+    unread: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.name in integer and node.name not in integer_layers:
+            output = kernels[node.name].output if node.name in kernels else node.name
+            readers = {absorbed.get(user, user) for user in graph.users[output]}
+            if not readers & (integer - unread):
+                unread.add(node.name)
+    return unread
 
 
 def _activation_inputs(graph: Graph, node: Node) -> list[str]:

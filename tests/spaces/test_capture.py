@@ -60,7 +60,7 @@ def test_in_place_operators_become_functional_and_later_readers_follow():
     assert [graph.by_name[node.inputs[0]].short_op for node in convolutions] == ["input", "relu", "dropout"]
     doubled = next(node for node in graph.operators() if node.short_op == "mul")
     total = next(node for node in graph.operators() if node.short_op == "add")
-    assert total.inputs == (convolutions[1].name, doubled.name)   # z += y reads y after it was doubled
+    assert total.inputs == (convolutions[1].name, doubled.name)  # z += y reads y after it was doubled
 
 
 def test_operators_that_nothing_reads_are_dropped():
@@ -197,7 +197,7 @@ def test_layers_say_what_they_are_and_why_they_are_frozen():
     assert "used 2 times" in specimen("tied").structure.layer("a").frozen
     strided = specimen("conv1d").structure.layer("net.0")
     assert (strided.window, strided.stride, strided.padding, strided.columns) == ((5,), (2,), (2,), 10)
-    assert specimen("conv1d").structure.layer("net.3").padding == (1,)   # "same"
+    assert specimen("conv1d").structure.layer("net.3").padding == (1,)  # "same"
 
 
 def test_weights_that_are_not_a_modules_own_are_frozen():
@@ -234,5 +234,5 @@ def test_three_hundred_layers_need_no_recursion():
     model = randomised(Chain())
     structure = analyse(capture(model, (torch.randn(2, 4),)), model)
     assert len(structure.layers) == 300
-    assert len(structure.coupling.groups) == 1   # one residual stream
+    assert len(structure.coupling.groups) == 1  # one residual stream
     assert plan(structure, DENSE).stored_bytes == 300 * 20 * 4

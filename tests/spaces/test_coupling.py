@@ -14,8 +14,12 @@ from paretopress.spaces.policy import Policy
 
 # Every group that can be pruned, with its size and step; what is missing here must be frozen.
 FREE_GROUPS = {
-    "cifar_resnet": {"layer1.0.conv1": (8, 1), "layer1.1.conv1": (8, 1), "layer2.0.conv1": (16, 1),
-                     "layer2.1.conv1": (16, 1)},
+    "cifar_resnet": {
+        "layer1.0.conv1": (8, 1),
+        "layer1.1.conv1": (8, 1),
+        "layer2.0.conv1": (16, 1),
+        "layer2.1.conv1": (16, 1),
+    },
     "projection": {"stem.0": (8, 1), "conv1": (12, 1), "conv2": (10, 1)},
     "inverted_residual": {"expand.0": (24, 1)},
     "squeeze_excite": {"conv": (12, 1), "squeeze": (6, 1)},
@@ -34,7 +38,7 @@ FREE_GROUPS = {
     "in_place": {"a": (6, 1)},
     "keywords": {},
 }
-NOT_EXACT = {("layer_norm_mlp", "embed")}   # layer normalisation sees every channel
+NOT_EXACT = {("layer_norm_mlp", "embed")}  # layer normalisation sees every channel
 CASES = [(name, group) for name, groups in FREE_GROUPS.items() for group in groups]
 
 
