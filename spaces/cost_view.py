@@ -13,7 +13,7 @@ from paretopress.spaces.plan import LayerPlan, Plan
 
 def cost_view(plan: Plan) -> CostView:
     """Return what a device prices for `plan`, at batch 1."""
-    merged = _merged_sums(plan)
+    merged = merged_sums(plan)
     by_sum = {addition: main for main, addition in merged.items()}
     by_main = {fused.main: fused for fused in plan.structure.fusion.kernels}
     kernels: list[Kernel] = []
@@ -23,7 +23,7 @@ def cost_view(plan: Plan) -> CostView:
             continue   # a convolution that adds runs where the sum stood: its other operand is ready there
         conv = by_main[by_sum[fused.main]] if fused.main in by_sum else None
         read_at[(conv or fused).main] = len(kernels)
-        kernels.extend(_kernels(plan, conv or fused, fused if conv else None))
+        kernels.extend(kernels_of(plan, conv or fused, fused if conv else None))
         read_at[fused.main] = len(kernels) - 1 if conv else read_at[fused.main]
     weight_bytes = sum(_loaded_bytes(layer) for layer in plan.layers)
     lifetimes = _lifetimes(plan, kernels, read_at)
@@ -37,7 +37,7 @@ def _loaded_bytes(layer: LayerPlan) -> int:
     return sum(product(shape) * width + scales for _, shape in layer.parts) + 4 * layer.shape[0]
 
 
-def _merged_sums(plan: Plan) -> dict[str, str]:
+def merged_sums(plan: Plan) -> dict[str, str]:
     """Float convolutions that absorb the residual sum behind them: main node to the sum's main node."""
     graph = plan.structure.graph
     sums = {kernel.main: kernel for kernel in plan.structure.fusion.kernels if kernel.family is Family.ADD}
@@ -59,7 +59,7 @@ def _merged_sums(plan: Plan) -> dict[str, str]:
     return merged
 
 
-def _kernels(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> Iterator[Kernel]:
+def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> Iterator[Kernel]:
     """The kernels of a main operator; a convolution may absorb the `addition` behind it."""
     layer = plan.by_node.get(fused.main)
     if layer is None:

@@ -45,7 +45,7 @@ Rule = Callable[[CouplingBuilder, Node], tuple[Axis, ...]]
 def _rule_for(node: Node) -> Rule:
     name = node.short_op
     if name in UNARY:
-        return _pass_through
+        return _first_axes
     if name in BINARY:
         return _element_wise
     if name in SPATIAL_POOLS:
@@ -75,10 +75,6 @@ def _unknown(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
 
 def _integer_result(_builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
     return (None,) * len(node.shape)
-
-
-def _pass_through(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:
-    return _first_axes(builder, node)
 
 
 def _spatial_pool(builder: CouplingBuilder, node: Node) -> tuple[Axis, ...]:

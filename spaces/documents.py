@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,8 +227,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     temporary: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=".paretopress-", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
+        temporary = temporary_sibling(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(temporary, flags, 0o666)   # the umask decides, as for any file
         with os.fdopen(descriptor, "wb") as stream:
             write(stream)
             stream.flush()
@@ -243,6 +244,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Return a new hidden name in the folder of `path`, for writing first and renaming then."""
+    return path.parent / f".paretopress-{secrets.token_hex(8)}.tmp"
 
 
 def sync_folder(folder: Path) -> None:

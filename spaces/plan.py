@@ -90,7 +90,8 @@ class Plan:
         """Layer plans by the graph node that applies the layer; a shared layer has several."""
         plans = {plan.layer.name: plan for plan in self.layers}
         kernels = self.structure.fusion.kernels
-        return {kernel.main: plans[kernel.layer.name] for kernel in kernels if kernel.layer is not None}
+        found = ((kernel.main, plans.get(kernel.layer.name)) for kernel in kernels if kernel.layer is not None)
+        return {main: layer for main, layer in found if layer is not None}
 
     @property
     def folds_normalisation(self) -> bool:
@@ -140,13 +141,14 @@ def plan(structure: Structure, policy: Policy) -> Plan:
         choice = policy.choices.get(f"{group.name}/channels")
         if isinstance(choice, Keep):
             kept[group.name] = kept_channels(group, choice.ratio)
-    layers = tuple(_plan_layer(structure, policy, kept, layer) for layer in structure.layers)
+    layers = tuple(plan_layer(structure, policy, kept, layer) for layer in structure.layers)
     integer = frozenset(p.layer.node for p in layers if p.activation_bits == 8)
     factorised = frozenset(p.layer.node for p in layers if p.rank is not None)
     return Plan(structure, policy, kept, layers, choose_arithmetic(structure, integer, factorised))
 
 
-def _plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], layer: Layer) -> LayerPlan:
+def plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], layer: Layer) -> LayerPlan:
+    """What becomes of one layer when the groups keep `kept` channels."""
     axes = structure.coupling.parameters.get(layer.weight) or (None,) * len(layer.shape)
     shape = tuple(
         size if axis is None else sum(kept[s.group] * s.inner for s in axis)
@@ -161,8 +163,8 @@ def _plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], l
         rank = min(rank, shape[0], product(shape[1:]))
     touched = rank is not None or bits != 32 or shape[1:] != layer.shape[1:]
     touched |= layer.kind is LayerKind.DEPTHWISE and shape != layer.shape
-    folded = not policy.is_dense and layer.name in structure.folded_layers
-    has_bias = bool(layer.bias) or folded or touched
+    # Tuning corrects the mean output of every free layer behind a change, so each of them has a bias.
+    has_bias = bool(layer.bias) or (not policy.is_dense and not layer.frozen)
     return LayerPlan(layer, shape, groups, rank, bits, activations, has_bias, touched)
 
 

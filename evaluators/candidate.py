@@ -1,0 +1,139 @@
+"""The candidate evaluator: predicted costs first, then the label-free proxy, the true metric last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.entries import Entries
+from paretopress.compressors.network import Network, runner
+from paretopress.compressors.program import Program
+from paretopress.compressors.tuning import tune
+from paretopress.evaluators.batches import Batch, Batches
+from paretopress.evaluators.costs import CostModel, violations
+from paretopress.evaluators.divergence import divergence
+from paretopress.evaluators.evaluation import Evaluation, State
+from paretopress.evaluators.metrics import Metric, concatenate_outputs, score
+from paretopress.spaces.plan import plan
+from paretopress.spaces.policy import Policy
+
+HOPELESS_DIVERGENCE = 1.0   # nats: such a model agrees with the dense one hardly better than chance
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets as numbers.
+
+    Attributes:
+        costs: `(label, cost name, limit)`; the label is what the user asked for.
+        accuracy: The worst accuracy allowed, None where no drop budget is set.
+        direction: `"max"` or `"min"`: which accuracy is better.
+    """
+
+    costs: tuple[tuple[str, str, float], ...] = ()
+    accuracy: float | None = None
+    direction: str = "max"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the constraints, in order."""
+        drop = ("max_drop",) if self.accuracy is not None else ()
+        return (*(label for label, _, _ in self.costs), *drop)
+
+    def check(self, costs: Mapping[str, float], accuracy: float | None) -> dict[str, float]:
+        """Return how far each budget is exceeded; at most 0 where it is met."""
+        found = violations(self.costs, costs)
+        if self.accuracy is not None and accuracy is not None:
+            worse = self.accuracy - accuracy if self.direction == "max" else accuracy - self.accuracy
+            found["max_drop"] = 0.0 if abs(worse) < 1e-9 else worse
+        return found
+
+
+@dataclass(frozen=True)
+class CandidateEvaluator:
+    """Evaluates policies; ships to workers as one value.
+
+    Attributes:
+        entries: Memoised compressed layers.
+        costs: Cost models of the target devices.
+        samples: What candidates are scored on.
+        metrics: The first is `accuracy`.
+        limits: Budgets.
+        objectives: Cost names that are objectives beside `accuracy`.
+        slack: Fraction by which a predicted cost may exceed its budget before the candidate is
+            screened: neighbours of the boundary still teach the sampler.
+    """
+
+    entries: Entries
+    costs: CostModel
+    samples: Batches
+    metrics: tuple[Metric, ...]
+    limits: Limits
+    objectives: tuple[str, ...]
+    slack: float = 0.1
+
+    def __call__(self, policy: Policy) -> Evaluation:
+        """Evaluate one policy."""
+        program = self.entries.program
+        planned = plan(program.structure, policy)
+        costs = self.costs.predict(planned)
+        values = {name: costs[name] for name in self.objectives}
+        over = self.limits.check(costs, None)
+        for label, name, limit in self.limits.costs:
+            if costs[name] > limit * (1.0 + self.slack):
+                return Evaluation(
+                    State.SCREENED, values, over, f"screened by cost: {label} exceeds its budget by {over[label]:g}"
+                )
+        network, loss = self.build(policy)
+        if loss > HOPELESS_DIVERGENCE:
+            return Evaluation(State.SCREENED, values, over, f"screened by proxy: divergence {loss:.3g} nats")
+        scores = self.score(network)
+        accuracy = scores["accuracy"]
+        return Evaluation(State.COMPLETE, {**scores, **values}, self.limits.check(costs, accuracy)).checked()
+
+    def build(self, policy: Policy) -> tuple[Network, float]:
+        """Return the tuned network of a policy and its divergence on the tuning samples."""
+        program, calibration = self.entries.program, self.entries.calibration
+        if policy.is_dense:
+            return calibration.base, 0.0
+        network, values = tune(program, self.entries.stitch(plan(program.structure, policy)), calibration)
+        dense = [calibration.values[name] for name in program.graph.outputs]
+        return network, divergence(dense, [values[name] for name in program.graph.outputs])
+
+    def score(self, network: Network, samples: Batches | None = None) -> dict[str, float]:
+        """Return every metric of a network."""
+        return score_network(self.entries.program, network, samples or self.samples, self.metrics)
+
+
+def score_network(program: Program, network: Network, samples: Batches, metrics: Sequence[Metric]) -> dict[str, float]:
+    """Return every metric of a network on a set of samples."""
+    outputs = []
+    with torch.inference_mode():
+        for batch in samples:
+            values = run_batch(program, network, batch)
+            outputs.append(program.outputs(values))
+    return score(metrics, concatenate_outputs(outputs), samples.targets)
+
+
+def run_batch(program: Program, network: Network, batch: Batch) -> dict[str, Any]:
+    """Run one batch; models with a fixed batch size are filled up and their outputs cut."""
+    inputs = program.flatten_inputs(batch.args, batch.kwargs)
+    count = batch.count
+    if program.graph.dynamic_batch or count == program.graph.batch:
+        return program.run(inputs, runner(program, network))
+    size = program.graph.batch
+    pieces = [program.run([_rows(t, start, size) for t in inputs], runner(program, network))
+              for start in range(0, count, size)]
+    return {
+        name: torch.cat([piece[name] for piece in pieces])[:count] for name in pieces[0]
+    }
+
+
+def _rows(tensor: Tensor, start: int, size: int) -> Tensor:
+    piece = tensor[start : start + size]
+    missing = size - len(piece)
+    return piece if not missing else torch.cat([piece, piece[-1:].expand(missing, *piece.shape[1:])])

@@ -1,0 +1,35 @@
+"""How far a candidate's outputs are from the dense model's, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def divergence(dense: Sequence[Any], candidate: Sequence[Any]) -> float:
+    """Return the label-free loss of a candidate.
+
+    Two-dimensional float outputs are read as logits: mean Kullback-Leibler divergence of the candidate's
+    softmax from the dense one, in nats. Other float outputs: squared error over the dense variance.
+
+    Args:
+        dense: Output tensors of the dense model.
+        candidate: Output tensors of the candidate, in the same order.
+    """
+    total = 0.0
+    for wanted, found in zip(dense, candidate, strict=True):
+        if isinstance(wanted, Tensor) and wanted.is_floating_point():
+            total += _one(wanted.float(), found.float())
+    return total
+
+
+def _one(wanted: Tensor, found: Tensor) -> float:
+    if wanted.ndim == 2 and wanted.shape[1] > 1:
+        expected = torch.log_softmax(wanted, dim=1)
+        actual = torch.log_softmax(found, dim=1)
+        return max(0.0, float((expected.exp() * (expected - actual)).sum(dim=1).mean()))
+    spread = float(wanted.var(correction=0))
+    return float((wanted - found).square().mean()) / max(spread, 1e-12)

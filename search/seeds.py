@@ -1,0 +1,207 @@
+"""Exact seeds: the table's losses and the devices' kernel costs as one factor graph, solved exactly.
+
+Loss is additive over units; cost is a sum of terms over the few units that touch a kernel: the groups
+of its input and output, its own rank and format. Conversions between float and integer kernels couple
+neighbours and are left out here: every seed is priced again with the whole plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from paretopress.evaluators.costs import CostModel
+from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
+from paretopress.spaces.choices import Choice, Keep, Weights
+from paretopress.spaces.cost_view import kernels_of, merged_sums
+from paretopress.spaces.fusion import FusedKernel
+from paretopress.spaces.kernels import Kernel
+from paretopress.spaces.plan import Plan, kept_channels, plan, plan_layer
+from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.space import SearchSpace
+from paretopress.spaces.structure import Structure
+
+MIXES = (1.0, 0.75, 0.5, 0.25, 0.0)   # weight of relative time against relative size
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Policies from the exact fronts.
+
+    Attributes:
+        policies: Distinct policies, the dense one first.
+        gap: The largest certified gap of the fronts they come from.
+        losses: The table's loss of each policy.
+    """
+
+    policies: tuple[Policy, ...]
+    gap: float
+    losses: tuple[float, ...]
+
+
+class FactorGraph:
+    """Cost terms of a space on one set of devices."""
+
+    def __init__(self, structure: Structure, space: SearchSpace, costs: CostModel) -> None:
+        self.structure, self.space, self.costs = structure, space, costs
+        self.dense = plan(structure, DENSE)
+        integer = {name: Weights(8) for name, frozen in structure.units.items()
+                   if name.endswith("/weights") and not frozen}
+        self.contexts = {32: self.dense, 8: plan(structure, Policy.of(integer))}
+        self.merged = {bits: merged_sums(context) for bits, context in self.contexts.items()}
+        self.by_main = {kernel.main: kernel for kernel in structure.fusion.kernels}
+
+    def terms(self) -> tuple[list[tuple[tuple[str, ...], np.ndarray]], list[tuple[tuple[str, ...], np.ndarray]]]:
+        """Return the terms of relative time (1 = dense) and of relative size (1 = dense)."""
+        time, size = [], []
+        owners = self._owners()
+        dense_costs = self.costs.predict(self.dense)
+        scale = [1.0 / max(dense_costs[name], 1e-12) for name in self.costs.latency_names]
+        for fused in self.structure.fusion.kernels:
+            units = self._units(fused, owners.get(fused.main))
+            if not units:
+                continue
+            kernels, spans, sizes = self._enumerate(fused, units)
+            shape = tuple(len(self.space.options[unit]) for unit in units)
+            time.append((units, self._price(kernels, spans, scale).reshape(shape)))
+            if fused.layer is not None:
+                size.append((units, np.array(sizes, dtype=np.float64).reshape(shape) / dense_costs["size"]))
+        return time, size
+
+    def _owners(self) -> dict[str, str]:
+        """Kernels without weights to the layer whose format decides theirs: the last one before them."""
+        graph = self.structure.graph
+        owner_of_value: dict[str, str] = {}
+        owners: dict[str, str] = {}
+        layer_of = {layer.node: layer.name for layer in self.structure.layers}
+        for node in graph.nodes:
+            if node.name in layer_of:
+                owner_of_value[node.name] = layer_of[node.name]
+                continue
+            sources = [name for name in node.inputs if name in owner_of_value]
+            if sources:
+                last = max(sources, key=lambda name: graph.position[name])
+                owner_of_value[node.name] = owner_of_value[last]
+                owners[node.name] = owner_of_value[last]
+        return owners
+
+    def _units(self, fused: FusedKernel, owner: str | None) -> tuple[str, ...]:
+        """Free units that a kernel's cost depends on."""
+        names: list[str] = []
+        values = self.structure.coupling.values
+        sources = [name for name in self.structure.graph.by_name[fused.main].inputs if name in values]
+        for name in (*sources, fused.output):
+            for axis in values.get(name, ()):
+                names += [f"{segment.group}/channels" for segment in axis or ()]
+        layer = fused.layer.name if fused.layer is not None else owner
+        if fused.layer is not None:
+            names.append(f"{layer}/rank")
+        if layer is not None:
+            names.append(f"{layer}/weights")
+        return tuple(name for name in dict.fromkeys(names) if name in self.space.options)
+
+    def _enumerate(
+        self, fused: FusedKernel, units: Sequence[str]
+    ) -> tuple[list[Kernel], list[int], list[float]]:
+        """Kernels of every combination of options, how many each combination has, and stored bytes."""
+        kernels: list[Kernel] = []
+        spans, sizes = [], []
+        for combination in itertools.product(*(self.space.options[unit] for unit in units)):
+            chosen = {unit: c for unit, c in zip(units, combination, strict=True) if c is not None}
+            found, stored = self._kernels(fused, chosen)
+            kernels += found
+            spans.append(len(found))
+            sizes.append(stored)
+        return kernels, spans, sizes
+
+    def _kernels(self, fused: FusedKernel, chosen: Mapping[str, Choice]) -> tuple[list[Kernel], float]:
+        weights = next((choice for choice in chosen.values() if isinstance(choice, Weights)), None)
+        bits = 8 if weights is not None and weights.activations == 8 else 32
+        kept = dict(self.dense.kept)
+        for unit, choice in chosen.items():
+            if isinstance(choice, Keep):
+                group = self.structure.group(unit.rpartition("/")[0])
+                kept[group.name] = kept_channels(group, choice.ratio)
+        policy = Policy.of(chosen) if chosen else DENSE
+        context = replace(self.contexts[bits], kept=kept, policy=policy)
+        merged = self.merged[bits]
+        if fused.layer is None:
+            if fused.main in merged.values():
+                return [], 0.0   # priced with the convolution that absorbs it
+            return list(kernels_of(context, fused, None)), 0.0
+        layer = plan_layer(self.structure, policy, kept, fused.layer)
+        context = Plan(context.structure, policy, kept, (layer,), context.arithmetic)
+        addition = self.by_main[merged[fused.main]] if fused.main in merged else None
+        return list(kernels_of(context, fused, addition)), float(layer.stored_bytes)
+
+    def _price(self, kernels: list[Kernel], spans: list[int], scale: list[float]) -> np.ndarray:
+        """Relative time of every combination, averaged over the devices."""
+        distinct = list(dict.fromkeys(kernels))
+        index = {kernel: position for position, kernel in enumerate(distinct)}
+        total = np.zeros(len(spans))
+        place = np.repeat(np.arange(len(spans)), spans)
+        rows = np.array([index[kernel] for kernel in kernels], dtype=np.int64)
+        for device, factor in zip(self.costs.devices, scale, strict=True):
+            prices = device.kernel_cost(distinct)
+            unit = factor / 1000.0 if device.tier != "T0" else factor
+            total += np.bincount(place, weights=prices[rows] * unit, minlength=len(spans))
+        return total / len(self.costs.devices)
+
+
+def exact_fronts(
+    structure: Structure, space: SearchSpace, table: SensitivityTable, costs: CostModel
+) -> dict[float, ExactFront]:
+    """Solve the whole (cost, loss) front for several mixes of relative time and relative size."""
+    time, size = FactorGraph(structure, space, costs).terms()
+    losses = {unit: np.array(row, dtype=np.float64) for unit, row in table.losses.items()}
+    options = {unit: len(choices) for unit, choices in space.options.items()}
+    fronts = {}
+    for mix in MIXES:
+        scaled = [CostTerm(units, mix * values) for units, values in time if mix > 0.0]
+        scaled += [CostTerm(units, (1.0 - mix) * values) for units, values in size if mix < 1.0]
+        fronts[mix] = solve_front(ExactProblem(options=options, losses=losses, costs=tuple(scaled)))
+    return fronts
+
+
+def policy_of(space: SearchSpace, assignment: Mapping[str, int], model: str) -> Policy:
+    """The policy of an assignment of option numbers."""
+    chosen = {unit: space.options[unit][option] for unit, option in assignment.items()}
+    return Policy.of({unit: c for unit, c in chosen.items() if c is not None}, model=model, space=space.fingerprint)
+
+
+def exact_seeds(
+    structure: Structure, space: SearchSpace, table: SensitivityTable, costs: CostModel, count: int
+) -> Seeds:
+    """Return about `count` policies, spread over the exact fronts evenly in the logarithm of their loss.
+
+    Args:
+        structure: The model.
+        space: Its space.
+        table: Losses of its choices.
+        costs: Target devices.
+        count: Number of seeds beside the dense policy.
+    """
+    fronts = exact_fronts(structure, space, table, costs)
+    found: dict[Policy, float] = {Policy.of({}, model=structure.fingerprint, space=space.fingerprint): 0.0}
+    per_front = max(2, -(-count // len(fronts)))
+    for front in fronts.values():
+        for point in spread_by_loss(front.points, per_front):
+            found.setdefault(policy_of(space, point.assignment, structure.fingerprint), point.loss)
+    gap = max(front.gap for front in fronts.values())
+    return Seeds(tuple(found), gap, tuple(found.values()))
+
+
+def spread_by_loss(points: Sequence[FrontPoint], count: int, floor: float = 1e-4, ceiling: float = 1.0) -> list[FrontPoint]:
+    """Pick points whose losses are spread evenly on a logarithmic scale between `floor` and `ceiling` nats."""
+    losses = np.array([point.loss for point in points])
+    picked: dict[int, FrontPoint] = {}
+    for wanted in np.geomspace(floor, ceiling, count):
+        within = np.flatnonzero(losses <= wanted)
+        if len(within):
+            index = int(within[np.argmax(losses[within])])
+            picked.setdefault(index, points[index])
+    return list(picked.values())
