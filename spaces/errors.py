@@ -59,7 +59,7 @@ class StorageError(ParetopressError):
     exit_code = 75
 
 
-class InterruptedSearch(ParetopressError):
+class InterruptedSearch(ParetopressError):  # noqa: N818 - an event, not an error
     """A signal ended the search; what was finished is stored, and the same command continues.
 
     Attributes:

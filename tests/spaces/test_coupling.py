@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
-from space_zoo import ZOO, specimen
+from space_zoo import ZOO, run_graph, specimen
 from torch import nn
 
 from paretopress.spaces.capture import capture
-from paretopress.spaces.choices import Keep
+from paretopress.spaces.choices import Keep, Weights
+from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
+from paretopress.spaces.structure import analyse
 
 # Every group that can be pruned, with its size and step; what is missing here must be frozen.
 FREE_GROUPS = {
@@ -206,8 +208,63 @@ class Merging(nn.Module):
 )
 def test_every_mixing_operator_freezes(tail, reason):
     model = Merging(tail)
-    from paretopress.spaces.structure import analyse
-
     units = analyse(capture(model, (torch.randn(2, 3, 6),)), model).units
     assert reason in units["second/channels"]
     assert units["first/channels"] == ""
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0][:, -1])
+
+
+class Shuffle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(6, 2, 1)
+        self.up = nn.Sequential(nn.PixelShuffle(2), nn.ConvTranspose2d(4, 6, 2, 2), nn.PReLU(6))
+
+    def forward(self, x):
+        left, right = self.first(x).chunk(2, 1)
+        return self.last(self.up(torch.cat([right, left], 1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "free", "frozen"),
+    [
+        (Recurrent(), (2, 5, 6), set(), {}),
+        (Shuffle(), (2, 3, 4, 4), set(), {"first": "operator chunk in the root module has no channel rule"}),
+        (
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            (2, 5, 8),
+            {"linear1"},
+            {"self_attn": "operator unflatten in self_attn has no channel rule"},
+        ),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 1)), (2, 3, 4, 4), set(), {}),
+    ],
+    ids=["lstm", "shuffle", "transformer", "weight_norm"],
+)
+def test_operators_without_a_rule_freeze_and_nothing_fails(model, shape, free, frozen):
+    model = model.eval().requires_grad_(False)
+    inputs = torch.randn(shape)
+    captured = capture(model, (inputs,))
+    structure = analyse(captured, model)
+    units = {
+        unit.removesuffix("/channels"): why for unit, why in structure.units.items() if "/channels" in unit
+    }
+    assert {unit for unit, reason in units.items() if not reason} == free
+    assert {unit: units[unit] for unit in frozen} == frozen
+    value = run_graph(captured, model, [inputs])[captured.graph.outputs[0]]
+    torch.testing.assert_close(value, model(inputs), atol=1e-5, rtol=1e-4)
+    bytes_of = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    integers = {
+        unit: Weights(8, 8) for unit, why in structure.units.items() if unit.endswith("/weights") and not why
+    }
+    assert plan(structure, Policy()).stored_bytes == sum(bytes_of.values())
+    for policy in (Policy(), Policy.of(integers)):
+        view = cost_view(plan(structure, policy))
+        assert len({kernel.name for kernel in view.kernels}) == len(view.kernels) > 0
