@@ -1,0 +1,207 @@
+"""Applying edits to the user's own modules, and filling them with stored tensors.
+
+Layers keep their type, so that hooks and padding modes of the user's class stay; only sizes change. A
+factorised layer becomes `Sequential(first, second)` at its path. Packed layers compute with a float
+`weight` that is not part of the state; the state holds the packed integers and their scales.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from paretopress.compressors.delta import Edit, FoldEdit, LayerEdit, ResizeEdit
+from paretopress.compressors.packing import packed_bytes, unpack
+from paretopress.compressors.quantisation import dequantise
+from paretopress.spaces.errors import ArtifactError, UnsupportedModelError
+from paretopress.spaces.kernels import product
+
+
+def apply_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
+    """Make the modules of a model as small as the edits say, in place; `load_tensors` fills them.
+
+    Args:
+        model: A copy of the dense model.
+        edits: The edits, each about a module of its own.
+
+    Raises:
+        ArtifactError: A module is missing, or its sizes do not belong to the edit.
+        UnsupportedModelError: The module at a path is not one whose tensors can be replaced.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for edit in edits:
+            module = _submodule(model, edit.path)
+            match edit:
+                case LayerEdit():
+                    _edit_layer(model, module, edit)
+                case FoldEdit():
+                    _remove_normalisation(model, module, edit)
+                case ResizeEdit():
+                    _resize_normalisation(model, module, edit)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise ArtifactError(f"the model has no module {path!r}: the artefact is another model's") from None
+
+
+def _edit_layer(model: nn.Module, module: nn.Module, edit: LayerEdit) -> None:
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+        kinds = "allowed: Conv1d, Conv2d, Linear and their subclasses"
+        raise UnsupportedModelError(f"layer {edit.path!r} is a {type(module).__name__} ({kinds}); exclude it")
+    _check_sizes(module, edit)
+    if edit.rank is None:
+        _resize_layer(module, edit.shape, edit.groups, edit.bias)
+        parts: Sequence[nn.Module] = (module,)
+    else:
+        first = copy.deepcopy(module)
+        _resize_layer(first, edit.parts[0][1], edit.groups, bias=False)
+        second = _pointwise(module, edit)
+        parts = (first, second)
+        _replace(model, module, nn.Sequential(*parts).train(module.training))
+    if edit.bits != 32:
+        for part in parts:
+            _pack_layer(part, edit.bits)
+
+
+def _check_sizes(module: nn.Conv1d | nn.Conv2d | nn.Linear, edit: LayerEdit) -> None:
+    dense, wanted = tuple(module.weight.shape), edit.shape
+    fits = len(dense) == len(wanted) and all(new <= old for new, old in zip(wanted, dense, strict=True))
+    inner = product(wanted[1:]) if wanted else 0
+    if not fits or edit.groups > wanted[0] or (edit.rank or 1) > min(wanted[0], inner):
+        reason = f"a weight of {dense} cannot become {wanted}"
+        raise ArtifactError(f"layer {edit.path!r}: {reason}: the artefact is another model's")
+
+
+def _resize_layer(module: nn.Module, shape: tuple[int, ...], groups: int, bias: bool) -> None:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    trainable = weight.requires_grad
+    module.weight = nn.Parameter(weight.new_zeros(shape), trainable)
+    module.register_parameter("bias", nn.Parameter(weight.new_zeros(shape[0]), trainable) if bias else None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    else:
+        sizes = {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
+        for name, size in sizes.items():
+            setattr(module, name, size)
+
+
+def _pointwise(module: nn.Conv1d | nn.Conv2d | nn.Linear, edit: LayerEdit) -> nn.Module:
+    """The second of two factors."""
+    out, rank = edit.shape[0], edit.rank
+    assert rank is not None
+    weight = module.weight
+    second: nn.Module
+    if isinstance(module, nn.Linear):
+        second = nn.Linear(rank, out, edit.bias, device=weight.device, dtype=weight.dtype)
+    else:
+        kind = nn.Conv1d if isinstance(module, nn.Conv1d) else nn.Conv2d
+        second = kind(rank, out, 1, bias=edit.bias, device=weight.device, dtype=weight.dtype)
+    return second.requires_grad_(weight.requires_grad)
+
+
+def _pack_layer(module: nn.Module, bits: int) -> None:
+    """Turn the weight into packed integers and scales; a bias stays but is no longer trained."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    del module.weight
+    module.register_buffer("weight", weight.detach(), persistent=False)
+    packed = torch.zeros(packed_bytes(weight.numel(), bits), dtype=torch.uint8)
+    module.register_buffer("weight_packed", packed)
+    module.register_buffer("weight_scale", torch.zeros(weight.shape[0]))
+    module.requires_grad_(False)
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another wherever that is registered."""
+    for parent in list(model.modules()):
+        for name in [name for name, child in parent._modules.items() if child is old]:
+            setattr(parent, name, new)
+
+
+def _remove_normalisation(model: nn.Module, module: nn.Module, edit: FoldEdit) -> None:
+    if not isinstance(module, _BatchNorm):
+        reason = "its statistics belong to no batch normalisation module; exclude the layer before it"
+        raise UnsupportedModelError(f"{edit.path!r} is a {type(module).__name__}: {reason}")
+    if type(module).forward is _BatchNorm.forward:
+        _replace(model, module, nn.Identity().train(module.training))
+        return
+    # A subclass may do more than normalise (an activation, say): let it normalise by mean 0 and variance 1.
+    statistics = module.running_mean
+    assert statistics is not None
+    for name in ("weight", "bias"):
+        module.register_parameter(name, None)
+    for name, value in (("running_mean", 0.0), ("running_var", 1.0)):
+        delattr(module, name)
+        module.register_buffer(name, statistics.new_full((edit.channels,), value), persistent=False)
+    del module.num_batches_tracked
+    module.register_buffer("num_batches_tracked", None)
+    module.num_features, module.eps, module.affine = edit.channels, 0.0, False
+
+
+def _resize_normalisation(model: nn.Module, module: nn.Module, edit: ResizeEdit) -> None:
+    for name, size in edit.attributes.items():
+        current = getattr(module, name, None)
+        if current is not None:
+            setattr(module, name, (size,) if isinstance(current, tuple | list) else size)
+    for name, shape in edit.tensors.items():
+        path, _, leaf = name.rpartition(".")
+        holder = _submodule(model, path)
+        old = getattr(holder, leaf, None)
+        if not isinstance(old, Tensor) or old.ndim != len(shape) or any(map(int.__gt__, shape, old.shape)):
+            raise ArtifactError(f"tensor {name!r} cannot become {shape}: the artefact is another model's")
+        new = old.detach().new_zeros(shape)
+        setattr(holder, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a model by name, a tied tensor once under its first name."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], edits: Iterable[Edit]) -> None:
+    """Fill an edited model, and compute the float weights of packed layers.
+
+    Args:
+        model: The model after `apply_edits`.
+        tensors: All of its state, a tied tensor once.
+        edits: The edits that were applied.
+
+    Raises:
+        ArtifactError: A tensor is missing, unknown, or of another shape or type than the model's.
+    """
+    wanted = stored_tensors(model)
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors:
+            raise ArtifactError(f"tensor {name!r} of the model is not in the artefact")
+        if name not in wanted:
+            raise ArtifactError(f"tensor {name!r} of the artefact is not in the model")
+        one, other = tensors[name], wanted[name]
+        if one.shape != other.shape or one.dtype != other.dtype:
+            stored, expected = (f"{tuple(t.shape)} {t.dtype}" for t in (one, other))
+            raise ArtifactError(f"tensor {name!r}: {stored} in the artefact, {expected} in the model")
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for name, tensor in tensors.items():
+            wanted[name].copy_(tensor)
+        for edit in edits:
+            if isinstance(edit, LayerEdit) and edit.bits != 32:
+                for path, shape in edit.parts:
+                    _unpack_layer(model.get_submodule(path), edit.bits, shape)
+
+
+def _unpack_layer(module: nn.Module, bits: int, shape: tuple[int, ...]) -> None:
+    weight, packed, scale = module.weight, module.weight_packed, module.weight_scale
+    assert isinstance(weight, Tensor)
+    assert isinstance(packed, Tensor)
+    assert isinstance(scale, Tensor)
+    integers = unpack(packed, bits, (shape[0], product(shape[1:])))
+    weight.copy_(dequantise(integers, scale).reshape(shape))

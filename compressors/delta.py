@@ -1,0 +1,291 @@
+"""The delta: what becomes of the user's own modules, as plain data that is stored beside the tensors.
+
+An artefact is rebuilt on the user's class: its factory makes the dense model, the edits make the
+modules smaller, and the stored tensors fill them. Nothing here touches a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paretopress.spaces.choices import WEIGHT_BITS
+from paretopress.spaces.errors import ArtifactError, PolicyError
+from paretopress.spaces.plan import LayerPlan, Plan
+from paretopress.spaces.policy import Policy
+
+SCHEMA = "paretopress-delta/1"
+_CHANNELS = {"batch_norm": "num_features", "layer_norm": "normalized_shape", "group_norm": "num_channels"}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEdit:
+    """A convolution or linear layer gets other tensors.
+
+    Attributes:
+        path: Path of its module.
+        shape: Shape of its weight after pruning, before factorisation.
+        groups: Convolution groups, 1 for linear.
+        rank: Inner width where it becomes two layers, else None.
+        bits: Stored width of its weights, 32 for float.
+        bias: Whether it has a bias.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    groups: int
+    rank: int | None
+    bits: int
+    bias: bool
+
+    @property
+    def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """`(path, weight shape)` of each real layer: one, or `PATH.0` and `PATH.1` when factorised."""
+        if self.rank is None:
+            return ((self.path, self.shape),)
+        tail = (1,) * (len(self.shape) - 2)
+        first, second = (self.rank, *self.shape[1:]), (self.shape[0], self.rank, *tail)
+        return (f"{self.path}.0", first), (f"{self.path}.1", second)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldEdit:
+    """A batch normalisation does nothing any more: it is folded into the layer before it.
+
+    Attributes:
+        path: Path of its module.
+        channels: Channels that pass through it.
+    """
+
+    path: str
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeEdit:
+    """Another normalisation loses channels.
+
+    Attributes:
+        path: Path of the module that applies it.
+        attributes: Attribute of the module to its new size, set where the module has it.
+        tensors: Parameter or buffer by its name in the model's state to its new shape.
+    """
+
+    path: str
+    attributes: Mapping[str, int]
+    tensors: Mapping[str, tuple[int, ...]]
+
+
+Edit = LayerEdit | FoldEdit | ResizeEdit
+
+
+def module_edits(plan: Plan) -> tuple[Edit, ...]:
+    """Return what a plan changes about the modules of a model; nothing for the dense policy."""
+    if plan.policy.is_dense:
+        return ()
+    return (*_layer_edits(plan), *_fold_edits(plan), *_resize_edits(plan))
+
+
+def _layer_edits(plan: Plan) -> Iterator[LayerEdit]:
+    for layer_plan in plan.layers:
+        if not layer_plan.layer.frozen and _changes(layer_plan):
+            yield LayerEdit(
+                layer_plan.layer.name, layer_plan.shape, layer_plan.groups, layer_plan.rank,
+                layer_plan.weight_bits, layer_plan.has_bias,
+            )
+
+
+def _changes(layer_plan: LayerPlan) -> bool:
+    layer = layer_plan.layer
+    # A new bias is a change, and so is one that was shared with another layer.
+    own_bias = f"{layer.name}.bias" if layer_plan.has_bias else ""
+    return (
+        layer_plan.shape != layer.shape or layer_plan.rank is not None or layer_plan.weight_bits != 32
+        or layer.bias != own_bias
+    )
+
+
+def _fold_edits(plan: Plan) -> Iterator[FoldEdit]:
+    graph = plan.structure.graph
+    kept = {layer_plan.layer.name: layer_plan.shape[0] for layer_plan in plan.layers}
+    for name, layer in plan.structure.fusion.folds.items():
+        statistics = graph.parameter(graph.by_name[name], "running_mean")
+        assert statistics is not None
+        yield FoldEdit(statistics.target.rpartition(".")[0], kept[layer.name])
+
+
+def _resize_edits(plan: Plan) -> Iterator[ResizeEdit]:
+    graph = plan.structure.graph
+    for node in graph.operators():
+        if node.short_op not in _CHANNELS or node.name in plan.structure.fusion.folds:
+            continue
+        place = -1 if node.short_op == "layer_norm" else 1
+        kept, dense = plan.shape(node.name)[place], node.shape[place]
+        if kept == dense:
+            continue
+        attributes = {_CHANNELS[node.short_op]: kept}
+        if node.short_op == "group_norm":
+            attributes["num_groups"] = int(node.arguments["num_groups"]) * kept // dense
+        owned = [graph.parameter(node, name) for name in ("weight", "bias", "running_mean", "running_var")]
+        yield ResizeEdit(node.module_path, attributes, {p.target: (kept,) for p in owned if p is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of the captured model.
+
+    Attributes:
+        shape: Shape at the captured batch size.
+        dtype: Such as `"float32"`.
+        keyword: Name it is passed by, `""` where it is positional.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    keyword: str
+
+
+@dataclass(frozen=True)
+class Delta:
+    """All of an artefact that is not tensors.
+
+    Attributes:
+        edits: What becomes of the modules.
+        policy: The policy that was realised.
+        inputs: Inputs of the captured model, in the order of the capture.
+        structure: Fingerprint of the dense model's structure.
+        state: Shape of every tensor of the dense model's state.
+        ranges: Quantised tensors, in the order of the stored scales and zero points.
+        kept: Channels kept of every pruned group.
+        versions: Versions of the packages that wrote it.
+    """
+
+    edits: tuple[Edit, ...]
+    policy: Policy
+    inputs: tuple[Input, ...]
+    structure: str
+    state: Mapping[str, tuple[int, ...]]
+    ranges: tuple[str, ...]
+    kept: Mapping[str, tuple[int, ...]]
+    versions: Mapping[str, str]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain data; `from_plain` reads it back unchanged."""
+        return {
+            "schema": SCHEMA,
+            "edits": [edit_to_plain(edit) for edit in self.edits],
+            "policy": self.policy.to_plain(),
+            "inputs": [{"shape": list(i.shape), "dtype": i.dtype, "keyword": i.keyword} for i in self.inputs],
+            "structure": self.structure,
+            "state": {name: list(shape) for name, shape in self.state.items()},
+            "ranges": list(self.ranges),
+            "kept": {name: list(channels) for name, channels in self.kept.items()},
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_plain(cls, value: object, where: str) -> Delta:
+        """Read plain data written by `to_plain`.
+
+        Raises:
+            ArtifactError: A key or value is not what it must be; the message starts with `where`.
+        """
+        names = ("schema", "edits", "policy", "inputs", "structure", "state", "ranges", "kept", "versions")
+        plain = _mapping(value, names, where)
+        if plain["schema"] != SCHEMA:
+            raise ArtifactError(f"{where}: schema {plain['schema']!r} is not supported (allowed: {SCHEMA})")
+        try:
+            policy = Policy.from_plain(plain["policy"], f"{where}: policy")
+        except PolicyError as error:
+            raise ArtifactError(str(error)) from None
+        return cls(
+            tuple(edit_from_plain(edit, where) for edit in _list(plain["edits"], f"{where}: edits")),
+            policy,
+            tuple(_input(entry, f"{where}: inputs") for entry in _list(plain["inputs"], f"{where}: inputs")),
+            _text(plain["structure"], f"{where}: structure"),
+            _shapes(plain["state"], f"{where}: state"),
+            tuple(_text(name, f"{where}: ranges") for name in _list(plain["ranges"], f"{where}: ranges")),
+            _shapes(plain["kept"], f"{where}: kept"),
+            {name: _text(text, where) for name, text in _named(plain["versions"], where).items()},
+        )
+
+
+def edit_to_plain(edit: Edit) -> dict[str, Any]:
+    """Return an edit as plain data for JSON."""
+    match edit:
+        case LayerEdit(path, shape, groups, rank, bits, bias):
+            plain = {"shape": list(shape), "groups": groups, "rank": rank, "bits": bits, "bias": bias}
+            return {"layer": path, **plain}
+        case FoldEdit(path, channels):
+            return {"fold": path, "channels": channels}
+        case ResizeEdit(path, attributes, tensors):
+            shapes = {name: list(shape) for name, shape in tensors.items()}
+            return {"resize": path, "attributes": dict(attributes), "tensors": shapes}
+
+
+def edit_from_plain(value: object, where: str) -> Edit:
+    """Read an edit written by `edit_to_plain`.
+
+    Raises:
+        ArtifactError: A key or value is not what it must be; the message starts with `where`.
+    """
+    if isinstance(value, Mapping) and "fold" in value:
+        plain = _mapping(value, ("fold", "channels"), where)
+        return FoldEdit(_text(plain["fold"], where), _size(plain["channels"], where))
+    if isinstance(value, Mapping) and "resize" in value:
+        plain = _mapping(value, ("resize", "attributes", "tensors"), where)
+        attributes = {name: _size(size, where) for name, size in _named(plain["attributes"], where).items()}
+        if unknown := set(attributes) - {*_CHANNELS.values(), "num_groups"}:
+            raise ArtifactError(f"{where}: attribute {min(unknown)!r} is not one that edits set")
+        return ResizeEdit(_text(plain["resize"], where), attributes, _shapes(plain["tensors"], where))
+    plain = _mapping(value, ("layer", "shape", "groups", "rank", "bits", "bias"), where)
+    if plain["bits"] not in (*WEIGHT_BITS, 32) or not isinstance(plain["bias"], bool):
+        raise ArtifactError(f"{where}: {plain['layer']!r}: bits {plain['bits']!r}, bias {plain['bias']!r}")
+    rank = None if plain["rank"] is None else _size(plain["rank"], where)
+    shape, groups = _shape(plain["shape"], where, lowest=1), _size(plain["groups"], where)
+    return LayerEdit(_text(plain["layer"], where), shape, groups, rank, int(plain["bits"]), plain["bias"])
+
+
+def _input(value: object, where: str) -> Input:
+    plain = _mapping(value, ("shape", "dtype", "keyword"), where)
+    shape = _shape(plain["shape"], where, lowest=0)
+    return Input(shape, _text(plain["dtype"], where), _text(plain["keyword"], where))
+
+
+def _named(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ArtifactError(f"{where}: expected a mapping, got {value!r:.60}")
+    return value
+
+
+def _mapping(value: object, keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or set(value) != set(keys):
+        raise ArtifactError(f"{where}: expected a mapping of exactly {', '.join(keys)}, got {value!r:.60}")
+    return value
+
+
+def _list(value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ArtifactError(f"{where}: expected a list, got {value!r:.60}")
+    return value
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ArtifactError(f"{where}: expected text, got {value!r:.60}")
+    return value
+
+
+def _size(value: object, where: str, lowest: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 1 << 31:
+        raise ArtifactError(f"{where}: expected a whole number from {lowest}, got {value!r:.60}")
+    return value
+
+
+def _shape(value: object, where: str, lowest: int) -> tuple[int, ...]:
+    return tuple(_size(size, where, lowest) for size in _list(value, where))
+
+
+def _shapes(value: object, where: str) -> dict[str, tuple[int, ...]]:
+    return {name: _shape(shape, f"{where}.{name}", lowest=0) for name, shape in _named(value, where).items()}

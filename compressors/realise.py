@@ -1,0 +1,109 @@
+"""Realising a network: from the tensors of a candidate to a smaller instance of the user's own class."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from paretopress.compressors.apply_edits import apply_edits, load_tensors, stored_tensors
+from paretopress.compressors.compressed_model import CompressedModel, delta_of
+from paretopress.compressors.network import Network, Part, apply_parts, runner
+from paretopress.compressors.packing import pack
+from paretopress.compressors.program import Program, Values
+from paretopress.spaces.errors import UnsupportedModelError
+from paretopress.spaces.plan import LayerPlan
+
+
+def realise(model: nn.Module, program: Program, network: Network) -> CompressedModel:
+    """Return the compressed model of a network; for the dense policy that is the model itself, copied.
+
+    Args:
+        model: The dense model that `program` captured; it is not changed.
+        program: Its capture.
+        network: All tensors of the candidate.
+
+    Returns:
+        The compressed model in eval mode on the CPU, its parameters frozen (PyTorch chooses other kernels
+        for parameters that require gradients). It computes what `network` computes, bit for bit; under the
+        dense policy it is a copy of `model`.
+
+    Raises:
+        UnsupportedModelError: With smaller layers the user's code does not compute what was captured.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        delta = delta_of(program, network)
+        realised = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        apply_edits(realised, delta.edits)
+        if not network.plan.policy.is_dense:
+            load_tensors(realised, network_tensors(network, realised), delta.edits)
+            _check_same(program, network, realised)
+        return CompressedModel(realised, delta, network.ranges, program)
+
+
+def network_tensors(network: Network, realised: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a realised model from the tensors of a network.
+
+    Args:
+        network: The network.
+        realised: The user's model after edits, which says what belongs to its state.
+    """
+    names = stored_tensors(realised).keys()
+    tensors = {name: tensor for name, tensor in network.state.items() if name in names}
+    for layer_plan in network.plan.layers:
+        if not layer_plan.layer.frozen:
+            tensors.update(_layer_tensors(layer_plan, network.parts[layer_plan.layer.node]))
+    return tensors
+
+
+def _layer_tensors(layer_plan: LayerPlan, parts: tuple[Part, ...]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for (path, _), part in zip(layer_plan.parts, parts, strict=True):
+        if part.integers is None or part.scales is None:
+            tensors[f"{path}.weight"] = part.weight
+        else:
+            tensors[f"{path}.weight_packed"] = pack(part.integers, part.bits)
+            tensors[f"{path}.weight_scale"] = part.scales
+    bias = parts[-1].bias
+    if bias is not None:
+        tensors[f"{layer_plan.parts[-1][0]}.bias"] = bias
+    return tensors
+
+
+def _check_same(program: Program, network: Network, realised: nn.Module) -> None:
+    """Run both once: code of the user may depend on what was changed without the capture showing it."""
+    inputs = [_example(program, name) for name in program.graph.inputs]
+    positional = len(inputs) - len(program.capture.keywords)
+    keywords = dict(zip(program.capture.keywords, inputs[positional:], strict=True))
+
+    def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
+        return apply_parts(network, layer, x, _in_floats)
+
+    values = program.run(inputs, runner(program, network, apply=apply, quantise=_in_floats))
+    try:
+        found = pytree.tree_leaves(realised(*inputs[:positional], **keywords))
+    except Exception as error:  # noqa: BLE001 - the user's own code raises anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnsupportedModelError(f"the model's code does not run with smaller layers: {reason}") from None
+    expected = pytree.tree_leaves(program.outputs(values))
+    for one, other in zip(expected, found, strict=True):
+        if isinstance(one, Tensor) and not torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True):
+            reason = "does not compute what was captured"
+            raise UnsupportedModelError(f"with smaller layers the model's code {reason}")
+
+
+def _in_floats(_: str, value: Tensor) -> Tensor:
+    return value
+
+
+def _example(program: Program, name: str) -> Any:  # noqa: ANN401
+    """Values between -1 and 1; zeros for inputs that are indices."""
+    node = program.graph.by_name[name]
+    dtype = getattr(torch, node.dtype)
+    if not dtype.is_floating_point:
+        return torch.zeros(node.shape, dtype=dtype)
+    count = torch.Size(node.shape).numel()
+    return torch.sin(torch.arange(count) * 0.7).to(dtype).reshape(node.shape)
