@@ -89,9 +89,8 @@ class Plan:
     def by_node(self) -> dict[str, LayerPlan]:
         """Layer plans by the graph node that applies the layer; a shared layer has several."""
         plans = {plan.layer.name: plan for plan in self.layers}
-        kernels = self.structure.fusion.kernels
-        found = ((kernel.main, plans.get(kernel.layer.name)) for kernel in kernels if kernel.layer is not None)
-        return {main: layer for main, layer in found if layer is not None}
+        uses = ((k.main, k.layer.name) for k in self.structure.fusion.kernels if k.layer is not None)
+        return {main: plans[name] for main, name in uses if name in plans}
 
     @property
     def folds_normalisation(self) -> bool:

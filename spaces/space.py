@@ -201,7 +201,8 @@ def _keep_options(
 def _weight_options(
     devices: Sequence[Capabilities], settings: SpaceSettings
 ) -> tuple[list[Weights], list[tuple[str, str]]]:
-    legal, refused = [], []
+    legal: list[Weights] = []
+    refused: list[tuple[str, str]] = []
     for bits in settings.bits:
         for activations in (8, 32):
             choice = Weights(bits, activations)
