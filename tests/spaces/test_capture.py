@@ -11,7 +11,9 @@ from torch.utils import _pytree as pytree
 
 from paretopress.spaces.capture import capture
 from paretopress.spaces.errors import DataError, UnsupportedModelError
+from paretopress.spaces.graph import Node, Ref
 from paretopress.spaces.layers import LayerKind, find_layers
+from paretopress.spaces.mutation import without_mutation
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -236,3 +238,19 @@ def test_three_hundred_layers_need_no_recursion():
     assert len(structure.layers) == 300
     assert len(structure.coupling.groups) == 1  # one residual stream
     assert plan(structure, DENSE).stored_bytes == 300 * 20 * 4
+
+
+def test_readers_of_a_changed_value_read_the_operator_that_changed_it():
+    relu, double = "aten.relu_.default", "aten.mul_.Tensor"
+    nodes = (
+        Node("x", "input"),
+        Node("a", "aten.neg.default", ("x",), {"self": Ref("x")}),
+        Node("b", relu, ("a",), {"self": Ref("a")}),
+        Node("c", double, ("a",), {"self": Ref("a"), "other": 2.0}),
+        Node("d", "aten.cat.default", ("a", "b", "c"), {"tensors": [Ref("a"), Ref("b"), Ref("c")], "dim": 0}),
+        Node("output", "output", ("d",)),
+    )
+    result = {node.name: node for node in without_mutation(nodes, dict.fromkeys("abcd", ""))}
+    assert (result["b"].op, result["c"].op) == ("aten.relu.default", "aten.mul.Tensor")
+    assert (result["b"].inputs, result["c"].inputs, result["d"].inputs) == (("a",), ("b",), ("c",))
+    assert result["d"].arguments["tensors"] == [Ref("c")] * 3

@@ -268,3 +268,9 @@ def test_operators_without_a_rule_freeze_and_nothing_fails(model, shape, free, f
     for policy in (Policy(), Policy.of(integers)):
         view = cost_view(plan(structure, policy))
         assert len({kernel.name for kernel in view.kernels}) == len(view.kernels) > 0
+
+
+def test_steps_of_two_group_normalisations_combine():
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.GroupNorm(6, 12), nn.Conv2d(12, 2, 1))
+    structure = analyse(capture(model, (torch.randn(2, 3, 4, 4),)), model)
+    assert structure.group("0").step == 6  # blocks of 3 and blocks of 2

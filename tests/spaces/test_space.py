@@ -32,6 +32,10 @@ def test_everything_offered_is_legal_and_everything_else_has_a_reason(name, devi
     built = build_space(structure, devices)
     assert set(built.options) | {unit for unit, _, _ in built.dropped} == set(structure.units)
     assert all(reason for _, _, reason in built.dropped)
+    for unit, options in built.options.items():
+        if unit.endswith("/weights"):
+            refused = [choice for name, choice, _ in built.dropped if name == unit]
+            assert len(options) - 1 + len(refused) == 4 * 2  # every width with both activations
     assert not set(built.options) & {unit for unit, choice, _ in built.dropped if choice == "*"}
     for unit, options in built.options.items():
         assert options[0] is None
