@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from nasbench201 import cost_view
 
+from paretopress.hardware_profiles.accuracy import Accuracy, accuracy
 from paretopress.hardware_profiles.features import Alignment, columns, matrix
-from paretopress.hardware_profiles.fit import Accuracy, accuracy
 from paretopress.hardware_profiles.nnls import non_negative_least_squares
 from paretopress.hardware_profiles.predictor import FamilyModel, LatencyModel
 from paretopress.hardware_profiles.schema import SCHEMA
@@ -34,11 +34,18 @@ ALIGNMENT = {"float32": Alignment(4, 8, 1)}
 SOURCE = "nn-Meter data set (Zhang et al., MobiSys 2021; MIT), NAS-Bench-201 rows, Cortex-A76, TFLite 2.1"
 # Only what these networks tell apart: every stage of a NAS-Bench-201 cell has the same work.
 TERMS: dict[Family, tuple[str, ...]] = {
-    Family.CONV: ("work_1x1", "work_3x3"), Family.ADD: ("inputs",), Family.POOL: ("window_reads",),
+    Family.CONV: ("work_1x1", "work_3x3"),
+    Family.ADD: ("inputs",),
+    Family.POOL: ("window_reads",),
 }
 # Single-precision MobileNetV2 at 224 x 224 is 46 ms by nn-Meter's published prediction; what its 1x1
 # convolutions and its first convolution leave is given to the depthwise ones.
-MOBILENET_V2_MS, MOBILENET_V2_POINTWISE, MOBILENET_V2_DEPTHWISE, MOBILENET_V2_STEM = 46.0, 269.5, 20.4, 10.8  # ms, M MACs
+MOBILENET_V2_MS, MOBILENET_V2_POINTWISE, MOBILENET_V2_DEPTHWISE, MOBILENET_V2_STEM = (
+    46.0,
+    269.5,
+    20.4,
+    10.8,
+)  # ms, M MACs
 
 
 def read_rows(path: Path) -> tuple[list[CostView], np.ndarray]:
@@ -68,9 +75,11 @@ def fit(views: list[CostView], milliseconds: np.ndarray) -> LatencyModel:
     solution = non_negative_least_squares(rows / measured[:, None], np.ones(len(rows)))
     families, position = {}, 1
     for family, terms in TERMS.items():
-        families[family, "float32"] = FamilyModel(terms, solution[position:position + len(terms)], None)
+        families[family, "float32"] = FamilyModel(terms, solution[position : position + len(terms)], None)
         position += len(terms)
-    return LatencyModel("cortex-a76-tflite", ALIGNMENT, with_derived(families), {}, {}, float(solution[0]), 1.0, 1.0)
+    return LatencyModel(
+        "cortex-a76-tflite", ALIGNMENT, with_derived(families), {}, {}, float(solution[0]), 1.0, 1.0
+    )
 
 
 def with_derived(families: dict[tuple[Family, str], FamilyModel]) -> dict[tuple[Family, str], FamilyModel]:
@@ -78,22 +87,35 @@ def with_derived(families: dict[tuple[Family, str], FamilyModel]) -> dict[tuple[
     pointwise, three = families[Family.CONV, "float32"].coefficients
     add = families[Family.ADD, "float32"].coefficients[0]
     rest_us = MOBILENET_V2_MS * 1e3 - 1e3 * (MOBILENET_V2_POINTWISE * pointwise + MOBILENET_V2_STEM * three)
-    families[Family.CONV, "float32"] = FamilyModel(("work_1x1", "work_3x3", "work_other"),
-                                                   np.array([pointwise, three, three]), None)
+    families[Family.CONV, "float32"] = FamilyModel(
+        ("work_1x1", "work_3x3", "work_other"), np.array([pointwise, three, three]), None
+    )
     families[Family.GROUPED, "float32"] = FamilyModel(("work",), np.array([three]), None)
     families[Family.DEPTHWISE, "float32"] = FamilyModel(
-        ("window_reads",), np.array([max(rest_us / (MOBILENET_V2_DEPTHWISE * 1e3), three)]), None)
+        ("window_reads",), np.array([max(rest_us / (MOBILENET_V2_DEPTHWISE * 1e3), three)]), None
+    )
     for family in (Family.LINEAR, Family.MATMUL):
         families[family, "float32"] = FamilyModel(("work",), np.array([pointwise]), None)
-    for family in (Family.GLOBAL_POOL, Family.ELEMENTWISE, Family.CONCAT, Family.DATA, Family.NORM, Family.OTHER):
+    for family in (
+        Family.GLOBAL_POOL,
+        Family.ELEMENTWISE,
+        Family.CONCAT,
+        Family.DATA,
+        Family.NORM,
+        Family.OTHER,
+    ):
         families[family, "float32"] = FamilyModel(("inputs",), np.array([add]), None)
     return families
 
 
 def predict_ms(model: LatencyModel, views: list[CostView]) -> np.ndarray:
     """Predict milliseconds of networks."""
-    return np.array([(model.session_us + model.kernel_us(view.kernels, ["float32"] * len(view.kernels)).sum()) / 1e3
-                     for view in views])
+    return np.array(
+        [
+            (model.session_us + model.kernel_us(view.kernels, ["float32"] * len(view.kernels)).sum()) / 1e3
+            for view in views
+        ]
+    )
 
 
 def calibrate(path: Path, seed: int = 0) -> tuple[LatencyModel, Accuracy]:
@@ -110,46 +132,90 @@ def calibrate(path: Path, seed: int = 0) -> tuple[LatencyModel, Accuracy]:
 def document(model: LatencyModel, result: Accuracy) -> dict[str, Any]:
     """Return the profile document."""
     derived = {
-        family.value: f"derived: {reason}" for family, reason in (
-            (Family.DEPTHWISE, "what 1x1 convolutions leave of nn-Meter's predicted 46 ms for MobileNetV2 at 224 x 224"),
-            (Family.LINEAR, "rate of 1x1 convolutions"), (Family.MATMUL, "rate of 1x1 convolutions"),
+        family.value: f"derived: {reason}"
+        for family, reason in (
+            (
+                Family.DEPTHWISE,
+                "what 1x1 convolutions leave of nn-Meter's predicted 46 ms for MobileNetV2 at 224 x 224",
+            ),
+            (Family.LINEAR, "rate of 1x1 convolutions"),
+            (Family.MATMUL, "rate of 1x1 convolutions"),
             (Family.GROUPED, "rate of 3x3 convolutions"),
-            *((family, "bytes at the rate of additions") for family in (
-                Family.GLOBAL_POOL, Family.ELEMENTWISE, Family.CONCAT, Family.DATA, Family.NORM, Family.OTHER)),
+            *(
+                (family, "bytes at the rate of additions")
+                for family in (
+                    Family.GLOBAL_POOL,
+                    Family.ELEMENTWISE,
+                    Family.CONCAT,
+                    Family.DATA,
+                    Family.NORM,
+                    Family.OTHER,
+                )
+            ),
         )
     }
-    latency = latency_section(model, "fitted", SOURCE, {(name, "float32"): text for name, text in derived.items()})
+    latency = latency_section(
+        model, "fitted", SOURCE, {(name, "float32"): text for name, text in derived.items()}
+    )
     for item in latency["predictors"]:
         if item["family"] in derived:
             for leaf in item["terms"].values():
                 leaf["basis"] = "derived"
     unknown = "TFLite int8 on this device is unknown: no published measurement calibrates it"
     return {
-        "schema": SCHEMA, "id": "cortex-a76-tflite", "kind": "cpu", "tier": "T1",
-        "notes": "One big Cortex-A76 core (Pixel 4), TFLite 2.1, float32. Calibrated on NAS-Bench-201 networks; "
-                 "depthwise and linear layers are derived, so other kinds of networks are less certain.",
-        "runtime": {"name": "tflite", "version": "2.1", "threads": 1, "batch": 1, "removes_dead_branches": True},
+        "schema": SCHEMA,
+        "id": "cortex-a76-tflite",
+        "kind": "cpu",
+        "tier": "T1",
+        "notes": "One big Cortex-A76 core (Pixel 4), TFLite 2.1, float32. Calibrated on NAS-Bench-201; "
+        "depthwise and linear layers are derived, so other kinds of networks are less certain.",
+        "runtime": {
+            "name": "tflite",
+            "version": "2.1",
+            "threads": 1,
+            "batch": 1,
+            "removes_dead_branches": True,
+        },
         "formats": [
             {"weights": 32, "activations": 32, "status": "legal", "executes": "float32"},
-            *({"weights": bits, "activations": 8, "status": "refused", "reason": unknown} for bits in (8, 4, 3, 2)),
-            *({"weights": bits, "activations": 32, "status": "size_only", "executes": "float32",
-               "reason": "weight-only: runs in float32 after the weights are expanded"} for bits in (8, 4, 3, 2)),
+            *(
+                {"weights": bits, "activations": 8, "status": "refused", "reason": unknown}
+                for bits in (8, 4, 3, 2)
+            ),
+            *(
+                {
+                    "weights": bits,
+                    "activations": 32,
+                    "status": "size_only",
+                    "executes": "float32",
+                    "reason": "weight-only: runs in float32 after the weights are expanded",
+                }
+                for bits in (8, 4, 3, 2)
+            ),
         ],
-        "align": {"channel_step": number(4, "derived", "128-bit NEON registers hold 4 float32 values"),
-                  "rank_step": number(4, "derived", "128-bit NEON registers hold 4 float32 values")},
+        "align": {
+            "channel_step": number(4, "derived", "128-bit NEON registers hold 4 float32 values"),
+            "rank_step": number(4, "derived", "128-bit NEON registers hold 4 float32 values"),
+        },
         "latency": latency,
-        "validation": [validation_entry("nasbench201-cortex-a76 (networks not used for calibration)", result, SOURCE)],
+        "validation": [
+            validation_entry("nasbench201-cortex-a76 (networks not used for calibration)", result, SOURCE)
+        ],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="nasbench201_measured.csv")
     parser.add_argument("-o", "--output", type=Path, help="where to write the profile")
     arguments = parser.parse_args()
     model, result = calibrate(arguments.data)
-    print(f"calibrated on {CALIBRATION_NETWORKS} networks, held out {result.n}: MAPE {result.mape:.2%}, "
-          f"within 10% {result.within10:.2%}, Spearman {result.spearman:.4f}")
+    print(
+        f"calibrated on {CALIBRATION_NETWORKS} networks, held out {result.n}: MAPE {result.mape:.2%}, "
+        f"within 10% {result.within10:.2%}, Spearman {result.spearman:.4f}"
+    )
     if arguments.output:
         arguments.output.write_text(profile_text(document(model, result)), encoding="utf-8")
 

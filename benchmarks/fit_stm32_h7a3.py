@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from mlperf_tiny import NETWORKS
 
+from paretopress.hardware_profiles.accuracy import Accuracy, accuracy
 from paretopress.hardware_profiles.features import Alignment, columns, matrix
-from paretopress.hardware_profiles.fit import Accuracy, accuracy
 from paretopress.hardware_profiles.nnls import non_negative_least_squares
 from paretopress.hardware_profiles.predictor import FamilyModel, LatencyModel
 from paretopress.hardware_profiles.schema import SCHEMA
@@ -39,12 +39,19 @@ PRIOR = {"dense": 1.2, "depthwise": 2.0, "linear": 1.9, "element": 4.0}
 PRIOR_WEIGHT = 0.25
 
 
+_ELEMENTWISE = (Family.ADD, Family.GLOBAL_POOL, Family.ELEMENTWISE, Family.CONCAT, Family.DATA)
+
+
 def measured(path: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Return microseconds and microjoules per inference by network."""
     time, energy = {}, {}
     with path.open(encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            if row["round"] == "v1.1" and row["submitter"] == "STMicroelectronics" and row["system"] == "NUCLEO_H7A3ZI_Q":
+            if (
+                row["round"] == "v1.1"
+                and row["submitter"] == "STMicroelectronics"
+                and row["system"] == "NUCLEO_H7A3ZI_Q"
+            ):
                 time[row["network"]] = 1e6 / float(row["inferences_per_second"])
                 energy[row["network"]] = float(row["energy_uj_per_inference"])
     return time, energy
@@ -71,17 +78,23 @@ def fit(names: Sequence[str], times: dict[str, float]) -> LatencyModel:
     cycles = np.array([times[name] * MHZ for name in names])
     rows = np.array([feature_row(NETWORKS[name]()) for name in names]) * 1e3 / cycles[:, None]
     prior = np.diag([PRIOR_WEIGHT / PRIOR[name] for name in UNKNOWNS])
-    solution = non_negative_least_squares(np.concatenate([rows, prior]),
-                                          np.concatenate([np.ones(len(names)), np.full(len(UNKNOWNS), PRIOR_WEIGHT)]))
+    solution = non_negative_least_squares(
+        np.concatenate([rows, prior]),
+        np.concatenate([np.ones(len(names)), np.full(len(UNKNOWNS), PRIOR_WEIGHT)]),
+    )
     dense, depthwise, linear, element = solution * 1e3 / MHZ
     terms: dict[Family, tuple[str, float]] = {
-        Family.CONV: ("work", dense), Family.GROUPED: ("work", dense), Family.DEPTHWISE: ("window_reads", depthwise),
-        Family.LINEAR: ("work", linear), Family.POOL: ("window_reads", element),
-        **{family: ("inputs", element) for family in (
-            Family.ADD, Family.GLOBAL_POOL, Family.ELEMENTWISE, Family.CONCAT, Family.DATA)},
+        Family.CONV: ("work", dense),
+        Family.GROUPED: ("work", dense),
+        Family.DEPTHWISE: ("window_reads", depthwise),
+        Family.LINEAR: ("work", linear),
+        Family.POOL: ("window_reads", element),
+        **dict.fromkeys(_ELEMENTWISE, ("inputs", element)),
     }
-    families = {(family, "int8"): FamilyModel((term,), np.array([value]), None)
-                for family, (term, value) in terms.items()}
+    families = {
+        (family, "int8"): FamilyModel((term,), np.array([value]), None)
+        for family, (term, value) in terms.items()
+    }
     element_terms = (("elements",), np.array([element]))
     boundaries = {"quantize": element_terms, "dequantize": element_terms}
     return LatencyModel("stm32-h7a3", ALIGNMENT, families, boundaries, {}, 0.0, 1.0, 1.0)
@@ -96,11 +109,17 @@ def predict_us(model: LatencyModel, name: str) -> float:
 def calibrate(path: Path) -> tuple[LatencyModel, Accuracy, float]:
     """Return the model, its leave-one-network-out accuracy, and the active power in milliwatts."""
     times, energies = measured(path)
-    held = np.array([predict_us(fit([other for other in NETWORKS if other != name], times), name) for name in NETWORKS])
+    held = np.array(
+        [predict_us(fit([other for other in NETWORKS if other != name], times), name) for name in NETWORKS]
+    )
     truth = np.array([times[name] for name in NETWORKS])
     result = accuracy(held, truth)
     power = float(np.mean([energies[name] / times[name] * 1e3 for name in NETWORKS]))
-    return replace(fit(tuple(NETWORKS), times), low=min(result.low, 1.0), high=max(result.high, 1.0)), result, power
+    return (
+        replace(fit(tuple(NETWORKS), times), low=min(result.low, 1.0), high=max(result.high, 1.0)),
+        result,
+        power,
+    )
 
 
 def document(model: LatencyModel, result: Accuracy, power_mw: float) -> dict[str, Any]:
@@ -108,30 +127,60 @@ def document(model: LatencyModel, result: Accuracy, power_mw: float) -> dict[str
     board = "ST STM32H7A3ZI datasheet (DS13195)"
     unknown = "float32 networks on this device are unknown: all published results are int8"
     return {
-        "schema": SCHEMA, "id": "stm32-h7a3", "kind": "mcu", "tier": "T1",
-        "notes": f"Cortex-M7 at {MHZ:.0f} MHz, X-CUBE-AI, int8 networks only. Calibrated on four networks; energy is "
-                 "active power times latency.",
-        "runtime": {"name": "x-cube-ai", "version": "7.3", "threads": 1, "batch": 1, "removes_dead_branches": True},
+        "schema": SCHEMA,
+        "id": "stm32-h7a3",
+        "kind": "mcu",
+        "tier": "T1",
+        "notes": f"Cortex-M7 at {MHZ:.0f} MHz, X-CUBE-AI, int8 only. Calibrated on four networks; energy is "
+        "active power times latency.",
+        "runtime": {
+            "name": "x-cube-ai",
+            "version": "7.3",
+            "threads": 1,
+            "batch": 1,
+            "removes_dead_branches": True,
+        },
         "formats": [
             {"weights": 8, "activations": 8, "status": "fast", "executes": "int8"},
-            *({"weights": bits, "activations": 8, "status": "legal", "executes": "int8",
-               "reason": f"{bits}-bit weights are expanded to int8 in flash: no saving on the device"} for bits in (4, 3, 2)),
-            *({"weights": bits, "activations": 32, "status": "refused", "reason": unknown} for bits in (32, 8, 4, 3, 2)),
+            *(
+                {
+                    "weights": bits,
+                    "activations": 8,
+                    "status": "legal",
+                    "executes": "int8",
+                    "reason": f"{bits}-bit weights are expanded to int8 in flash: no saving on the device",
+                }
+                for bits in (4, 3, 2)
+            ),
+            *(
+                {"weights": bits, "activations": 32, "status": "refused", "reason": unknown}
+                for bits in (32, 8, 4, 3, 2)
+            ),
         ],
-        "align": {"channel_step": number(4, "published", "CMSIS-NN processes channels in fours (SIMD of 8-bit values)"),
-                  "rank_step": number(4, "published", "CMSIS-NN processes channels in fours (SIMD of 8-bit values)")},
+        "align": {
+            "channel_step": number(
+                4, "published", "CMSIS-NN processes channels in fours (SIMD of 8-bit values)"
+            ),
+            "rank_step": number(
+                4, "published", "CMSIS-NN processes channels in fours (SIMD of 8-bit values)"
+            ),
+        },
         "memory": {
             "sram_bytes": number(1.18e6, "datasheet", f"{board}: 1.18 Mbyte of user RAM"),
             "flash_bytes": number(2 * 1024 * 1024, "datasheet", f"{board}: 2 Mbyte of flash"),
         },
         "latency": latency_section(model, "fitted", f"{SOURCE}, {MHZ:.0f} MHz"),
-        "active_power_mw": number(power_mw, "derived", f"{SOURCE}: energy / time, mean over the four networks"),
+        "active_power_mw": number(
+            power_mw, "derived", f"{SOURCE}: energy / time, mean over the four networks"
+        ),
         "validation": [validation_entry("MLPerf Tiny, leave one network out", result, SOURCE)],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="mlperf_tiny.csv")
     parser.add_argument("-o", "--output", type=Path, help="where to write the profile")
     arguments = parser.parse_args()
@@ -139,7 +188,10 @@ def main() -> None:
     times, _ = measured(arguments.data)
     for name in NETWORKS:
         print(f"{name}: {predict_us(model, name) / 1e3:.2f} ms, published {times[name] / 1e3:.2f} ms")
-    print(f"leave one out: MAPE {result.mape:.1%}, low {result.low:.2f}, high {result.high:.2f}; power {power:.1f} mW")
+    print(
+        f"leave one out: MAPE {result.mape:.1%}, low {result.low:.2f}, high {result.high:.2f}; "
+        f"power {power:.1f} mW"
+    )
     if arguments.output:
         arguments.output.write_text(profile_text(document(model, result, power)), encoding="utf-8")
 

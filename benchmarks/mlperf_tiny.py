@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from paretopress.spaces.kernels import CostView, Family, Kernel, Lifetime, product
 
@@ -12,43 +13,97 @@ class _Chain:
     """Collects kernels and buffers of a network with batch normalisation and ReLU absorbed."""
 
     kernels: list[Kernel] = field(default_factory=list)
-    lifetimes: list[Lifetime] = field(default_factory=list)
+    last_reader: dict[int, int] = field(default_factory=dict)
     weight_bytes: int = 0
 
-    def convolution(self, cin: int, cout: int, window: tuple[int, int], size: tuple[int, int], stride: int = 1,
-                    depthwise: bool = False) -> tuple[int, int]:
+    def convolution(
+        self,
+        cin: int,
+        cout: int,
+        window: tuple[int, int],
+        size: tuple[int, int],
+        stride: int = 1,
+        depthwise: bool = False,
+    ) -> tuple[int, int]:
         out = (-(-size[0] // stride), -(-size[1] // stride))
         groups = cin if depthwise else 1
-        self._add(Kernel(
-            f"k{len(self.kernels)}", Family.DEPTHWISE if depthwise else Family.CONV, layer=f"k{len(self.kernels)}",
-            weight_bits=8, activation_bits=8, cin=cin, cout=cout, window=window, stride=(stride, stride),
-            groups=groups, input_size=size, output_size=out, fused=("relu",),
-            input_elements=cin * product(size), output_elements=cout * product(out)))
+        self._add(
+            Kernel(
+                f"k{len(self.kernels)}",
+                Family.DEPTHWISE if depthwise else Family.CONV,
+                layer=f"k{len(self.kernels)}",
+                weight_bits=8,
+                activation_bits=8,
+                cin=cin,
+                cout=cout,
+                window=window,
+                stride=(stride, stride),
+                groups=groups,
+                input_size=size,
+                output_size=out,
+                fused=("relu",),
+                input_elements=cin * product(size),
+                output_elements=cout * product(out),
+            )
+        )
         return out
 
     def linear(self, cin: int, cout: int) -> None:
-        self._add(Kernel(f"k{len(self.kernels)}", Family.LINEAR, layer=f"k{len(self.kernels)}", weight_bits=8,
-                         activation_bits=8, cin=cin, cout=cout, input_elements=cin, output_elements=cout))
+        self._add(
+            Kernel(
+                f"k{len(self.kernels)}",
+                Family.LINEAR,
+                layer=f"k{len(self.kernels)}",
+                weight_bits=8,
+                activation_bits=8,
+                cin=cin,
+                cout=cout,
+                input_elements=cin,
+                output_elements=cout,
+            )
+        )
 
     def add(self, channels: int, size: tuple[int, int]) -> None:
         elements = channels * product(size)
-        self._add(Kernel(f"k{len(self.kernels)}", Family.ADD, activation_bits=8, cin=channels, cout=channels,
-                         input_size=size, output_size=size, fused=("relu",), input_elements=2 * elements,
-                         output_elements=elements))
+        self._add(
+            Kernel(
+                f"k{len(self.kernels)}",
+                Family.ADD,
+                activation_bits=8,
+                cin=channels,
+                cout=channels,
+                input_size=size,
+                output_size=size,
+                fused=("relu",),
+                input_elements=2 * elements,
+                output_elements=elements,
+            )
+        )
 
     def pool(self, channels: int, size: tuple[int, int]) -> None:
-        self._add(Kernel(f"k{len(self.kernels)}", Family.GLOBAL_POOL, activation_bits=8, cin=channels, cout=channels,
-                         input_size=size, input_elements=channels * product(size), output_elements=channels))
+        self._add(
+            Kernel(
+                f"k{len(self.kernels)}",
+                Family.GLOBAL_POOL,
+                activation_bits=8,
+                cin=channels,
+                cout=channels,
+                input_size=size,
+                input_elements=channels * product(size),
+                output_elements=channels,
+            )
+        )
 
     def _add(self, kernel: Kernel) -> None:
         self.weight_bytes += kernel.weight_elements + (4 * kernel.cout if kernel.weight_elements else 0)
         self.kernels.append(kernel)
 
     def view(self) -> CostView:
-        """Buffers: every kernel's output lives until the next kernel has read it."""
+        """Buffers: a kernel's output lives until the next kernel, or its `last_reader`, has read it."""
         lifetimes = [Lifetime("input", self.kernels[0].input_elements, -1, 0)]
         for index, kernel in enumerate(self.kernels):
-            lifetimes.append(Lifetime(kernel.name, kernel.output_elements, index, index + 1))
+            last = self.last_reader.get(index, index + 1)
+            lifetimes.append(Lifetime(kernel.name, kernel.output_elements, index, last))
         return CostView(tuple(self.kernels), (), tuple(lifetimes), self.weight_bytes)
 
 
@@ -58,9 +113,12 @@ def resnet8() -> CostView:
     size = chain.convolution(3, 16, (3, 3), (32, 32))
     cin = 16
     for cout, stride in ((16, 1), (32, 2), (64, 2)):
+        block_input = len(chain.kernels) - 1
         outer = chain.convolution(cin, cout, (3, 3), size, stride)
         chain.convolution(cout, cout, (3, 3), outer)
+        chain.last_reader[block_input] = len(chain.kernels)
         if stride == 2:
+            chain.last_reader[len(chain.kernels) - 1] = len(chain.kernels) + 1
             chain.convolution(cin, cout, (1, 1), size, stride)
         chain.add(cout, outer)
         cin, size = cout, outer
@@ -74,7 +132,17 @@ def mobilenet_quarter() -> CostView:
     chain = _Chain()
     size = chain.convolution(3, 8, (3, 3), (96, 96), 2)
     cin = 8
-    for cout, stride in ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *((128, 1),) * 5, (256, 2), (256, 1)):
+    for cout, stride in (
+        (16, 1),
+        (32, 2),
+        (32, 1),
+        (64, 2),
+        (64, 1),
+        (128, 2),
+        *((128, 1),) * 5,
+        (256, 2),
+        (256, 1),
+    ):
         size = chain.convolution(cin, cin, (3, 3), size, stride, depthwise=True)
         chain.convolution(cin, cout, (1, 1), size)
         cin = cout
@@ -99,7 +167,7 @@ def autoencoder() -> CostView:
     """Anomaly detection: dense autoencoder 640-128x4-8-128x4-640, 0.26 M multiply-accumulates."""
     chain = _Chain()
     widths = (640, 128, 128, 128, 128, 8, 128, 128, 128, 128, 640)
-    for cin, cout in zip(widths[:-1], widths[1:], strict=True):
+    for cin, cout in pairwise(widths):
         chain.linear(cin, cout)
     return chain.view()
 

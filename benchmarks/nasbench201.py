@@ -29,18 +29,38 @@ def live_operations(architecture: str) -> list[tuple[str, int, int]]:
 def convolution(name: str, cin: int, cout: int, window: int, width: int, stride: int = 1) -> Kernel:
     """A fused float32 convolution on a square map of the given input width."""
     out = width // stride
-    return Kernel(name, Family.CONV, layer=name, cin=cin, cout=cout, window=(window, window), stride=(stride, stride),
-                  input_size=(width, width), output_size=(out, out), input_elements=cin * width * width,
-                  output_elements=cout * out * out)
+    return Kernel(
+        name,
+        Family.CONV,
+        layer=name,
+        cin=cin,
+        cout=cout,
+        window=(window, window),
+        stride=(stride, stride),
+        input_size=(width, width),
+        output_size=(out, out),
+        input_elements=cin * width * width,
+        output_elements=cout * out * out,
+    )
 
 
-def plain(name: str, family: Family, channels: int, width: int, inputs: int = 1, window: int = 0,
-          stride: int = 1) -> Kernel:
+def plain(
+    name: str, family: Family, channels: int, width: int, inputs: int = 1, window: int = 0, stride: int = 1
+) -> Kernel:
     """A kernel without weights on a square map."""
     out = 1 if family == Family.GLOBAL_POOL else width // stride
-    return Kernel(name, family, cin=channels, cout=channels, window=(window, window) if window else (),
-                  stride=(stride, stride) if window else (), input_size=(width, width), output_size=(out, out),
-                  input_elements=inputs * channels * width * width, output_elements=channels * out * out)
+    return Kernel(
+        name,
+        family,
+        cin=channels,
+        cout=channels,
+        window=(window, window) if window else (),
+        stride=(stride, stride) if window else (),
+        input_size=(width, width),
+        output_size=(out, out),
+        input_elements=inputs * channels * width * width,
+        output_elements=channels * out * out,
+    )
 
 
 def cost_view(architecture: str, classes: int = 10) -> CostView:
@@ -53,8 +73,17 @@ def cost_view(architecture: str, classes: int = 10) -> CostView:
         for cell in range(CELLS_PER_STAGE):
             kernels += _cell(f"stage{stage}.{cell}", operations, channels, width)
     kernels.append(plain("pool", Family.GLOBAL_POOL, 64, 8))
-    kernels.append(Kernel("classifier", Family.LINEAR, layer="classifier", cin=64, cout=classes, input_elements=64,
-                          output_elements=classes))
+    kernels.append(
+        Kernel(
+            "classifier",
+            Family.LINEAR,
+            layer="classifier",
+            cin=64,
+            cout=classes,
+            input_elements=64,
+            output_elements=classes,
+        )
+    )
     return CostView(tuple(kernels), (), (), 4 * sum(kernel.weight_elements for kernel in kernels))
 
 
@@ -70,14 +99,18 @@ def _cell(name: str, operations: list[tuple[str, int, int]], channels: int, widt
             kernels.append(plain(label, Family.POOL, channels, width, window=3))
     for node in (1, 2, 3):
         arriving = sum(end == node for _, _, end in operations)
-        kernels += [plain(f"{name}.add{node}.{index}", Family.ADD, channels, width, inputs=2)
-                    for index in range(arriving - 1)]
+        kernels += [
+            plain(f"{name}.add{node}.{index}", Family.ADD, channels, width, inputs=2)
+            for index in range(arriving - 1)
+        ]
     return kernels
 
 
 def _reduction(name: str, cin: int, cout: int, width: int) -> list[Kernel]:
     return [
-        convolution(f"{name}.a", cin, cout, 3, width, 2), convolution(f"{name}.b", cout, cout, 3, width // 2),
+        convolution(f"{name}.a", cin, cout, 3, width, 2),
+        convolution(f"{name}.b", cout, cout, 3, width // 2),
         plain(f"{name}.pool", Family.POOL, cin, width, window=2, stride=2),
-        convolution(f"{name}.shortcut", cin, cout, 1, width // 2), plain(f"{name}.add", Family.ADD, cout, width // 2, 2),
+        convolution(f"{name}.shortcut", cin, cout, 1, width // 2),
+        plain(f"{name}.add", Family.ADD, cout, width // 2, 2),
     ]

@@ -16,7 +16,9 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 def list_profiles() -> list[str]:
     """Return the ids of the shipped profiles, sorted. `local` is understood too."""
     folder = files("paretopress.hardware_profiles") / "library"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def load_profile(name_or_path: str | Path, *, refresh: bool = False) -> DeviceProfile:

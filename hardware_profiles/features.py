@@ -55,15 +55,30 @@ class Columns:
 def columns(kernels: Sequence[Kernel]) -> Columns:
     """Extract the shapes of kernels.
 
-    `pixels` are output positions, `lines` output positions without the innermost dimension, `fused` the number
-    of absorbed operators, `flat` 1 for windows of one dimension.
+    `pixels` are output positions, `lines` output positions without the innermost dimension, `fused` the
+    number of absorbed operators, `flat` 1 for windows of one dimension.
     """
-    table = np.array([
-        (k.cin, k.cout, prod(k.window), k.groups, prod(k.output_size), prod(k.output_size[:-1]),
-         prod(k.stride) > 1, k.input_elements, k.output_elements, k.rows, k.batch, len(k.fused),
-         len(k.window) == 1)
-        for k in kernels
-    ], dtype=np.float64).reshape(len(kernels), 13)
+    table = np.array(
+        [
+            (
+                k.cin,
+                k.cout,
+                prod(k.window),
+                k.groups,
+                prod(k.output_size),
+                prod(k.output_size[:-1]),
+                prod(k.stride) > 1,
+                k.input_elements,
+                k.output_elements,
+                k.rows,
+                k.batch,
+                len(k.fused),
+                len(k.window) == 1,
+            )
+            for k in kernels
+        ],
+        dtype=np.float64,
+    ).reshape(len(kernels), 13)
     return Columns(*table.T)
 
 
@@ -79,17 +94,26 @@ def _work(c: Columns, a: Alignment) -> Array:
 
 
 def _gathers(c: Columns, _: Alignment) -> Array:
-    """Copies that build the im2col matrix, one per output position and tap; none for unstrided 1x1 windows."""
+    """Copies that build the im2col matrix: one per output position and tap, none for unstrided 1x1."""
     return np.where((c.area > 1) | (c.strided > 0), c.batch * c.pixels * c.area, 0.0) / 1e3
 
 
 def _lines(c: Columns, a: Alignment) -> Array:
     """Inner loops over an output line: one per line, tap, block of output and of 16 input channels."""
-    return c.batch * c.lines * c.area * np.ceil(c.cout / a.output_channels) * np.ceil(c.cin / c.groups / 16) / 1e3
+    return (
+        c.batch
+        * c.lines
+        * c.area
+        * np.ceil(c.cout / a.output_channels)
+        * np.ceil(c.cin / c.groups / 16)
+        / 1e3
+    )
 
 
-def _where(condition: Callable[[Columns, Alignment], NDArray[np.bool_]],
-           feature: Callable[[Columns, Alignment], Array]) -> Callable[[Columns, Alignment], Array]:
+def _where(
+    condition: Callable[[Columns, Alignment], NDArray[np.bool_]],
+    feature: Callable[[Columns, Alignment], Array],
+) -> Callable[[Columns, Alignment], Array]:
     """A feature that counts only for some kernels."""
     return lambda c, a: np.where(condition(c, a), feature(c, a), 0.0)
 
@@ -107,8 +131,13 @@ def _odd_out(c: Columns, a: Alignment) -> NDArray[np.bool_]:
 
 
 def _few_inputs(c: Columns, a: Alignment) -> NDArray[np.bool_]:
-    """Fewer input channels than a blocked layout holds: read unblocked by another kernel, without rounding up."""
+    """Fewer input channels than a blocked layout holds: another kernel reads them without rounding up."""
     return np.asarray((c.cin < a.input_channels) & (c.groups == 1) & (a.input_channels > 4))
+
+
+def _few_outputs(c: Columns, _: Alignment) -> NDArray[np.bool_]:
+    """Fewer outputs than a vector register: every position ends in scalar code."""
+    return np.asarray(c.cout < 16)
 
 
 def _unblocked(c: Columns, a: Alignment) -> NDArray[np.bool_]:
@@ -133,6 +162,15 @@ FEATURES: dict[str, Callable[[Columns, Alignment], Array]] = {
     "im2col": lambda c, a: _gathers(c, a) * c.cin / c.groups,
     "lines": _lines,
     "blocks": lambda c, a: c.batch * c.rows * c.pixels * np.ceil(c.cout / a.output_channels) / 1e3,
+    "pixels": lambda c, _: c.batch * c.rows * c.pixels / 1e3,
+    "tail": lambda c, _: c.batch * c.pixels * (c.cout % 8) / 1e3,
+    "tap_blocks": lambda c, _: c.batch * c.pixels * c.area * np.ceil(c.cout / 8) / 1e3,
+    "tap_tail": lambda c, _: c.batch * c.pixels * c.area * (c.cout % 8) / 1e3,
+    "few_outputs": _where(_few_outputs, lambda c, _: c.batch * c.pixels / 1e3),
+    "tap_few_outputs": _where(_few_outputs, lambda c, _: c.batch * c.pixels * c.area / 1e3),
+    "tap_half": _where(lambda c, _: c.cout % 16 >= 8, lambda c, _: c.batch * c.pixels * c.area / 1e3),
+    "tap_quarter": _where(lambda c, _: c.cout % 8 >= 4, lambda c, _: c.batch * c.pixels * c.area / 1e3),
+    "group_pixels": lambda c, _: c.batch * c.pixels * c.groups / 1e3,
     "weights": lambda c, a: c.area * (c.cin / c.groups) * _up(c.cout, a.output_channels) / 1e3,
     "window_reads": lambda c, _: c.outputs * c.area / 1e3,
     "inputs": lambda c, _: c.inputs / 1e3,
@@ -144,15 +182,16 @@ FEATURES: dict[str, Callable[[Columns, Alignment], Array]] = {
     "odd_input_one": _where(_odd_in, _one),
     "odd_output_one": _where(_odd_out, _one),
     "few_inputs_one": _where(_few_inputs, _one),
+    "groups": lambda c, _: c.groups / 1e3,
     "flat_one": _where(lambda c, _: c.flat > 0, _one),
     "unblocked_channels": _where(_unblocked, lambda c, _: c.cout / 1e3),
     "fused": lambda c, _: c.fused * c.outputs / 1e3,
 }
 
 BOUNDARY_FEATURES: dict[str, Callable[[Array, Array], Array]] = {
-    "one": lambda elements, rank: np.ones_like(elements),
-    "elements": lambda elements, rank: elements / 1e3,
-    "layout_one": lambda elements, rank: (rank > 2).astype(np.float64),
+    "one": lambda elements, _: np.ones_like(elements),
+    "elements": lambda elements, _: elements / 1e3,
+    "layout_one": lambda _, rank: (rank > 2).astype(np.float64),
     "layout": lambda elements, rank: np.where(rank > 2, elements, 0.0) / 1e3,
 }
 

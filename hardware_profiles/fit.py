@@ -14,41 +14,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from paretopress.hardware_profiles.accuracy import Accuracy, accuracy
 from paretopress.hardware_profiles.correction import fit_trees, shape_inputs
 from paretopress.hardware_profiles.features import Alignment, boundary_matrix, columns, matrix
 from paretopress.hardware_profiles.nnls import non_negative_least_squares
 from paretopress.hardware_profiles.predictor import FamilyModel, LatencyModel
+from paretopress.hardware_profiles.terms import BOUNDARY_TERMS, TERMS, X86
 from paretopress.hardware_profiles.timing import Timed
 from paretopress.spaces.kernels import Family, Kernel
 
 Array = NDArray[np.float64]
-# Blocked float layouts hold 16 channels; int8 products take 4 inputs at a time and 16 outputs.
-X86: Mapping[str, Alignment] = {"float32": Alignment(16, 16, 4), "int8": Alignment(4, 16, 4)}
-
-_CONV = ("one", "work_1x1", "work_3x3", "work_other", "work_strided", "work_few_pixels", "work_odd_input",
-         "work_odd_output", "work_few_inputs", "work_few_inputs_1x1", "work_flat", "gathers", "im2col", "lines",
-         "blocks", "weights", "inputs", "inputs_few", "outputs_aligned", "odd_input", "odd_output",
-         "odd_input_one", "odd_output_one", "few_inputs_one", "flat_one", "fused")
-TERMS: dict[Family, tuple[str, ...]] = {
-    Family.CONV: _CONV,
-    Family.GROUPED: _CONV,
-    Family.DEPTHWISE: ("one", "window_reads", "gathers", "lines", "blocks", "inputs", "outputs_aligned",
-                       "odd_output", "odd_output_one", "work_strided", "weights", "unblocked_channels"),
-    Family.LINEAR: ("one", "work", "inputs", "outputs", "odd_input_one"),
-    Family.MATMUL: ("one", "work", "inputs", "outputs"),
-    Family.ADD: ("one", "inputs"),
-    Family.POOL: ("one", "window_reads", "inputs", "outputs", "odd_output", "odd_output_one"),
-    Family.GLOBAL_POOL: ("one", "inputs", "outputs", "odd_input", "odd_output_one"),
-    Family.NORM: ("one", "inputs"),
-    Family.ELEMENTWISE: ("one", "inputs", "odd_input"),
-    Family.CONCAT: ("one", "outputs", "odd_output"),
-    Family.DATA: ("one", "inputs", "odd_input"),
-    Family.OTHER: ("one", "inputs"),
-}
-BOUNDARY_TERMS = ("one", "elements", "layout_one", "layout")
 # Expected errors: of the clock relative to the time, of the profiler relative and in microseconds.
 _WALL_ERROR, _KERNEL_ERROR, _PROFILER_STEP_US = 0.03, 0.10, 0.4
-_TREES_FROM_US, _TREES_MIN_ROWS = 4.0, 60
+_TREES_MIN_WEIGHT = 25.0
+_LARGEST_SHIFT_US = 0.6
 
 Key = tuple[str, str]
 
@@ -66,51 +45,6 @@ class Fitted:
     profiler_us: float
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Errors of predictions on rows that the fit has not seen.
-
-    Attributes:
-        n: Rows.
-        mape: Mean of |predicted / measured - 1|.
-        within10: Share of rows within 10%.
-        spearman: Rank correlation.
-        low: 5% quantile of measured / predicted.
-        high: 95% quantile.
-    """
-
-    n: int
-    mape: float
-    within10: float
-    spearman: float
-    low: float
-    high: float
-
-
-def accuracy(predicted: Array, measured: Array) -> Accuracy:
-    """Compare predictions with measurements, both of shape (n,) with n >= 1."""
-    errors = np.abs(predicted / measured - 1)
-    ratio = measured / predicted
-    return Accuracy(
-        len(measured), float(errors.mean()), float((errors <= 0.10).mean()), spearman(predicted, measured),
-        float(np.quantile(ratio, 0.05)), float(np.quantile(ratio, 0.95)),
-    )
-
-
-def spearman(left: Array, right: Array) -> float:
-    """Spearman's rank correlation with average ranks for ties; 0 where either side is constant."""
-    a, b = _ranks(left), _ranks(right)
-    if a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-
-
-def _ranks(values: Array) -> Array:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]
-
-
 def executed_type(kernel: Kernel) -> str:
     """How the measured networks execute a kernel."""
     return "int8" if kernel.activation_bits == 8 else "float32"
@@ -122,7 +56,9 @@ class _Layout:
     def __init__(self, timed: Sequence[Timed]) -> None:
         self.slots: dict[Key, tuple[int, tuple[str, ...]]] = {}
         self.width = 2  # session, profiler overhead per node
-        for key in sorted({(k.family.value, executed_type(k)) for t in timed for k in t.network.view.kernels}):
+        for key in sorted(
+            {(k.family.value, executed_type(k)) for t in timed for k in t.network.view.kernels}
+        ):
             self._add(key, TERMS[Family(key[0])])
         for kind in sorted({b.kind for t in timed for b in t.network.view.boundaries}):
             self._add(("boundary", kind), BOUNDARY_TERMS)
@@ -138,16 +74,19 @@ class _Layout:
         for key in {(k.family.value, executed_type(k)) for k in view.kernels}:
             members = [i for i, k in enumerate(view.kernels) if (k.family.value, executed_type(k)) == key]
             start, terms = self.slots[key]
-            kernels[members, start:start + len(terms)] = matrix(
-                columns([view.kernels[i] for i in members]), terms, alignment[key[1]])
+            kernels[members, start : start + len(terms)] = matrix(
+                columns([view.kernels[i] for i in members]), terms, alignment[key[1]]
+            )
         boundaries = np.zeros((len(view.boundaries), self.width))
         for index, item in enumerate(view.boundaries):
             start, terms = self.slots["boundary", item.kind]
-            boundaries[index, start:start + len(terms)] = boundary_matrix([item], terms)[0]
+            boundaries[index, start : start + len(terms)] = boundary_matrix([item], terms)[0]
         return kernels, boundaries
 
 
-def _system(timed: Sequence[Timed], layout: _Layout, alignment: Mapping[str, Alignment]) -> tuple[Array, Array, Array]:
+def _system(
+    timed: Sequence[Timed], layout: _Layout, alignment: Mapping[str, Alignment]
+) -> tuple[Array, Array, Array]:
     """The joint system: rows, measured times, and the relative and absolute part of each row's error."""
     blocks, targets, errors = [], [], []
     for item in timed:
@@ -159,7 +98,10 @@ def _system(timed: Sequence[Timed], layout: _Layout, alignment: Mapping[str, Ali
         times = np.concatenate([item.kernels, item.boundaries])
         blocks += [wall[None], rows]
         targets += [np.array([item.wall]), times]
-        errors += [np.array([[_WALL_ERROR, 0.0]]), np.tile([_KERNEL_ERROR, _PROFILER_STEP_US], (len(rows), 1))]
+        errors += [
+            np.array([[_WALL_ERROR, 0.0]]),
+            np.tile([_KERNEL_ERROR, _PROFILER_STEP_US], (len(rows), 1)),
+        ]
     return np.concatenate(blocks), np.concatenate(targets), np.concatenate(errors)
 
 
@@ -180,7 +122,9 @@ def _solve(rows: Array, measured: Array, errors: Array, rounds: int = 4) -> Arra
     return solution
 
 
-def fit_model(device: str, timed: Sequence[Timed], alignment: Mapping[str, Alignment] = X86, trees: bool = True) -> Fitted:
+def fit_model(
+    device: str, timed: Sequence[Timed], alignment: Mapping[str, Alignment] = X86, trees: bool = True
+) -> Fitted:
     """Fit a latency model to timed networks.
 
     Args:
@@ -194,8 +138,11 @@ def fit_model(device: str, timed: Sequence[Timed], alignment: Mapping[str, Align
     families: dict[tuple[Family, str], FamilyModel] = {}
     boundaries: dict[str, tuple[tuple[str, ...], Array]] = {}
     for (name, kind), (start, terms) in layout.slots.items():
-        chosen = [(term, value) for term, value in zip(terms, solution[start:start + len(terms)], strict=True)
-                  if value > 0] or [("one", 0.0)]
+        chosen = [
+            (term, value)
+            for term, value in zip(terms, solution[start : start + len(terms)], strict=True)
+            if value > 0
+        ] or [("one", 0.0)]
         pair = tuple(term for term, _ in chosen), np.array([value for _, value in chosen])
         if name == "boundary":
             boundaries[kind] = pair
@@ -209,28 +156,45 @@ def fit_model(device: str, timed: Sequence[Timed], alignment: Mapping[str, Align
 
 
 def _with_trees(fitted: Fitted, timed: Sequence[Timed]) -> LatencyModel:
-    """Add corrections for the families with enough long kernels."""
+    """Add corrections for the families with enough kernels.
+
+    The target is the relative residual, not its logarithm: truncated times of small kernels are unbiased
+    only on a linear scale. They count little, but choosing rows by their measured time would bias the rest.
+    """
     families = dict(fitted.model.families)
-    for (family, executed), (kernels, measured) in kernel_rows(timed, fitted.profiler_us).items():
-        if len(kernels) < _TREES_MIN_ROWS:
-            continue
+    for (family, executed), (kernels, measured) in kernel_rows(timed, fitted).items():
         table, base, blocks = columns(kernels), families[family, executed], fitted.model.alignment[executed]
-        residual = np.log(np.maximum(measured, 0.1) / base.predict(table, blocks))
-        ensemble = fit_trees(shape_inputs(table, blocks), np.clip(residual, -0.7, 0.7))
-        families[family, executed] = replace(base, trees=ensemble)
+        predicted = base.predict(table, blocks)
+        weights = 1 / (1 + (_PROFILER_STEP_US / (_KERNEL_ERROR * predicted)) ** 2)
+        if weights.sum() < _TREES_MIN_WEIGHT:
+            continue
+        residual = np.clip(measured / predicted - 1, -0.9, 2.0)
+        families[family, executed] = replace(
+            base, trees=fit_trees(shape_inputs(table, blocks), residual, weights)
+        )
     return replace(fitted.model, families=families)
 
 
-def kernel_rows(timed: Sequence[Timed], profiler_us: float, smallest_us: float = _TREES_FROM_US,
-                ) -> dict[tuple[Family, str], tuple[list[Kernel], Array]]:
-    """Kernels that the profiler resolves (at least `smallest_us`), with their microseconds."""
+def kernel_rows(
+    timed: Sequence[Timed], fitted: Fitted
+) -> dict[tuple[Family, str], tuple[list[Kernel], Array]]:
+    """All kernels with their microseconds by the profiler, its overhead removed.
+
+    What the profiler's whole microseconds lose or gain over a network shows in the clock time of the whole
+    call; it is shared out evenly over the executed nodes.
+    """
     collected: dict[tuple[Family, str], tuple[list[Kernel], list[float]]] = {}
     for item in timed:
-        for kernel, spent, events in zip(item.network.view.kernels, item.kernels, item.kernel_events, strict=True):
-            if spent - events * profiler_us >= smallest_us:
-                kernels, times = collected.setdefault((kernel.family, executed_type(kernel)), ([], []))
-                kernels.append(kernel)
-                times.append(spent - events * profiler_us)
+        missing = item.wall - fitted.model.session_us - (item.profiled - item.events * fitted.profiler_us)
+        shift = (
+            float(np.clip(missing / item.events, -_LARGEST_SHIFT_US, _LARGEST_SHIFT_US)) - fitted.profiler_us
+        )
+        for kernel, spent, events in zip(
+            item.network.view.kernels, item.kernels, item.kernel_events, strict=True
+        ):
+            kernels, times = collected.setdefault((kernel.family, executed_type(kernel)), ([], []))
+            kernels.append(kernel)
+            times.append(spent + events * shift)
     return {key: (kernels, np.array(times)) for key, (kernels, times) in collected.items()}
 
 
@@ -247,8 +211,12 @@ def _parts(model: LatencyModel, timed: Sequence[Timed]) -> Array:
         types = [executed_type(kernel) for kernel in view.kernels]
         times = model.kernel_us(view.kernels, types)
         quantised = np.array([name == "int8" for name in types])
-        result[index] = (times[~quantised].sum(), times[quantised].sum(),
-                         model.boundary_us(view.boundaries).sum(), model.session_us)
+        result[index] = (
+            times[~quantised].sum(),
+            times[quantised].sum(),
+            model.boundary_us(view.boundaries).sum(),
+            model.session_us,
+        )
     return result
 
 
@@ -268,30 +236,21 @@ def with_interval(model: LatencyModel, result: Accuracy) -> LatencyModel:
     return replace(model, low=result.low, high=result.high)
 
 
-def kernel_accuracy(fitted: Fitted, timed: Sequence[Timed], smallest_us: float = 5.0,
-                    ) -> Mapping[tuple[Family, str], Accuracy]:
-    """Errors per (family, executed type) on kernels of at least `smallest_us`."""
+def kernel_accuracy(
+    fitted: Fitted,
+    timed: Sequence[Timed],
+    smallest_us: float = 5.0,
+) -> Mapping[tuple[Family, str], Accuracy]:
+    """Errors per (family, executed type) on kernels predicted to take at least `smallest_us`.
+
+    Shorter kernels are below what the profiler resolves; whole networks check them.
+    """
     result = {}
-    for (family, executed), (kernels, times) in sorted(kernel_rows(timed, fitted.profiler_us, smallest_us).items()):
-        result[family, executed] = accuracy(fitted.model.kernel_us(kernels, [executed] * len(kernels)), times)
+    for (family, executed), (kernels, times) in sorted(kernel_rows(timed, fitted).items()):
+        predicted = fitted.model.kernel_us(kernels, [executed] * len(kernels))
+        long = predicted >= smallest_us
+        if long.any():
+            result[family, executed] = accuracy(predicted[long], np.maximum(times[long], 0.1))
     return result
 
 
-def derived_families(model: LatencyModel) -> LatencyModel:
-    """Add families that were not measured, from kernels that do the same work.
-
-    Products of activations cost what linear layers cost; normalisation and unknown operators what an
-    unabsorbed activation costs; grouped convolutions are priced like dense ones of the same work.
-    """
-    families = dict(model.families)
-    for family, like in _DERIVED.items():
-        found = families.get((like, "float32"))
-        if found is not None:
-            families.setdefault((family, "float32"), replace(found, trees=None))
-    return replace(model, families=families)
-
-
-_DERIVED = {
-    Family.MATMUL: Family.LINEAR, Family.NORM: Family.ELEMENTWISE, Family.OTHER: Family.ELEMENTWISE,
-    Family.GROUPED: Family.CONV,
-}

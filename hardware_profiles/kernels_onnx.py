@@ -10,61 +10,23 @@ output channel as integer initialisers, bias int32, and the ReLU before the Quan
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from paretopress.hardware_profiles.onnx_graph import OPSET, ZERO_POINT, OnnxGraph, Value
 from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
-
-OPSET = 17
-_SCALE = 0.05
-_ZERO_POINT = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One tensor of the model under construction.
-
-    Attributes:
-        name: The float value in the graph (the output of a DequantizeLinear where `int8`).
-        channels: Channels or features.
-        size: Spatial size, `()` for features.
-        int8: Whether the tensor is quantised.
-        kernel: Index of the kernel that writes it, -1 for the model's input.
-        zero_point: The zero point where quantised.
-    """
-
-    name: str
-    channels: int
-    size: tuple[int, ...]
-    int8: bool
-    kernel: int
-    zero_point: int = _ZERO_POINT
-
-    @property
-    def elements(self) -> int:
-        """Elements at batch 1."""
-        return self.channels * product(self.size)
 
 
 @dataclass
-class ModelBuilder:
+class ModelBuilder(OnnxGraph):
     """Collects nodes and kernels. `build()` gives the serialised model and its `CostView`."""
 
-    seed: int = 0
-    nodes: list[Any] = field(default_factory=list)
-    initialisers: list[Any] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     boundaries: list[Boundary] = field(default_factory=list)
     reads: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    weight_bytes: int = 0
     input: Value | None = None
     _float_of: dict[str, Value] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._random = np.random.default_rng(self.seed)
 
     def start(self, channels: int, size: tuple[int, ...]) -> Value:
         """Declare the float model input of shape (1, channels, *size)."""
@@ -73,51 +35,132 @@ class ModelBuilder:
         return self.input
 
     def conv(
-        self, value: Value, cout: int, window: tuple[int, ...], stride: int = 1, *,
-        depthwise: bool = False, relu: bool = True, int8: bool = False, low_bits: int = 8,
+        self,
+        value: Value,
+        cout: int,
+        window: tuple[int, ...],
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        relu: bool = True,
+        int8: bool = False,
     ) -> Value:
         """A convolution with "same" padding, bias, and an optional ReLU that the kernel absorbs."""
         value = self._as(value, int8)
-        cin, groups = value.channels, value.channels if depthwise else 1
+        cin = value.channels
         pads = [(k - 1) // 2 for k in window] + [k // 2 for k in window]
         shape = (cout, cin // groups, *window)
         prefix = self._prefix()
         inputs = [value.name, *self._weights(prefix, shape, int8)]
-        self._node("Conv", inputs, prefix, strides=[stride] * len(window), pads=pads, group=groups,
-                   kernel_shape=list(window))
+        self._node(
+            "Conv",
+            inputs,
+            prefix,
+            strides=[stride] * len(window),
+            pads=pads,
+            group=groups,
+            kernel_shape=list(window),
+        )
         size = tuple((s + k - 1 - k) // stride + 1 for s, k in zip(value.size, window, strict=True))
-        family = Family.DEPTHWISE if depthwise else Family.CONV
-        return self._finish(prefix, [value], cout, size, int8, relu, family, window=window,
-                            stride=(stride,) * len(window), groups=groups, cin=cin,
-                            weight_bits=low_bits if int8 else 32)
+        family = Family.CONV if groups == 1 else Family.DEPTHWISE if groups == cin else Family.GROUPED
+        return self._finish(
+            prefix,
+            [value],
+            cout,
+            size,
+            int8,
+            relu,
+            family,
+            window=window,
+            stride=(stride,) * len(window),
+            groups=groups,
+            cin=cin,
+            weight_bits=8 if int8 else 32,
+        )
 
-    def linear(self, value: Value, cout: int, *, relu: bool = False, int8: bool = False) -> Value:
-        """A fully connected layer on (1, features)."""
+    def linear(
+        self, value: Value, cout: int, *, relu: bool = False, int8: bool = False, last: bool = False
+    ) -> Value:
+        """A fully connected layer on (1, features); the `last` one writes floats also where it is int8."""
         value = self._as(value, int8)
         prefix = self._prefix()
         inputs = [value.name, *self._weights(prefix, (cout, value.channels), int8)]
         self._node("Gemm", inputs, prefix, transB=1)
-        return self._finish(prefix, [value], cout, (), int8, relu, Family.LINEAR, cin=value.channels,
-                            weight_bits=8 if int8 else 32)
+        return self._finish(
+            prefix,
+            [value],
+            cout,
+            (),
+            int8,
+            relu,
+            Family.LINEAR,
+            cin=value.channels,
+            weight_bits=8 if int8 else 32,
+            requantise=int8 and not last,
+        )
 
     def add(self, left: Value, right: Value, *, relu: bool = True, int8: bool = False) -> Value:
-        """A residual sum."""
+        """A residual sum; a float convolution that feeds it absorbs it, as the blocked kernels do."""
         left, right = self._as(left, int8), self._as(right, int8)
+        first, last = sorted((left, right), key=lambda value: value.kernel)
+        if not int8 and self._absorbs(last):
+            return self._absorb_add(first, last, relu)
         prefix = self._prefix()
         self._node("Add", [left.name, right.name], prefix)
-        return self._finish(prefix, [left, right], left.channels, left.size, int8, relu, Family.ADD,
-                            cin=left.channels)
+        return self._finish(
+            prefix, [left, right], left.channels, left.size, int8, relu, Family.ADD, cin=left.channels
+        )
 
-    def pool(self, value: Value, window: int, stride: int, *, average: bool = False, int8: bool = False) -> Value:
+    def _absorbs(self, value: Value) -> bool:
+        if value.kernel < 0 or value.name != f"k{value.kernel}_value":
+            return False
+        kernel = self.kernels[value.kernel]
+        unread = self.reads[value.kernel][2] == value.kernel
+        return kernel.family in _CONVOLUTIONS and kernel.activation_bits == 32 and unread and not kernel.fused
+
+    def _absorb_add(self, first: Value, last: Value, relu: bool) -> Value:
+        prefix = f"k{last.kernel}"
+        name = f"{prefix}_sum"
+        self._node("Add", [first.name, last.name], prefix, "add", name)
+        if relu:
+            self._node("Relu", [name], prefix, "relu", f"{prefix}_relu_value")
+            name = f"{prefix}_relu_value"
+        self._read(first, last.kernel)
+        kernel = self.kernels[last.kernel]
+        self.kernels[last.kernel] = replace(
+            kernel,
+            fused=("add", "relu") if relu else ("add",),
+            input_elements=kernel.input_elements + first.elements,
+        )
+        return replace(last, name=name)
+
+    def pool(
+        self, value: Value, window: int, stride: int, *, average: bool = False, int8: bool = False
+    ) -> Value:
         """A windowed pooling without padding."""
         value = self._as(value, int8)
         prefix, rank = self._prefix(), len(value.size)
-        self._node("AveragePool" if average else "MaxPool", [value.name], prefix,
-                   kernel_shape=[window] * rank, strides=[stride] * rank)
+        self._node(
+            "AveragePool" if average else "MaxPool",
+            [value.name],
+            prefix,
+            kernel_shape=[window] * rank,
+            strides=[stride] * rank,
+        )
         size = tuple((s - window) // stride + 1 for s in value.size)
-        return self._finish(prefix, [value], value.channels, size, int8, False, Family.POOL,
-                            cin=value.channels, window=(window,) * rank, stride=(stride,) * rank,
-                            keep_zero=not average)
+        return self._finish(
+            prefix,
+            [value],
+            value.channels,
+            size,
+            int8,
+            False,
+            Family.POOL,
+            cin=value.channels,
+            window=(window,) * rank,
+            stride=(stride,) * rank,
+            keep_zero=not average,
+        )
 
     def global_pool(self, value: Value, *, int8: bool = False) -> Value:
         """The mean over space, flattened to features."""
@@ -128,24 +171,52 @@ class ModelBuilder:
         if int8:
             mean = self._requantise(mean, f"{prefix}_mean", value.zero_point)
         self._node("Flatten", [mean], prefix, suffix="flatten", axis=1)
-        return self._finish(prefix, [value], value.channels, (), int8, False, Family.GLOBAL_POOL,
-                            cin=value.channels, keep_zero=True)
+        return self._finish(
+            prefix,
+            [value],
+            value.channels,
+            (),
+            int8,
+            False,
+            Family.GLOBAL_POOL,
+            cin=value.channels,
+            keep_zero=True,
+        )
 
-    def elementwise(self, value: Value, operator: str = "Sigmoid", *, int8: bool = False) -> Value:
-        """An activation that no kernel absorbs."""
-        value = self._as(value, int8)
+    def elementwise(self, value: Value, operator: str) -> Value:
+        """An activation that no kernel absorbs, in float."""
+        value = self._as(value, False)
         prefix = self._prefix()
         self._node(operator, [value.name], prefix)
-        return self._finish(prefix, [value], value.channels, value.size, int8, False, Family.ELEMENTWISE,
-                            cin=value.channels)
+        return self._finish(
+            prefix, [value], value.channels, value.size, False, False, Family.ELEMENTWISE, cin=value.channels
+        )
+
+    def normalise(self, value: Value) -> Value:
+        """Layer normalisation over everything but the batch, in float."""
+        value = self._as(value, False)
+        prefix = self._prefix()
+        scale = self._constant(f"{prefix}_scale", np.ones((value.channels, *value.size), np.float32))
+        self._node("LayerNormalization", [value.name, scale], prefix, axis=1)
+        return self._finish(
+            prefix, [value], value.channels, value.size, False, False, Family.NORM, cin=value.channels
+        )
 
     def concat(self, left: Value, right: Value, *, int8: bool = False) -> Value:
         """Concatenation of channels."""
         left, right = self._as(left, int8), self._as(right, int8)
         prefix = self._prefix()
         self._node("Concat", [left.name, right.name], prefix, axis=1)
-        return self._finish(prefix, [left, right], left.channels + right.channels, left.size, int8, False,
-                            Family.CONCAT, cin=left.channels + right.channels)
+        return self._finish(
+            prefix,
+            [left, right],
+            left.channels + right.channels,
+            left.size,
+            int8,
+            False,
+            Family.CONCAT,
+            cin=left.channels + right.channels,
+        )
 
     def pad(self, value: Value, *, int8: bool = False) -> Value:
         """Zero padding of one element on each side of each spatial dimension."""
@@ -154,8 +225,17 @@ class ModelBuilder:
         pads = self._constant(f"{prefix}_pads", np.array([0, 0] + [1] * rank + [0, 0] + [1] * rank, np.int64))
         self._node("Pad", [value.name, pads], prefix)
         size = tuple(s + 2 for s in value.size)
-        return self._finish(prefix, [value], value.channels, size, int8, False, Family.DATA, cin=value.channels,
-                            keep_zero=True)
+        return self._finish(
+            prefix,
+            [value],
+            value.channels,
+            size,
+            int8,
+            False,
+            Family.DATA,
+            cin=value.channels,
+            keep_zero=True,
+        )
 
     def build(self, output: Value) -> tuple[bytes, CostView]:
         """Return the serialised model and what a device should price."""
@@ -166,9 +246,18 @@ class ModelBuilder:
         output = self._as(output, False)
         self._read(output, len(self.kernels))
         graph = helper.make_graph(
-            self.nodes, "kernels",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, self.input.channels, *self.input.size])],
-            [helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [1, output.channels, *output.size])],
+            self.nodes,
+            "kernels",
+            [
+                helper.make_tensor_value_info(
+                    "input", TensorProto.FLOAT, [1, self.input.channels, *self.input.size]
+                )
+            ],
+            [
+                helper.make_tensor_value_info(
+                    output.name, TensorProto.FLOAT, [1, output.channels, *output.size]
+                )
+            ],
             self.initialisers,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -183,49 +272,6 @@ class ModelBuilder:
     def _prefix(self) -> str:
         return f"k{len(self.kernels)}"
 
-    def _node(self, operator: str, inputs: list[str], prefix: str, suffix: str = "main", output: str = "",
-              **attributes: Any) -> None:  # noqa: ANN401 - ONNX attributes have any type
-        from onnx import helper
-
-        name = f"{prefix}_{suffix}"
-        self.nodes.append(helper.make_node(operator, inputs, [output or f"{prefix}_value"], name, **attributes))
-
-    def _constant(self, name: str, array: NDArray[Any]) -> str:
-        from onnx import numpy_helper
-
-        self.initialisers.append(numpy_helper.from_array(array, name))
-        return name
-
-    def _weights(self, prefix: str, shape: tuple[int, ...], int8: bool) -> list[str]:
-        cout = shape[0]
-        self.weight_bytes += int(np.prod(shape)) * (1 if int8 else 4) + cout * (8 if int8 else 4)
-        if not int8:
-            spread = float(np.sqrt(2.0 / np.prod(shape[1:])))
-            weight = (self._random.standard_normal(shape) * spread).astype(np.float32)
-            return [self._constant(f"{prefix}_weight", weight),
-                    self._constant(f"{prefix}_bias", np.zeros(cout, np.float32))]
-        scales = self._constant(f"{prefix}_weight_scale", np.full(cout, 0.01, np.float32))
-        zeros = self._constant(f"{prefix}_weight_zero", np.zeros(cout, np.int8))
-        integers = self._constant(f"{prefix}_integers", self._random.integers(-90, 90, shape).astype(np.int8))
-        bias_scales = self._constant(f"{prefix}_bias_scale", np.full(cout, 0.01 * _SCALE, np.float32))
-        bias = self._constant(f"{prefix}_bias_integers", np.zeros(cout, np.int32))
-        self._node("DequantizeLinear", [integers, scales, zeros], prefix, "weight_dequantize",
-                   f"{prefix}_weight", axis=0)
-        self._node("DequantizeLinear", [bias, bias_scales], prefix, "bias_dequantize", f"{prefix}_bias", axis=0)
-        return [f"{prefix}_weight", f"{prefix}_bias"]
-
-    def _requantise(self, name: str, prefix: str, zero_point: int = _ZERO_POINT) -> str:
-        """Q then DQ of a value; returns the DQ's output.
-
-        After a ReLU the zero point must be 0: only then does ONNX Runtime drop the Relu and fuse the kernel.
-        """
-        scale = self._constant(f"{prefix}_scale", np.array(_SCALE, np.float32))
-        zero = self._constant(f"{prefix}_zero", np.array(zero_point, np.uint8))
-        self._node("QuantizeLinear", [name, scale, zero], prefix, "quantize", f"{prefix}_integers_out")
-        self._node("DequantizeLinear", [f"{prefix}_integers_out", scale, zero], prefix, "dequantize",
-                   f"{prefix}_dequantized")
-        return f"{prefix}_dequantized"
-
     def _as(self, value: Value, int8: bool) -> Value:
         """The same tensor in the wanted arithmetic; a change is a boundary that is paid once per tensor."""
         if value.int8 == int8:
@@ -234,7 +280,9 @@ class ModelBuilder:
         if known is not None:
             return known
         kind = "quantize" if int8 else "dequantize"
-        name = value.name if not int8 else self._requantise(value.name, f"b{len(self.boundaries)}_{value.name}")
+        name = (
+            value.name if not int8 else self._requantise(value.name, f"b{len(self.boundaries)}_{value.name}")
+        )
         changed = Value(name, value.channels, value.size, int8, value.kernel)
         self.boundaries.append(Boundary(value.name, kind, value.elements, 2 + len(value.size)))
         self._float_of[value.name] = changed
@@ -245,31 +293,58 @@ class ModelBuilder:
         self.reads[value.kernel] = (size, first, max(last, reader))
 
     def _finish(
-        self, prefix: str, inputs: list[Value], cout: int, size: tuple[int, ...], int8: bool, relu: bool,
-        family: Family, *, cin: int, weight_bits: int = 32, window: tuple[int, ...] = (),
-        stride: tuple[int, ...] = (), groups: int = 1, keep_zero: bool = False,
+        self,
+        prefix: str,
+        inputs: list[Value],
+        cout: int,
+        size: tuple[int, ...],
+        int8: bool,
+        relu: bool,
+        family: Family,
+        *,
+        cin: int,
+        weight_bits: int = 32,
+        window: tuple[int, ...] = (),
+        stride: tuple[int, ...] = (),
+        groups: int = 1,
+        keep_zero: bool = False,
+        requantise: bool | None = None,
     ) -> Value:
         """Add the kernel's tail and record it. `keep_zero`: the operator leaves integers as they are."""
         name = f"{prefix}_value"
-        zero_point = inputs[0].zero_point if keep_zero else 0 if relu else _ZERO_POINT
+        zero_point = inputs[0].zero_point if keep_zero else 0 if relu else ZERO_POINT
         if relu:
             self._node("Relu", [name], prefix, "relu", f"{prefix}_relu_value")
             name = f"{prefix}_relu_value"
-        if int8:
+        quantised = int8 if requantise is None else requantise
+        if quantised:
             name = self._requantise(name, prefix, zero_point)
         index = len(self.kernels)
         for value in inputs:
             self._read(value, index)
         elements = cout * product(size)
-        self.reads[index] = (elements * (1 if int8 else 4), index, index)
-        self.kernels.append(Kernel(
-            prefix, family, layer=prefix if weight_bits != 32 or family in _WEIGHTED else "",
-            weight_bits=weight_bits, activation_bits=8 if int8 else 32, cin=cin, cout=cout, window=window,
-            stride=stride, groups=groups, input_size=inputs[0].size,
-            output_size=size, fused=("relu",) if relu else (),
-            input_elements=sum(value.elements for value in inputs), output_elements=elements,
-        ))
-        return Value(name, cout, size, int8, index, zero_point)
+        self.reads[index] = (elements * (1 if quantised else 4), index, index)
+        self.kernels.append(
+            Kernel(
+                prefix,
+                family,
+                layer=prefix if weight_bits != 32 or family in _WEIGHTED else "",
+                weight_bits=weight_bits,
+                activation_bits=8 if int8 else 32,
+                cin=cin,
+                cout=cout,
+                window=window,
+                stride=stride,
+                groups=groups,
+                input_size=inputs[0].size,
+                output_size=size,
+                fused=("relu",) if relu else (),
+                input_elements=sum(value.elements for value in inputs),
+                output_elements=elements,
+            )
+        )
+        return Value(name, cout, size, quantised, index, zero_point)
 
 
-_WEIGHTED = (Family.CONV, Family.DEPTHWISE, Family.LINEAR)
+_CONVOLUTIONS = (Family.CONV, Family.GROUPED, Family.DEPTHWISE)
+_WEIGHTED = (*_CONVOLUTIONS, Family.LINEAR)

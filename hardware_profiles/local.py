@@ -21,8 +21,9 @@ def cache_path() -> Path:
     """Where this machine's profile is cached: one file per CPU, runtime version and schema."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     host = host_info()
-    key = fingerprint([host.model, host.family, sorted(host.flags), version("onnxruntime"), SCHEMA,
-                       _MEASUREMENT_VERSION])
+    key = fingerprint(
+        [host.model, host.family, sorted(host.flags), version("onnxruntime"), SCHEMA, _MEASUREMENT_VERSION]
+    )
     return base / "paretopress" / f"local-{key}.yaml"
 
 
@@ -51,8 +52,9 @@ def store_profile(profile: DeviceProfile) -> Path:
     return path
 
 
-def local_profile(*, refresh: bool = False, seconds: float = 60,
-                  progress: Callable[[float, str], None] | None = None) -> DeviceProfile:
+def local_profile(
+    *, refresh: bool = False, seconds: float = 60, progress: Callable[[float, str], None] | None = None
+) -> DeviceProfile:
     """Return this machine's profile from the cache, measuring it first where there is none.
 
     Args:

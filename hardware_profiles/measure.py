@@ -12,19 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from paretopress.hardware_profiles.fit import (
-    Fitted,
-    accuracy,
-    derived_families,
-    fit_model,
-    kernel_accuracy,
-    network_us,
-    with_interval,
-)
+from paretopress.hardware_profiles.accuracy import accuracy
+from paretopress.hardware_profiles.fit import Fitted, fit_model, kernel_accuracy, network_us, with_interval
 from paretopress.hardware_profiles.host import host_info
 from paretopress.hardware_profiles.networks import MODES, random_network
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.hardware_profiles.schema import SCHEMA
+from paretopress.hardware_profiles.terms import derived_families
 from paretopress.hardware_profiles.timing import Reference, Timed, import_onnxruntime, time_network
 from paretopress.hardware_profiles.writing import latency_section, number, validation_entry
 from paretopress.spaces.errors import ProfileError
@@ -73,11 +67,16 @@ def time_networks(seconds: float, seed: int = 0, progress: Progress | None = Non
 def _check_noise(reference: Reference) -> None:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if reference.noise > _TOO_NOISY:
-        raise ProfileError(f"this machine is too busy to measure: a fixed kernel takes {reference.noise:.1f} times its "
-                           f"fastest time (load average {load:.1f}); stop other work and measure again")
+        raise ProfileError(
+            f"this machine is too busy to measure: a fixed kernel takes {reference.noise:.1f} times its "
+            f"fastest time (load average {load:.1f}); stop other work and measure again"
+        )
     if reference.noise > _NOISY:
-        warnings.warn(f"this machine is busy (a fixed kernel takes {reference.noise:.2f} times its fastest time, load "
-                      f"average {load:.1f}): measured figures are less certain", stacklevel=3)
+        warnings.warn(
+            f"this machine is busy (a fixed kernel takes {reference.noise:.2f} times its fastest time, load "
+            f"average {load:.1f}): measured figures are less certain",
+            stacklevel=3,
+        )
 
 
 def split(timed: Sequence[Timed]) -> tuple[list[Timed], list[Timed]]:
@@ -102,8 +101,11 @@ def fit_campaign(device: str, campaign: Campaign, source: str) -> tuple[Fitted, 
     for mode in MODES:
         members = [index for index, item in enumerate(held) if mode_of(item) == mode]
         if members:
-            entries.append(validation_entry(f"held-out {mode} networks", accuracy(predicted[members], walls[members]),
-                                            source))
+            entries.append(
+                validation_entry(
+                    f"held-out {mode} networks", accuracy(predicted[members], walls[members]), source
+                )
+            )
     for (family, executed), result in kernel_accuracy(fitted, held).items():
         entries.append(validation_entry(f"held-out {executed} {family} kernels over 5 us", result, source))
     return replace(fitted, model=with_interval(derived_families(fitted.model), overall)), entries
@@ -118,34 +120,63 @@ def mode_of(timed: Timed) -> str:
 FORMATS: tuple[dict[str, Any], ...] = (
     {"weights": 32, "activations": 32, "status": "legal", "executes": "float32"},
     {"weights": 8, "activations": 8, "status": "fast", "executes": "int8"},
-    *({"weights": bits, "activations": 8, "status": "legal", "executes": "int8",
-       "reason": f"{bits}-bit weights are stored packed and run in an int8 container: the speed of int8"}
-      for bits in (4, 3, 2)),
-    *({"weights": bits, "activations": 32, "status": "size_only", "executes": "float32",
-       "reason": "weight-only: convolutions run in float32 after the weights are expanded"}
-      for bits in (8, 4, 3, 2)),
+    *(
+        {
+            "weights": bits,
+            "activations": 8,
+            "status": "legal",
+            "executes": "int8",
+            "reason": f"{bits}-bit weights are stored packed and run in an int8 container: the speed of int8",
+        }
+        for bits in (4, 3, 2)
+    ),
+    *(
+        {
+            "weights": bits,
+            "activations": 32,
+            "status": "size_only",
+            "executes": "float32",
+            "reason": "weight-only: convolutions run in float32 after the weights are expanded",
+        }
+        for bits in (8, 4, 3, 2)
+    ),
 )
 FLOAT_FAMILIES = {
+    "elementwise": "activations that no kernel absorbs are exported in float",
     "norm": "ONNX Runtime has no int8 kernel for this normalisation on CPU",
     "matmul": "products of two activations are exported in float",
-    "grouped": "grouped convolutions are exported in float",
     "other": "operators without a rule stay in float",
 }
 
 
-def onnxruntime_document(identifier: str, tier: str, notes: str, fitted: Fitted, entries: list[dict[str, Any]],
-                         host: dict[str, Any], source: str) -> dict[str, Any]:
+def onnxruntime_document(
+    identifier: str,
+    tier: str,
+    notes: str,
+    fitted: Fitted,
+    entries: list[dict[str, Any]],
+    host: dict[str, Any],
+    source: str,
+) -> dict[str, Any]:
     """Return the profile document of an x86 CPU with ONNX Runtime."""
-    rule = "ONNX Runtime's int8 convolutions copy channels that are no multiple of 4 (odd counts cost more than they save)"
+    rule = "int8 convolutions of ONNX Runtime copy channels whose count is no multiple of 4: they lose time"
     return {
-        "schema": SCHEMA, "id": identifier, "kind": "cpu", "tier": tier, "notes": notes,
-        "runtime": {"name": "onnxruntime", "version": import_onnxruntime().__version__, "threads": 1, "batch": 1,
-                    "removes_dead_branches": True},
+        "schema": SCHEMA,
+        "id": identifier,
+        "kind": "cpu",
+        "tier": tier,
+        "notes": notes,
+        "runtime": {
+            "name": "onnxruntime",
+            "version": import_onnxruntime().__version__,
+            "threads": 1,
+            "batch": 1,
+            "removes_dead_branches": True,
+        },
         "host": host,
         "formats": list(FORMATS),
         "float_families": FLOAT_FAMILIES,
-        "align": {"channel_step": number(4, "measured", rule),
-                  "rank_step": number(4, "measured", rule)},
+        "align": {"channel_step": number(4, "measured", rule), "rank_step": number(4, "measured", rule)},
         "latency": latency_section(fitted.model, "measured", source),
         "validation": entries,
     }
@@ -164,11 +195,15 @@ def measure_local(seconds: float = 60, progress: Progress | None = None, seed: i
     """
     campaign = time_networks(seconds * (1 - _FIT_SECONDS), seed, progress)
     host = host_info()
-    source = (f"measured on {host.description} with ONNX Runtime {import_onnxruntime().__version__}, one thread, "
-              f"{len(campaign.timed)} random networks, {time.strftime('%Y-%m-%d')}, noise {campaign.noise:.2f}")
+    source = (
+        f"measured on {host.description} with ONNX Runtime {import_onnxruntime().__version__}, one thread, "
+        f"{len(campaign.timed)} random networks, {time.strftime('%Y-%m-%d')}, noise {campaign.noise:.2f}"
+    )
     fitted, entries = fit_campaign("local", campaign, source)
     wanted: dict[str, Any] = {"cpu_model": host.model, "machine": platform.machine()}
     if host.family is not None:
         wanted["cpu_family"] = host.family
-    content = onnxruntime_document("local", "T2", f"This machine: {host.description}.", fitted, entries, wanted, source)
+    content = onnxruntime_document(
+        "local", "T2", f"This machine: {host.description}.", fitted, entries, wanted, source
+    )
     return DeviceProfile.from_plain(content, "local")

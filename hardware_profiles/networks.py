@@ -12,13 +12,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paretopress.hardware_profiles.kernels_onnx import ModelBuilder, Value
+from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
+from paretopress.hardware_profiles.onnx_graph import Value
 from paretopress.spaces.kernels import CostView, product
 
+_CHAINS = 0.35
 MODES = ("float32", "int8", "mixed")
 _SIZES: tuple[tuple[int, ...], ...] = (
-    (8, 8), (8, 8), (16, 16), (16, 16), (32, 32), (32, 32), (49, 10), (25, 5), (28, 28), (24, 24), (12, 12),
-    (64, 64), (4, 4), (64,), (128,), (16,),
+    (8, 8),
+    (8, 8),
+    (16, 16),
+    (16, 16),
+    (32, 32),
+    (32, 32),
+    (49, 10),
+    (25, 5),
+    (28, 28),
+    (24, 24),
+    (12, 12),
+    (64, 64),
+    (4, 4),
+    (64,),
+    (128,),
+    (16,),
 )
 
 
@@ -76,9 +92,11 @@ def random_network(seed: int, mode: str) -> Network:
     size = _SIZES[random.integers(len(_SIZES))]
     value = builder.start(int(random.choice([1, 3, 3, 8, 16])), size)
     value = _stem(draw, value)
-    for _ in range(int(random.integers(2, 8))):
-        block = _BLOCKS[random.integers(len(_BLOCKS))]
-        value = block(draw, value)
+    if random.random() < _CHAINS:
+        value = _chain(draw, value)
+    else:
+        for _ in range(int(random.integers(2, 8))):
+            value = _BLOCKS[random.integers(len(_BLOCKS))](draw, value)
     return _finish(builder, _head(draw, value))
 
 
@@ -97,12 +115,24 @@ def _stride(draw: _Drawing, value: Value, chance: float = 0.3) -> int:
     return 2 if min(value.size) >= 8 and draw.random.random() < chance else 1
 
 
-def _conv(draw: _Drawing, value: Value, window: tuple[int, ...], stride: int = 1, *, relu: bool = True,
-          depthwise: bool = False, cout: int | None = None, int8: bool | None = None) -> Value:
+def _conv(
+    draw: _Drawing,
+    value: Value,
+    window: tuple[int, ...],
+    stride: int = 1,
+    *,
+    relu: bool = True,
+    depthwise: bool = False,
+    groups: int = 1,
+    cout: int | None = None,
+    int8: bool | None = None,
+) -> Value:
     if cout is None:
         cout = value.channels if depthwise else draw.affordable(value, product(window))
-    result = draw.builder.conv(value, cout, window, stride, depthwise=depthwise, relu=relu,
-                               int8=draw.int8() if int8 is None else int8)
+    groups = value.channels if depthwise else groups
+    result = draw.builder.conv(
+        value, cout, window, stride, groups=groups, relu=relu, int8=draw.int8() if int8 is None else int8
+    )
     draw.spend()
     return result
 
@@ -134,9 +164,14 @@ def _residual(draw: _Drawing, value: Value) -> Value:
     stride, int8 = _stride(draw, value), draw.int8()
     inner = _conv(draw, value, _window(draw, value), stride, int8=int8)
     keep = stride == 1 and draw.random.random() < 0.7
-    outer = _conv(draw, inner, _window(draw, inner), relu=False, cout=value.channels if keep else None, int8=int8)
-    short = value if keep else _conv(draw, value, (1,) * len(value.size), stride, relu=False, cout=outer.channels,
-                                     int8=int8)
+    outer = _conv(
+        draw, inner, _window(draw, inner), relu=False, cout=value.channels if keep else None, int8=int8
+    )
+    short = (
+        value
+        if keep
+        else _conv(draw, value, (1,) * len(value.size), stride, relu=False, cout=outer.channels, int8=int8)
+    )
     return draw.builder.add(short, outer, int8=int8)
 
 
@@ -154,10 +189,47 @@ def _low_rank(draw: _Drawing, value: Value) -> Value:
     return _conv(draw, inner, (1,) * len(value.size), int8=int8)
 
 
+def _grouped(draw: _Drawing, value: Value) -> Value:
+    divisors = [groups for groups in (2, 4, 8) if value.channels % groups == 0 and value.channels > groups]
+    groups = int(draw.random.choice(divisors)) if divisors else 1
+    return _conv(draw, value, _window(draw, value), groups=groups, cout=value.channels)
+
+
+def _normalised(draw: _Drawing, value: Value) -> Value:
+    return draw.builder.normalise(_pointwise(draw, value))
+
+
+def _chain(draw: _Drawing, value: Value) -> Value:
+    """The same one or two kernels many times over: then the clock resolves fractions of a microsecond."""
+    int8, kind = draw.int8(), draw.random.integers(4)
+    value = _conv(draw, value, (1,) * len(value.size), int8=int8)
+    window = (
+        (1,) * len(value.size)
+        if kind == 1
+        else _window(draw, value, odd=kind == 0 and draw.random.random() < 0.3)
+    )
+    channels = value.channels if kind < 3 else draw.affordable(value, 8 * product(window))
+    for _ in range(int(draw.random.integers(4, 10))):
+        if kind == 2:
+            value = _conv(draw, value, window, depthwise=True, int8=int8)
+        else:
+            cout = (
+                channels
+                if value.channels != channels
+                else draw.builder.kernels[-1].cin
+                if kind == 3
+                else channels
+            )
+            value = _conv(draw, value, window, cout=cout, int8=int8)
+    return value
+
+
 def _pool(draw: _Drawing, value: Value) -> Value:
     if min(value.size) < 4:
         return _pointwise(draw, value)
-    return draw.builder.pool(value, 2, 2, average=draw.random.random() < 0.3, int8=draw.int8())
+    int8 = draw.int8()
+    # ONNX Runtime's int8 average pooling is ten times slower than any other: it would spoil the family.
+    return draw.builder.pool(value, 2, 2, average=not int8 and draw.random.random() < 0.3, int8=int8)
 
 
 def _branches(draw: _Drawing, value: Value) -> Value:
@@ -168,9 +240,9 @@ def _branches(draw: _Drawing, value: Value) -> Value:
 
 
 def _activation(draw: _Drawing, value: Value) -> Value:
-    int8 = draw.int8()
-    value = _conv(draw, value, (1,) * len(value.size), relu=False, int8=int8)
-    return draw.builder.elementwise(value, int8=int8)
+    # Simpler activations would be absorbed by the convolution; this one stands for GELU and the like.
+    value = _conv(draw, value, (1,) * len(value.size), relu=False)
+    return draw.builder.elementwise(value, "Erf")
 
 
 def _padded(draw: _Drawing, value: Value) -> Value:
@@ -179,8 +251,23 @@ def _padded(draw: _Drawing, value: Value) -> Value:
 
 
 _BLOCKS: tuple[Callable[[_Drawing, Value], Value], ...] = (
-    _plain, _plain, _pointwise, _large_window, _separable, _separable, _residual, _residual, _residual,
-    _inverted, _low_rank, _pool, _branches, _activation, _padded,
+    _plain,
+    _plain,
+    _pointwise,
+    _large_window,
+    _separable,
+    _separable,
+    _residual,
+    _residual,
+    _residual,
+    _inverted,
+    _low_rank,
+    _pool,
+    _branches,
+    _activation,
+    _padded,
+    _grouped,
+    _normalised,
 )
 
 
@@ -189,11 +276,11 @@ def _head(draw: _Drawing, value: Value) -> Value:
     value = draw.builder.global_pool(value, int8=int8)
     if draw.random.random() < 0.4:
         value = draw.builder.linear(value, draw.channels(8, 512), relu=True, int8=int8)
-    return draw.builder.linear(value, int(draw.random.choice([10, 12, 100])), int8=int8)
+    return draw.builder.linear(value, int(draw.random.choice([10, 12, 100])), int8=int8, last=True)
 
 
 def _perceptron(draw: _Drawing) -> Value:
     value = draw.builder.start(draw.channels(16, 1024), ())
     for _ in range(int(draw.random.integers(2, 6))):
         value = draw.builder.linear(value, draw.channels(8, 1024), relu=True, int8=draw.int8())
-    return draw.builder.linear(value, 10, int8=draw.int8())
+    return draw.builder.linear(value, 10, int8=draw.int8(), last=True)

@@ -37,7 +37,8 @@ def non_negative_least_squares(matrix: Array, target: Array, max_iterations: int
             break
         passive[best] = True
         solution = _feasible_step(scaled, target, solution, passive)
-    return np.divide(solution, norms, out=np.zeros(count), where=usable)
+    result: Array = np.divide(solution, norms, out=np.zeros(count), where=usable)
+    return result
 
 
 def _feasible_step(matrix: Array, target: Array, solution: Array, passive: NDArray[np.bool_]) -> Array:

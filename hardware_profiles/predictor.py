@@ -16,6 +16,7 @@ from paretopress.spaces.kernels import Boundary, Family, Kernel
 
 Array = NDArray[np.float64]
 SMALLEST_US = 1e-3
+FACTOR_RANGE = (0.3, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class FamilyModel:
         base = np.maximum(matrix(table, self.names, alignment) @ self.coefficients, SMALLEST_US)
         if self.trees is None:
             return base
-        return base * np.exp(self.trees.predict(shape_inputs(table, alignment)))
+        factors = 1 + self.trees.predict(shape_inputs(table, alignment))
+        return base * np.clip(factors, *FACTOR_RANGE)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,12 @@ class LatencyModel:
         assert latency is not None
         return cls(
             device,
-            {name: Alignment(int(item.input_channels.value), int(item.output_channels.value), int(item.odd.value))
-             for name, item in latency.alignment.items()},
+            {
+                name: Alignment(
+                    int(item.input_channels.value), int(item.output_channels.value), int(item.odd.value)
+                )
+                for name, item in latency.alignment.items()
+            },
             {(Family(item.family), item.executes): _family_model(item) for item in latency.predictors},
             {item.kind: _terms(item.terms) for item in latency.boundaries},
             {name: number.value for name, number in latency.calibration.items()},
@@ -89,10 +95,14 @@ class LatencyModel:
             model = self.families.get((family, executed))
             if model is None:
                 kernel = kernels[members[0]]
-                raise ProfileError(f"{self.device} has no figures for {executed} {family} kernels "
-                                   f"(first: {kernel.name!r}, {kernel.weight_bits}-bit weights)")
+                raise ProfileError(
+                    f"{self.device} has no figures for {executed} {family} kernels "
+                    f"(first: {kernel.name!r}, {kernel.weight_bits}-bit weights)"
+                )
             table = columns([kernels[index] for index in members])
-            result[members] = model.predict(table, self.alignment.get(executed, Alignment())) * self.calibration.get(executed, 1.0)
+            result[members] = model.predict(
+                table, self.alignment.get(executed, Alignment())
+            ) * self.calibration.get(executed, 1.0)
         return result
 
     def boundary_us(self, boundaries: Sequence[Boundary]) -> Array:
@@ -131,9 +141,19 @@ def trees_from(item: schema.Correction) -> Trees:
     features = from_text(item.features).astype(np.int64)
     lower, upper = from_text(item.lower), from_text(item.upper)
     count = len(leaves) // (splits + 1)
-    if len(leaves) != count * (splits + 1) or len(thresholds) != count * splits or len(features) != count * splits:
+    if (
+        len(leaves) != count * (splits + 1)
+        or len(thresholds) != count * splits
+        or len(features) != count * splits
+    ):
         raise ValueError(f"correction: counts do not fit {count} trees of depth {item.depth}")
     if len(lower) != INPUTS or len(upper) != INPUTS or ((features < 0) | (features >= INPUTS)).any():
         raise ValueError(f"correction: expected {INPUTS} inputs")
-    return Trees(item.depth, features.reshape(count, splits), thresholds.reshape(count, splits),
-                 leaves.reshape(count, splits + 1), lower, upper)
+    return Trees(
+        item.depth,
+        features.reshape(count, splits),
+        thresholds.reshape(count, splits),
+        leaves.reshape(count, splits + 1),
+        lower,
+        upper,
+    )

@@ -139,7 +139,9 @@ class DeviceProfile:
         formats = {pair: item for pair, item in self._formats.items() if pair != (32, 32)}
         return Capabilities(
             device=self.id,
-            formats=tuple(sorted((pair for pair, item in formats.items() if item.status != "refused"), reverse=True)),
+            formats=tuple(
+                sorted((pair for pair, item in formats.items() if item.status != "refused"), reverse=True)
+            ),
             size_only={pair: item.reason for pair, item in formats.items() if item.status == "size_only"},
             refused={pair: item.reason for pair, item in formats.items() if item.status == "refused"},
             channel_step=int(self.document.align.channel_step.value),
@@ -219,7 +221,7 @@ class DeviceProfile:
         """
         if self.document.latency is not None:
             return self.kernel_us(kernels)
-        peaks = {peak.executes: peak.macs_s.value for peak in self.document.peaks}
+        peaks: dict[str, float] = {peak.executes: peak.macs_s.value for peak in self.document.peaks}
         bandwidth = self.document.memory.bandwidth_bytes_s
         assert bandwidth is not None
         costs = np.empty(len(kernels))
@@ -240,7 +242,9 @@ class DeviceProfile:
     def relative_cost(self, view: CostView) -> float:
         """Return a unit-free cost that ranks plans on this device, at every tier."""
         session = self.document.latency.session_us.value if self.document.latency else 0.0
-        return float(session + self.kernel_cost(view.kernels).sum() + self.boundary_cost(view.boundaries).sum())
+        return float(
+            session + self.kernel_cost(view.kernels).sum() + self.boundary_cost(view.boundaries).sum()
+        )
 
     @property
     def session_us(self) -> float:
@@ -254,8 +258,11 @@ class DeviceProfile:
             ProfileError: T0 profile, unknown format, or missing figures.
         """
         model = self._model
-        mid = (model.session_us + self.kernel_us(view.kernels).sum() + self.boundary_us(view.boundaries).sum()) / 1e3
-        basis = f"{self.tier}, {self.runtime} {self.runtime_version}, {self.threads} thread(s), batch {self.batch}"
+        mid = (
+            model.session_us + self.kernel_us(view.kernels).sum() + self.boundary_us(view.boundaries).sum()
+        ) / 1e3
+        runtime = f"{self.runtime} {self.runtime_version}"
+        basis = f"{self.tier}, {runtime}, {self.threads} thread(s), batch {self.batch}"
         return Estimate(float(mid * model.low), float(mid), float(mid * model.high), "ms", basis)
 
     def memory(self, view: CostView) -> MemoryEstimate:
@@ -271,14 +278,16 @@ class DeviceProfile:
             return None
         time = self.latency_ms(view)
         watts = power.value / 1e3
-        return Estimate(time.low * watts, time.mid * watts, time.high * watts, "mJ", f"{power.basis} power x {time.basis}")
+        return Estimate(
+            time.low * watts, time.mid * watts, time.high * watts, "mJ", f"{power.basis} power x {time.basis}"
+        )
 
     def cpu_matches(self, host: HostInfo | None = None) -> bool:
         """Whether this machine's CPU is the one the profile stands for."""
         return self.document.host is not None and matches(self.document.host, host or host_info())
 
     def runs_here(self) -> bool:
-        """Whether this machine can really run the target: ONNX Runtime on a CPU with the needed instructions."""
+        """Whether this machine can really run the target: ONNX Runtime and a CPU with its instructions."""
         wanted = self.document.host
         if self.runtime != "onnxruntime" or wanted is None or wanted.machine != platform.machine():
             return False
@@ -289,8 +298,10 @@ class DeviceProfile:
         if not self.runs_here() or self.cpu_matches():
             return None
         assert self.document.host is not None
-        return (f"{self.id} describes {self.document.host.cpu_model}, this machine is {host_info().description}: "
-                f"timings here will differ from predictions; use the target 'local' for this machine")
+        return (
+            f"{self.id} describes {self.document.host.cpu_model}, this machine is {host_info().description}: "
+            f"timings here will differ from predictions; use the target 'local' for this machine"
+        )
 
     def warn_host(self) -> None:
         """Issue `host_warning()` as a Python warning."""

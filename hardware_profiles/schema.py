@@ -112,7 +112,7 @@ class Memory(Strict):
 
 
 class Correction(Strict):
-    """Boosted regression trees on the logarithm of measured / roofline, as numbers in text (never a pickle).
+    """Boosted regression trees on measured / roofline - 1, as numbers in text (never a pickle).
 
     `features`, `thresholds` and `leaves` are whitespace-separated, trees one after another; every tree is
     complete with `depth` levels: 2**depth - 1 splits in heap order, then 2**depth leaves.
@@ -233,10 +233,10 @@ def parse_profile(document: Any, source: str) -> ProfileDocument:  # noqa: ANN40
         return ProfileDocument.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ProfileError(f"{source}: {_describe(dict(first), document)}") from None
+        raise ProfileError(f"{source}: {_describe(dict(first))}") from None
 
 
-def _describe(error: dict[str, Any], document: Any) -> str:  # noqa: ANN401 - unvalidated document
+def _describe(error: dict[str, Any]) -> str:
     location = list(error["loc"])
     path = ".".join(str(part) for part in location) or "document"
     if error["type"] != "extra_forbidden":

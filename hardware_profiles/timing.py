@@ -25,6 +25,7 @@ _CONVERSIONS = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
 # The profiler reports whole microseconds, cut off: half a microsecond is what that loses on average.
 _CUT_OFF_US = 0.5
 _WARM_UP = 5
+_PROFILED_CALLS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,9 @@ def open_session(model: bytes, profile_prefix: str | None = None) -> Any:  # noq
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile_prefix
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"],
-                                    disabled_optimizers=["WeightBiasQuantization"])
+    return runtime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
 
 
 class Reference:
@@ -123,7 +125,12 @@ class Reference:
         return float(np.median(self.readings)) / self.best if self.readings else 1.0
 
 
-def call_times_us(session: Any, feed: dict[str, NDArray[np.float32]], repeats: int, warm_up: int = 5) -> Array:  # noqa: ANN401
+def call_times_us(
+    session: Any,  # noqa: ANN401 - untyped class
+    feed: dict[str, NDArray[np.float32]],
+    repeats: int,
+    warm_up: int = 5,
+) -> Array:
     """Return microseconds of each of `repeats` calls, shape (repeats,)."""
     for _ in range(warm_up):
         session.run(None, feed)
@@ -135,8 +142,13 @@ def call_times_us(session: Any, feed: dict[str, NDArray[np.float32]], repeats: i
     return times
 
 
-def paced_calls_us(session: Any, feed: dict[str, NDArray[np.float32]], repeats: int, chunk: int,  # noqa: ANN401
-                   reference: Reference) -> tuple[Array, Array]:
+def paced_calls_us(
+    session: Any,  # noqa: ANN401 - untyped class
+    feed: dict[str, NDArray[np.float32]],
+    repeats: int,
+    chunk: int,
+    reference: Reference,
+) -> tuple[Array, Array]:
     """Time calls in chunks between readings of the reference.
 
     Returns:
@@ -150,7 +162,7 @@ def paced_calls_us(session: Any, feed: dict[str, NDArray[np.float32]], repeats: 
         times[start:stop] = call_times_us(session, feed, stop - start, warm_up=0)
         after = reference.slowness()
         steady = max(before, after) / min(before, after) < 1.08
-        slowness[start:stop] = (before * after)**0.5 if steady else np.inf
+        slowness[start:stop] = (before * after) ** 0.5 if steady else np.inf
         before = after
     return times, slowness
 
@@ -186,7 +198,8 @@ def time_network(network: Network, reference: Reference, budget_ms: float = 12.0
     with tempfile.TemporaryDirectory(prefix="paretopress-") as folder:
         profiled = open_session(network.model, str(Path(folder) / "profile"))
         call_times_us(profiled, feed, _WARM_UP, warm_up=0)
-        _, slowness = paced_calls_us(profiled, feed, repeats, chunk, reference)
+        # Reading the profile costs more than the calls: fewer of them.
+        _, slowness = paced_calls_us(profiled, feed, min(repeats, _PROFILED_CALLS), chunk, reference)
         events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
     return _assign(network, wall, _node_times(events, slowness))
 
@@ -202,8 +215,8 @@ def _node_times(events: Sequence[dict[str, Any]], slowness: Array) -> list[tuple
             operators[name] = event["args"]["op_name"]
     result = []
     for name, values in times.items():
-        calls = np.array(values[-len(slowness):]) + _CUT_OFF_US
-        result.append((name, operators[name], quiet_mean(calls, slowness[-len(calls):])))
+        calls = np.array(values[-len(slowness) :]) + _CUT_OFF_US
+        result.append((name, operators[name], quiet_mean(calls, slowness[-len(calls) :])))
     return result
 
 
@@ -216,7 +229,9 @@ def _assign(network: Network, wall: float, nodes: list[tuple[str, str, float]]) 
     for index, (name, operator, spent) in enumerate(nodes):
         owner = owners[index] or _layout_owner(owners, nodes, index)
         if owner is None:
-            raise ProfileError(f"cannot tell which kernel the runtime's node {name!r} ({operator}) belongs to")
+            raise ProfileError(
+                f"cannot tell which kernel the runtime's node {name!r} ({operator}) belongs to"
+            )
         if owner[0] == "kernel":
             kernels[owner[1]] += spent
             kernel_events[owner[1]] += 1
@@ -242,14 +257,17 @@ def _owner(network: Network, name: str, operator: str) -> tuple[str, int] | None
     return "kernel", int(found[2])
 
 
-def _layout_owner(owners: list[tuple[str, int] | None], nodes: list[tuple[str, str, float]],
-                  index: int) -> tuple[str, int] | None:
-    """A layout change beside a conversion belongs to it, and so does every transpose; else to the kernel it serves."""
+def _layout_owner(
+    owners: list[tuple[str, int] | None], nodes: list[tuple[str, str, float]], index: int
+) -> tuple[str, int] | None:
+    """A layout change beside a conversion, or a transpose, belongs to it; else to the kernel it serves."""
     near = sorted((abs(other - index), owner) for other, owner in enumerate(owners) if owner)
     reach = len(nodes) if nodes[index][1] == "Transpose" else 1
-    conversion = next((owner for distance, owner in near if owner[0] == "boundary" and distance <= reach), None)
+    conversion = next(
+        (owner for distance, owner in near if owner[0] == "boundary" and distance <= reach), None
+    )
     if conversion is not None:
         return conversion
     before = next((owner for owner in reversed(owners[:index]) if owner), None)
-    after = next((owner for owner in owners[index + 1:] if owner), None)
+    after = next((owner for owner in owners[index + 1 :] if owner), None)
     return (before or after) if nodes[index][1] == "ReorderOutput" else (after or before)

@@ -7,19 +7,21 @@ from typing import Any
 
 import yaml
 
+from paretopress.hardware_profiles.accuracy import Accuracy
 from paretopress.hardware_profiles.correction import Trees, to_text
 from paretopress.hardware_profiles.features import Alignment
-from paretopress.hardware_profiles.fit import Accuracy
 from paretopress.hardware_profiles.predictor import FamilyModel, LatencyModel
 
 
 def number(value: float, basis: str, source: str) -> dict[str, Any]:
-    """One leaf of a profile, six significant digits."""
-    return {"value": float(f"{value:.6g}"), "basis": basis, "source": source}
+    """One leaf of a profile, six significant digits where it is not a whole number."""
+    exact = float(value).is_integer()
+    return {"value": float(value) if exact else float(f"{value:.6g}"), "basis": basis, "source": source}
 
 
-def latency_section(model: LatencyModel, basis: str, source: str,
-                    sources: Mapping[tuple[str, str], str] | None = None) -> dict[str, Any]:
+def latency_section(
+    model: LatencyModel, basis: str, source: str, sources: Mapping[tuple[str, str], str] | None = None
+) -> dict[str, Any]:
     """Return the `latency` section of a profile.
 
     Args:
@@ -37,8 +39,12 @@ def latency_section(model: LatencyModel, basis: str, source: str,
         "alignment": {name: _blocks(item) for name, item in model.alignment.items()},
         "predictors": predictors,
         "boundaries": [
-            {"kind": kind, "terms": {name: number(value, basis, source)
-                                     for name, value in zip(names, values, strict=True)}}
+            {
+                "kind": kind,
+                "terms": {
+                    name: number(value, basis, source) for name, value in zip(names, values, strict=True)
+                },
+            }
             for kind, (names, values) in sorted(model.boundaries.items())
         ],
         "calibration": {name: number(value, basis, source) for name, value in model.calibration.items()},
@@ -57,7 +63,9 @@ def _blocks(item: Alignment) -> dict[str, Any]:
 
 
 def _predictor(family: str, executed: str, item: FamilyModel, basis: str, source: str) -> dict[str, Any]:
-    terms = {name: number(value, basis, source) for name, value in zip(item.names, item.coefficients, strict=True)}
+    terms = {
+        name: number(value, basis, source) for name, value in zip(item.names, item.coefficients, strict=True)
+    }
     result: dict[str, Any] = {"family": family, "executes": executed, "terms": terms}
     if item.trees is not None:
         result["correction"] = _correction(item.trees, basis, source)
@@ -66,17 +74,26 @@ def _predictor(family: str, executed: str, item: FamilyModel, basis: str, source
 
 def _correction(trees: Trees, basis: str, source: str) -> dict[str, Any]:
     return {
-        "depth": trees.depth, "features": to_text(trees.features), "thresholds": to_text(trees.thresholds),
-        "leaves": to_text(trees.leaves), "lower": to_text(trees.lower), "upper": to_text(trees.upper),
-        "basis": basis, "source": source,
+        "depth": trees.depth,
+        "features": to_text(trees.features),
+        "thresholds": to_text(trees.thresholds),
+        "leaves": to_text(trees.leaves),
+        "lower": to_text(trees.lower),
+        "upper": to_text(trees.upper),
+        "basis": basis,
+        "source": source,
     }
 
 
 def validation_entry(name: str, result: Accuracy, source: str) -> dict[str, Any]:
     """One entry of the `validation` section."""
     return {
-        "set": name, "n": result.n, "mape": round(result.mape, 4), "within10": round(result.within10, 4),
-        "spearman": round(result.spearman, 4), "source": source,
+        "set": name,
+        "n": result.n,
+        "mape": round(result.mape, 4),
+        "within10": round(result.within10, 4),
+        "spearman": round(result.spearman, 4),
+        "source": source,
     }
 
 
@@ -84,8 +101,8 @@ class _Dumper(yaml.SafeDumper):
     """Block style, with each number's three fields on one line."""
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:  # noqa: ANN401
-        leaf = set(mapping) == {"value", "basis", "source"} if hasattr(mapping, "keys") else False
-        return super().represent_mapping(tag, mapping, flow_style=leaf)
+        leaf = hasattr(mapping, "keys") and set(mapping) == {"value", "basis", "source"}
+        return super().represent_mapping(tag, mapping, flow_style=True if leaf else flow_style)
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ANN401, ARG002 - profiles are read without aliases
         return True
@@ -93,5 +110,11 @@ class _Dumper(yaml.SafeDumper):
 
 def profile_text(content: Mapping[str, Any]) -> str:
     """Return the YAML text of a profile."""
-    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=10_000,
-                     allow_unicode=True)
+    return yaml.dump(
+        dict(content),
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=False,
+        width=10_000,
+        allow_unicode=True,
+    )
