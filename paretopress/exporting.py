@@ -1,4 +1,4 @@
-"""Copies a stored point out of a run: the whole folder, or its ONNX file. Every byte is checked on the way."""
+"""Copies a stored point out of a run, every byte checked: the whole folder, or its ONNX file."""
 
 from __future__ import annotations
 

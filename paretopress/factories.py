@@ -111,7 +111,7 @@ def _modules_here() -> list[str]:
 
 
 def _describe(error: BaseException) -> str:
-    """Return `TypeName: first line at file:line`, the place being the innermost one outside the import system."""
+    """Return `TypeName: message at file:line`, the innermost place outside the import system."""
     text = " ".join(str(error).split())
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} at {error.filename}:{error.lineno}"

@@ -21,7 +21,7 @@ EVERY_SECONDS = 5.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. Like KeyboardInterrupt it is no `Exception`: a failing candidate's handler cannot eat it."""
+    """SIGTERM arrived. No `Exception`, like KeyboardInterrupt: what catches failing trials lets it pass."""
 
 
 class ProgressObserver:
@@ -185,7 +185,8 @@ def observing(*, plain: bool = False) -> Iterator[ProgressObserver]:
     """Give an observer for stderr and turn SIGINT and SIGTERM into its wish to stop.
 
     Args:
-        plain: Lines even in a terminal; so it is too without a terminal, or where NO_COLOR or TERM=dumb is set.
+        plain: Lines even in a terminal; without a terminal, and under NO_COLOR or TERM=dumb, it is always
+            lines.
     """
     dull = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     observer: ProgressObserver = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretopress.spaces.documents import read_document
-from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, PolicyError, nearest
+from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, nearest
 from paretopress.spaces.policy import Policy
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 FRONT_FILE = "front.json"
-DENSE = "dense"
 _MEASURED = {
     "accuracy": "accuracy",
     "latency": "latency_ms",
@@ -70,7 +69,7 @@ class Point:
         machine that verified the point: then it is the predicted upper bound.
 
         Args:
-            objective: `accuracy`, `latency`, `latency@DEVICE`, `size`, `macs`, `peak_memory`, `energy@DEVICE`.
+            objective: `accuracy`, `latency`, `latency@DEVICE`, `size`, `macs`, `peak_memory`, `energy`.
 
         Returns:
             Milliseconds, bytes, multiply-accumulates, microjoules or 0 to 1; None where unknown.
@@ -234,6 +233,8 @@ class Result:
                 f"{folder} holds no {FRONT_FILE}: not a run directory, or its search has not finished "
                 "(the command that started it continues it)"
             )
+        from paretopress.front_document import read_front
+
         try:
             return cls(folder, read_front(read_document(path), folder))
         except ConfigError as error:
@@ -247,12 +248,15 @@ class Result:
         """Return the best point within limits; see `Front.select`."""
         return self.front.select(**arguments)
 
-    def save_pretrained(self, folder: str | Path, pick: str | Point = "knee") -> Path:
+    def save_pretrained(
+        self, folder: str | Path, pick: str | Point = "knee", *, overwrite: bool = False
+    ) -> Path:
         """Copy a point's model (safetensors, delta, policy, manifest, ONNX) to a new folder.
 
         Args:
             folder: The destination; must not exist or be empty.
             pick: `knee`, `fastest`, `smallest`, `id:7`, `latency<=5ms`, or a point.
+            overwrite: Replace an earlier export there.
 
         Raises:
             ConfigError: The destination is in use, or `pick` is malformed.
@@ -260,13 +264,13 @@ class Result:
         """
         from paretopress.exporting import export_folder
 
-        return export_folder(self._picked(pick), Path(folder))
+        return export_folder(self._picked(pick), Path(folder), force=overwrite)
 
     def export(self, path: str | Path, pick: str | Point = "knee") -> Path:
         """Copy a point's ONNX file.
 
         Args:
-            path: The destination file.
+            path: The destination; a file there is replaced.
             pick: As for `save_pretrained`.
 
         Raises:
@@ -280,71 +284,3 @@ class Result:
         from paretopress.selection import pick_point
 
         return pick if isinstance(pick, Point) else pick_point(self.front, pick)
-
-
-def read_front(plain: object, folder: Path) -> Front:
-    """Check the content of `front.json`.
-
-    Raises:
-        ArtifactError: A key is missing or of the wrong type.
-    """
-    source = str(folder / FRONT_FILE)
-    if not isinstance(plain, Mapping):
-        raise ArtifactError(f"{source}: expected a mapping with baseline and points")
-    for key, kind in (("baseline", Mapping), ("points", list)):
-        if not isinstance(plain.get(key), kind):
-            raise ArtifactError(f"{source}: {key}: missing or damaged")
-    points = tuple(
-        read_point(item, folder, f"{source}: points[{i}]") for i, item in enumerate(plain["points"])
-    )
-    others = plain.get("comparisons") or []
-    if not isinstance(others, list):
-        raise ArtifactError(f"{source}: comparisons: expected a list")
-    return Front(
-        points,
-        read_point(plain["baseline"], folder, f"{source}: baseline"),
-        tuple(read_point(item, folder, f"{source}: comparisons[{i}]") for i, item in enumerate(others)),
-        dict(plain),
-    )
-
-
-def read_point(plain: object, folder: Path, source: str) -> Point:
-    """Check one point of `front.json`. Raises `ArtifactError`."""
-    if not isinstance(plain, Mapping):
-        raise ArtifactError(f"{source}: expected a mapping")
-    kinds: dict[str, tuple[type, ...]] = {
-        "id": (int,),
-        "policy": (Mapping,),
-        "feasible": (bool,),
-        "knee": (bool,),
-        "predicted": (Mapping,),
-        "measured": (Mapping,),
-        "why_not": (str, type(None)),
-        "name": (str, type(None)),
-    }
-    for key, allowed in kinds.items():
-        if (key not in plain and key != "name") or not isinstance(plain.get(key), allowed):
-            raise ArtifactError(f"{source}: {key}: missing or damaged")
-    for name, value in plain["predicted"].items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ArtifactError(f"{source}: predicted.{name}: expected a number or null, got {value!r}")
-    units = plain["policy"]
-    try:
-        policy = Policy.from_plain(units if "units" in units else {"units": units}, f"{source}: policy")
-    except PolicyError as error:
-        raise ArtifactError(str(error)) from None
-    if plain.get("policy_hash") != policy.hash:
-        raise ArtifactError(
-            f"{source}: the policy does not match its policy_hash {plain.get('policy_hash')!r}"
-        )
-    return Point(
-        plain["id"],
-        policy,
-        plain["measured"],
-        plain["predicted"],
-        plain.get("name"),
-        plain["feasible"],
-        plain["knee"],
-        plain["why_not"],
-        folder / "models" / str(plain["id"]),
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,12 @@ def front_text(
     if front.comparisons:
         parts.append(_comparison_table(front))
     text = render(parts, width, colour=colour)
-    hidden = len(front.verified) - len([point for point in rows if point in front.verified])
-    return text + "\n".join(facts(front, hidden)) + "\n"
+    known = {point.id for point in rows}
+    hidden = sum(not point.on_front and point.id not in known for point in front.verified)
+    lines = [
+        piece for fact in facts(front, hidden) for piece in textwrap.wrap(fact, width, subsequent_indent="  ")
+    ]
+    return text + "\n".join(lines) + "\n"
 
 
 def shown_points(front: Front, show_all: bool) -> list[Point]:
@@ -126,7 +131,7 @@ def plain_table(
         table.add_column(
             heading,
             justify="right" if heading in right else "left",
-            no_wrap=heading in right,
+            no_wrap=heading in right or heading == headings[0] != "",
             overflow="fold",
         )
     for row in rows:
@@ -230,7 +235,7 @@ def _comparison_table(front: Front) -> Table:
         )
     return plain_table(
         "Beside it, verified alike",
-        ("", "accuracy", "latency", "size", "beaten by the knee in all"),
+        ("", "accuracy", "latency", "size", "knee wins in all"),
         rows,
         right=("accuracy", "latency", "size"),
     )

@@ -66,8 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: What the user typed, `sys.argv[1:]` by default.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(
-        run_guarded(
-            lambda: command.main(typed, "paretopress", standalone_mode=False), debug="--debug" in typed
-        )
-    )
+    sys.exit(run_guarded(lambda: _invoke(typed), debug="--debug" in typed))
+
+
+def _invoke(typed: list[str]) -> object:
+    """Parse and run. Not by Click's own `main`, which turns interrupts and closed pipes into other errors."""
+    with command.make_context("paretopress", typed) as context:
+        return command.invoke(context)

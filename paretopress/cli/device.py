@@ -159,7 +159,7 @@ def profile_text(profile: DeviceProfile, width: int) -> str:
         ("tier", f"{profile.tier}, {TIERS.get(profile.tier, '')}"),
         (
             "runtime",
-            f"{profile.runtime} {profile.runtime_version}, {profile.threads} thread(s), batch {profile.batch}",
+            f"{profile.runtime} {profile.runtime_version}, threads {profile.threads}, batch {profile.batch}",
         ),
         ("runs here", "yes" if profile.runs_here() else "no"),
         ("channel step", str(can.channel_step)),

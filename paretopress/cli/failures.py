@@ -6,11 +6,11 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TextIO
 
 import click
 
@@ -30,7 +30,8 @@ def run_guarded(action: Callable[[], object], *, debug: bool = False) -> int:
         action: The command; an integer that it returns is the exit code.
         debug: Show the traceback as well, and other libraries' warnings.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     _quiet_warnings(debug)
     try:
         code = action()
@@ -52,6 +53,9 @@ def _report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else UNEXPECTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
     text, code = describe(error)
     sys.stderr.write(f"error: {plain_text(' '.join(text.split()))}\n")
     _silence_broken_output()
@@ -114,17 +118,10 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 def _quiet_warnings(debug: bool) -> None:
     """Show our own warnings as one line each, and those of libraries only when debugging."""
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,  # noqa: ARG001
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, *_: object) -> None:
         sys.stderr.write(f"warning: {plain_text(' '.join(str(message).split()))}\n")
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]
     if not debug:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module=r"paretopress(\.|$)")

@@ -1,0 +1,119 @@
+"""Progress lines, and how a wish to stop travels."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from paretopress.progress import PlainObserver, Terminated, duration, observing
+
+
+def test_plain_lines_come_seldom_and_tell_the_time_left(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    observer = PlainObserver(stream, every=5.0)
+    observer.stage("search", 100)
+    for _ in range(50):
+        clock[0] += 1.0
+        observer.advance(1, "front 4")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "search"
+    assert lines[1] == "search: 5/100 in 5s, 1m35s left  front 4"
+    assert len(lines) == 11
+    assert lines[-1].startswith("search: 50/100 in 50s, 50s left")
+
+
+def test_a_stage_of_unknown_length_counts_only(monkeypatch):
+    stream = io.StringIO()
+    observer = PlainObserver(stream, every=0.0)
+    observer.stage("verify", None)
+    observer.advance(3)
+    observer.warning("busy\nmachine")
+    assert stream.getvalue() == "verify\nverify: 3 in 0s\nwarning: busy machine\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (3720, "1h02m")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_no_color_and_json_give_plain_lines_without_escapes(capfd):
+    with observing(plain=True) as observer:
+        assert isinstance(observer, PlainObserver)
+        observer.stage("calibrate", 3)
+    assert capfd.readouterr() == ("", "calibrate\n")
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_ends_at_once_until_the_search_asks(number, raised):
+    before = signal.getsignal(number)
+    with pytest.raises(raised), observing(plain=True):
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    assert signal.getsignal(number) is before
+
+
+def test_once_asked_the_first_signal_is_a_wish_and_the_second_an_end(capfd):
+    with pytest.raises(KeyboardInterrupt), observing(plain=True) as observer:
+        assert observer.should_stop() is False
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert observer.should_stop() is True
+        assert observer.exit_code == 143
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert "stopping after the running trials" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_a_command_is_one_line_and_its_exit_code(number, code):
+    """`device measure` on a machine whose first network never ends stands for any long command."""
+    program = (
+        "import sys, time; from paretopress.hardware_profiles import local\n"
+        "def wait(**_): print('ready', flush=True); time.sleep(60)\n"
+        "local.local_profile = wait\n"
+        "from paretopress.cli import main; main(['device', 'measure'])\n"
+    )
+    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    assert running.stdout.readline() == "ready\n"
+    running.send_signal(number)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_bars_appear_in_a_terminal_only(project):
+    """Run under a pseudo-terminal: the last stage, its count and the notes are drawn."""
+    import pty
+
+    program = (
+        "from paretopress.progress import observing, LiveObserver\n"
+        "with observing() as o:\n"
+        "    assert isinstance(o, LiveObserver)\n"
+        "    o.stage('calibrate', 2); o.advance(2, 'layer [bold]'); o.stage('open', None); o.advance(1)\n"
+        "    o.warning('busy')\n"
+    )
+    main, side = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    ended = subprocess.run([sys.executable, "-c", program], stderr=side, env=environment, check=False)
+    os.close(side)
+    drawn = b""
+    with open(main, "rb", buffering=0) as stream:  # noqa: PTH123
+        try:
+            while chunk := stream.read(4096):
+                drawn += chunk
+        except OSError:
+            pass   # the other end is closed
+    assert ended.returncode == 0
+    assert b"calibrate" in drawn
+    assert b"2/2" in drawn
+    assert b"[bold]" in drawn
+    assert b"warning: busy" in drawn

@@ -1,0 +1,161 @@
+"""Settings files, overrides and flags."""
+
+import pytest
+
+from paretopress.settings import (
+    Document,
+    override,
+    parse_budgets,
+    parse_duration,
+    read_settings,
+    search_settings,
+    with_arguments,
+)
+from paretopress.spaces.errors import ConfigError
+
+FULL = """
+version: 1
+targets: [local, stm32-h7a3]
+budgets: {latency: "<=5ms", size: "-50%", latency@local: "2ms"}
+max_drop: 1pp
+search: {trials: 40, seed: 7, sampler: tpe, importance: l2, finalists: 5, workers: 2}
+space:
+  keep: [0.25, 0.5, 1]
+  rank: [0.5]
+  bits: [8, 4]
+  exclude: ["head*"]
+  pin: {"fc/weights": {weights: 8}}
+timing: {runs: 50}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+def test_a_full_file_arrives_in_the_search(write):
+    pytest.importorskip("paretopress.search.session")
+    from paretopress.spaces.choices import Weights
+
+    settings = search_settings(read_settings(write(FULL)), name="run")
+    assert settings.targets == ("local", "stm32-h7a3")
+    assert [(b.objective, b.kind, b.limit) for b in settings.budgets] == [
+        ("latency", "absolute", 5.0), ("size", "relative", 0.5), ("latency@local", "absolute", 2.0),
+        ("accuracy", "drop", 0.01),
+    ]
+    assert (settings.trials, settings.seconds, settings.seed, settings.finalists) == (40, None, 7, 5)
+    assert (settings.sampler, settings.importance) == ("tpe", "l2")
+    assert (settings.workers, settings.executor, settings.timing_runs) == (2, "process", 50)
+    assert settings.space.keep == (0.25, 0.5, 1.0)
+    assert settings.space.pin == {"fc/weights": Weights(8)}
+    assert settings.name == "run"
+
+
+def test_an_empty_file_gives_the_defaults(write):
+    pytest.importorskip("paretopress.search.session")
+    from paretopress.search.session import SearchSettings
+
+    settings = search_settings(read_settings(write("")))
+    assert settings.seconds == 300.0
+    default = SearchSettings()
+    for name in ("targets", "budgets", "trials", "seed", "workers", "ray", "executor", "sampler", "importance",
+                 "finalists", "space", "timing_runs"):
+        assert getattr(settings, name) == getattr(default, name), name
+
+
+def test_a_ray_address_chooses_the_executor():
+    pytest.importorskip("paretopress.search.session")
+    settings = search_settings(with_arguments({}, search={"ray": "auto", "workers": 4}))
+    assert (settings.executor, settings.ray, settings.workers) == ("ray", "auto", 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: {trails: 5}", "search.trails: unknown key; did you mean 'trials'? (allowed: trials, time, "),
+        ("serach: {}", "serach: unknown key; did you mean 'search'?"),
+        ("space: {bit: [8]}", "space.bit: unknown key; did you mean 'bits'?"),
+        ("search: {trials: ten}", "search.trials: expected a whole number, got 'ten'"),
+        ("search: {trials: 2.5}", "search.trials: expected a whole number, got 2.5"),
+        ("search: {trials: true}", "search.trials: expected a whole number, got True"),
+        ("search: {trials: 0}", "search.trials: should be greater than or equal to 1, got 0"),
+        ("search: {time: 5}", "search.time: expected text, got 5"),
+        ("search: {importance: obd}", "search.importance: unknown value 'obd'; did you mean 'obs'?"),
+        ("search: 5", "search: expected keys with values, got 5"),
+        ("targets: local", "targets: expected a list, got 'local'"),
+        ("targets: []", "targets: "),
+        ("space: {keep: [1.5]}", "space.keep.0: should be less than or equal to 1, got 1.5"),
+        ("space: {bits: [5]}", "space.bits.0: "),
+        ("version: 2", "version: "),
+        ("budgets: {latency: 5}", "budgets.latency: expected text, got 5"),
+        ("model: pkg.mod:factory", "model: a settings file is data and names no code; pass --model"),
+        ("data: {loader: x}", "data: a settings file is data and names no code; pass --data"),
+        ("[1, 2]", "expected keys such as targets and search, got [1, 2]"),
+        ("a: !!python/object:os.system x", "tag"),
+        ("a: [", "run.yaml:1:"),
+    ],
+)
+def test_a_bad_file_names_path_value_and_nearest_key(write, text, message):
+    path = write(text)
+    with pytest.raises(ConfigError) as raised:
+        read_settings(path)
+    assert str(raised.value).startswith(str(path))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_overrides_are_typed_and_reach_every_level():
+    plain = override({"search": {"seed": 3}}, "search.trials=50")
+    assert plain == {"search": {"seed": 3, "trials": 50}}
+    assert override({}, "space.bits=[8, 4]") == {"space": {"bits": [8, 4]}}
+    assert override({}, "max_drop=2%") == {"max_drop": "2%"}
+    assert override({}, "budgets.latency=<=5ms") == {"budgets": {"latency": "<=5ms"}}
+    with pytest.raises(ConfigError, match=r"^--set search.time=5: search.time: expected text, got 5"):
+        override({}, "search.time=5")
+
+
+def test_flags_beat_the_file_and_time_replaces_trials():
+    plain = {"search": {"trials": 40, "seed": 7}, "budgets": {"size": "-50%", "latency": "5ms"}, "max_drop": "2pp"}
+    changed = with_arguments(plain, ["local"], {"latency": "1ms", "macs": None}, "1pp", {"time": "5m", "seed": None})
+    assert changed == {
+        "search": {"time": "5m", "seed": 7}, "budgets": {"size": "-50%", "latency": "1ms"}, "max_drop": "1pp",
+        "targets": ["local"],
+    }
+    assert with_arguments({"search": {"time": "5m"}}, search={"trials": 3})["search"] == {"trials": 3}
+    assert plain["search"] == {"trials": 40, "seed": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("5min", 300), ("1h", 3600), ("1h30m", 5400), ("1h 30m 5s", 5405), ("0.5m", 30)],
+)
+def test_durations(text, seconds):
+    assert parse_duration(text, "time") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "0s", "-5m", "5 minutes", "m", "5x", "1m1h", "nan", "1e3s", "9" * 400 + "h"])
+def test_bad_durations(text):
+    with pytest.raises(ConfigError, match="time: got"):
+        parse_duration(text, "time")
+
+
+def test_budgets_name_known_objectives_and_targets():
+    budgets = parse_budgets({"latency@a": "5ms"}, None, ["a", "b"])
+    assert [budget.objective for budget in budgets] == ["latency@a"]
+    with pytest.raises(ConfigError, match="unknown target 'c'"):
+        parse_budgets({"latency@c": "5ms"}, None, ["a", "b"])
+    with pytest.raises(ConfigError, match="limited with max_drop"):
+        parse_budgets({"accuracy": "1pp"}, None, ["a"])
+
+
+def test_the_schema_is_closed_at_every_level():
+    for model in (Document, *(field.annotation for field in Document.model_fields.values()
+                              if hasattr(field.annotation, "model_config"))):
+        assert model.model_config["extra"] == "forbid"
+        assert model.model_config["strict"] is True

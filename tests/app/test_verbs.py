@@ -1,0 +1,141 @@
+"""`device`, `doctor`, and the texts of `inspect` and `verify`."""
+
+import json
+
+import pytest
+
+from paretopress.cli.inspect import inspection_text
+from paretopress.cli.verify import measured_text
+from paretopress.tables import shown
+
+
+def test_device_list_names_every_shipped_profile_and_local_without_measuring(cli, monkeypatch, tmp_path):
+    from paretopress.hardware_profiles.catalogue import list_profiles
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, out, err = cli("device", "list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[3:-2] if line.startswith(" ") and line.split()[1:]][0] == "local"
+    assert all(name in out for name in list_profiles())
+    assert "next:" in err
+    assert list(tmp_path.iterdir()) == []
+    _, out, err = cli("device", "list", "--json")
+    rows = json.loads(out)
+    assert [row["id"] for row in rows] == ["local", *list_profiles()]
+    assert rows[0]["tier"] is None
+    assert err == ""
+
+
+def test_device_show_tells_formats_with_reasons_and_json_is_the_profile(cli):
+    from paretopress.hardware_profiles.catalogue import load_profile
+
+    code, out, _ = cli("device", "show", "cortex-a76-tflite")
+    assert code == 0
+    assert "refused" in out
+    assert "T1, calibrated on published figures" in out
+    _, out, _ = cli("device", "show", "cortex-a76-tflite", "--json")
+    assert json.loads(out) == json.loads(json.dumps(load_profile("cortex-a76-tflite").plain))
+
+
+def test_device_measure_stores_shows_and_writes_a_profile_that_loads(cli, monkeypatch, tmp_path):
+    """The measurement itself is proved elsewhere; a shipped profile takes its place here."""
+    from paretopress.hardware_profiles import local
+    from paretopress.hardware_profiles.catalogue import load_profile
+
+    profile = load_profile("cortex-a76-tflite")
+    calls = []
+
+    def measured(*, refresh, seconds, progress):
+        calls.append((refresh, seconds))
+        progress(0.5, "6 networks timed")
+        return profile
+
+    monkeypatch.setattr(local, "local_profile", measured)
+    code, out, err = cli("device", "measure", "--seconds", "5", "-o", tmp_path / "mine.yaml")
+    assert (code, calls) == (0, [(True, 5.0)])
+    assert "cortex-a76-tflite" in out
+    assert "measuring this machine" in err
+    assert load_profile(tmp_path / "mine.yaml").plain == profile.plain
+
+
+def test_doctor_reports_versions_and_passes_here(cli):
+    code, out, err = cli("doctor", "--json")
+    found = json.loads(out)
+    assert code == (1 if found["problems"] else 0)
+    assert found["versions"]["torch"].startswith("2.")
+    assert found["telemetry"] == {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "NNCF_CI": "1"}
+    assert err == ""
+
+
+def test_doctor_exits_1_and_says_what_to_repair(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.setattr("paretopress.cli.doctor.REQUIRED", ("torch", "a-package-that-is-not-there"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from paretopress.hardware_profiles.local import cache_path
+
+    cache_path().parent.mkdir(parents=True)
+    cache_path().write_text("damaged")
+    code, out, err = cli("doctor")
+    assert code == 1
+    assert "missing" in out
+    assert "problem: a-package-that-is-not-there is not installed" in err
+    assert "problem: RAY_USAGE_STATS_ENABLED='1'" in err
+    assert f"problem: {cache_path()} is damaged" in err
+
+
+INSPECTED = {
+    "layers": [{"name": "first", "kind": "conv", "shape": [8, 1, 3, 3], "macs": 4608}],
+    "groups": [{"name": "first", "size": 8, "producers": ["first"], "frozen": None},
+               {"name": "last", "size": 4, "producers": ["last"], "frozen": "output of the model"}],
+    "options": {"first/channels": 8, "first/weights": 5},
+    "log10_size": 1.602,
+    "dropped": [["last/channels", "*", "output of the model"]],
+    "objectives": {
+        "latency@local": {"min": 0.05, "baseline": 0.4, "max": 0.41, "budget": "<=1ms", "satisfiable": True},
+        "size": {"min": 300, "baseline": 5260, "max": 5260, "budget": "<=100B", "satisfiable": False},
+    },
+}
+
+
+def test_inspection_text_shows_options_reasons_and_feasibility():
+    text = inspection_text(INSPECTED, 100)
+    flat = " ".join(text.split())
+    assert "first conv 8×1×3×3 4.61 k" in flat
+    assert "last 4 frozen output of the model" in flat
+    assert "latency@local 50.0 µs 400 µs 410 µs <=1ms can be met" in flat
+    assert "size 300 B 5.26 kB 5.26 kB <=100B impossible" in flat
+    assert "2 units, 10^1.6 policies" in flat
+    assert "1 more rows" in inspection_text(INSPECTED, 100, most=1)
+
+
+def test_measured_text_has_units():
+    text = " ".join(measured_text({"accuracy": 0.986, "accuracy_drop": 0.003, "latency_ms": 0.1, "size_bytes": 504,
+                                   "latency_ms_iqr": [0.09, 0.11], "host": "here", "onnx_bytes": None}, 100).split())
+    for piece in ("accuracy 98.6 %", "accuracy drop +0.30 pp", "latency 100 µs", "size 504 B", "90.0 µs to 110 µs",
+                  "host here", "onnx –"):
+        assert piece in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "value", "text"),
+    [
+        ("latency", 4.2123, "4.21 ms"), ("latency@x", 0.0123, "12.3 µs"), ("latency", 1500.0, "1.50 s"),
+        ("size", 999, "999 B"), ("size", 115_300, "115 kB"), ("size", 2_000_000, "2.00 MB"), ("macs", 45_000_000, "45.0 M"),
+        ("accuracy", 0.9865, "98.7 %"), ("accuracy", 23.4567, "23.46"), ("energy", 1500, "1.50 mJ"),
+        ("macs", 12, "12"), ("latency", None, "–"), ("size", 0, "0 B"),
+    ],
+)
+def test_values_have_three_digits_and_a_unit(objective, value, text):
+    assert shown(objective, value) == text
+
+
+def test_packages_of_the_distribution_hold_the_command_line():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    import tomllib
+
+    declared = tomllib.loads(text)["tool"]["setuptools"]["packages"]
+    folder = Path(__file__).parents[2] / "paretopress"
+    own = {"paretopress", *(f"paretopress.{entry.parent.name}" for entry in folder.glob("*/__init__.py"))}
+    assert own == set(declared)
