@@ -75,6 +75,7 @@ def compress(
         UnsupportedModelError: The model cannot be captured.
         InfeasibleError: The budgets cannot be met; the message states the best reachable values.
     """
+    from paretopress.measuring import measure_if_targeted
     from paretopress.progress import observing
     from paretopress.search.session import run_search
     from paretopress.settings import search_settings, with_arguments
@@ -96,6 +97,7 @@ def compress(
     if space is not None:
         resolved = replace(resolved, space=space)
     with observing() if progress else nullcontext() as observer:
+        measure_if_targeted(resolved.targets, observer)
         folder = run_search(
             model,
             data,

@@ -20,7 +20,7 @@ from paretopress.spaces.errors import ConfigError, nearest, unknown_name
 from paretopress.spaces.space import SpaceSettings
 
 if TYPE_CHECKING:
-    from paretopress.search.session import SearchSettings
+    from paretopress.search.problem import SearchSettings
 
 DEFAULT_SECONDS = 300.0
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
@@ -161,7 +161,7 @@ def search_settings(
     Raises:
         ConfigError: A value is outside its range, or a budget is malformed or names no target.
     """
-    from paretopress.search.session import SearchSettings
+    from paretopress.search.problem import SearchSettings
 
     document = _validate(plain, source)
     search = document.search

@@ -198,18 +198,8 @@ def _cell(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _local(seconds: float, *, refresh: bool = False, plain: bool = False) -> DeviceProfile:
-    from paretopress.hardware_profiles.local import local_profile
+    from paretopress.measuring import measure_local
     from paretopress.progress import observing
 
     with observing(plain=plain) as observer:
-        done = 0
-
-        def progress(share: float, note: str) -> None:
-            nonlocal done
-            if done == 0:
-                observer.stage("measuring this machine", 100)
-            steps = round(100 * share) - done
-            done += steps
-            observer.advance(steps, note)
-
-        return local_profile(refresh=refresh, seconds=seconds, progress=progress)
+        return measure_local(observer, seconds, refresh=refresh)

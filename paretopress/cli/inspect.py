@@ -20,6 +20,9 @@ from paretopress.cli.options import (
 from paretopress.spaces.errors import InfeasibleError
 
 MOST_ROWS = 40
+LAYER_HEADINGS = ("layer", "kind", "shape", "MACs", "bytes")
+GROUP_HEADINGS = ("group", "channels", "options", "made by, or why it is frozen")
+COST_HEADINGS = ("objective", "minimum", "baseline", "maximum", "limit", "")
 
 
 @click.command("inspect")
@@ -53,6 +56,7 @@ def inspect_command(
     """Show a model's layers, channel groups and options, and whether budgets can be met, before searching."""
     from paretopress.cli.search import limits_of, read_plain
     from paretopress.factories import load_data, load_model
+    from paretopress.measuring import measure_if_targeted
     from paretopress.progress import observing
     from paretopress.search.session import inspect_model
     from paretopress.settings import search_settings, with_arguments
@@ -60,16 +64,16 @@ def inspect_command(
     plain = with_arguments(read_plain(settings_file, assignments), targets, limits_of(limits), max_drop)
     settings = search_settings(plain)
     with observing(plain=as_json) as observer:
-        found = inspect_model(load_model(model), load_data(data), settings, observer)
+        network, sets = load_model(model), load_data(data)
+        measure_if_targeted(settings.targets, observer)
+        found = inspect_model(network, sets, settings, observer)
     if as_json:
         print_json(found)
     else:
         click.echo(inspection_text(found, terminal_width(), None if show_all else MOST_ROWS), nl=False)
-    impossible = [
-        name for name, row in found.get("objectives", {}).items() if row.get("satisfiable") is False
-    ]
+    impossible = {name: row for name, row in found["objectives"].items() if row["satisfiable"] is False}
     if impossible:
-        raise InfeasibleError(_impossible(found["objectives"], impossible))
+        raise InfeasibleError(_impossible(impossible))
     if not as_json:
         next_command(f"paretopress search --model {shlex.quote(model)} --data {shlex.quote(data)} --time 5m")
     return 0
@@ -83,71 +87,67 @@ def inspection_text(found: Mapping[str, Any], width: int, most: int | None = MOS
         width: Columns of the terminal.
         most: Rows per table, None for all.
     """
-    from paretopress.tables import plain_table, render
+    from paretopress.tables import plain_table, plain_text, render
 
-    options = found.get("options", {})
-    layers = [_layer_cells(layer) for layer in found.get("layers", [])]
-    groups = [_group_cells(group, options) for group in found.get("groups", [])]
-    dropped = [list(map(str, entry)) for entry in found.get("dropped", [])]
+    options = found["options"]
+    targets = [target["id"] for target in found["targets"]]
+    layers = [_layer_cells(layer, targets[0] if targets else "") for layer in found["layers"]]
+    groups = [_group_cells(group, options) for group in found["groups"]]
+    dropped = [[entry["unit"], entry["choice"], entry["reason"]] for entry in found["dropped"]]
+    share = f"time on {targets[0]}" if targets else "time"
     parts = [
-        plain_table("Layers", ("layer", "kind", "shape", "MACs"), layers[:most], right=("MACs",)),
         plain_table(
-            "Channel groups",
-            ("group", "channels", "options", "made by"),
-            groups[:most],
-            right=("channels", "options"),
+            "Layers", (*LAYER_HEADINGS, share, ""), layers[:most], right=(*LAYER_HEADINGS[3:], share)
         ),
+        plain_table("Channel groups", GROUP_HEADINGS, groups[:most], right=GROUP_HEADINGS[1:3]),
     ]
     if dropped:
         parts.append(plain_table("Not offered", ("unit", "choice", "reason"), dropped[:most]))
-    parts.append(
-        plain_table(
-            "Feasibility",
-            ("objective", "minimum", "baseline", "maximum", "budget", ""),
-            [_objective_cells(name, row) for name, row in found.get("objectives", {}).items()],
-            right=("minimum", "baseline", "maximum"),
-        )
-    )
-    text = render(parts, width)
+    rows = [_objective_cells(name, row) for name, row in found["objectives"].items()]
+    parts.append(plain_table("Feasibility (predicted)", COST_HEADINGS, rows, right=COST_HEADINGS[1:5]))
     more = sum(max(0, len(rows) - (most or len(rows))) for rows in (layers, groups, dropped))
-    units = f"{len(options)} units, 10^{found.get('log10_size', 0.0):.1f} policies\n"
-    return text + units + (f"{more} more rows (--all)\n" if more else "")
+    lines = [f"{len(options)} units, 10^{found['space_log10']:.1f} policies"]
+    lines += [f"note: {plain_text(note)}" for note in found["notes"]]
+    lines += [f"{more} more rows (--all)"] if more else []
+    return render(parts, width) + "\n".join(lines) + "\n"
 
 
-def _layer_cells(layer: Mapping[str, Any]) -> list[str]:
+def _layer_cells(layer: Mapping[str, Any], target: str) -> list[str]:
     from paretopress.tables import shown
 
-    shape = "×".join(str(size) for size in layer.get("shape", []))
-    return [str(layer.get("name")), str(layer.get("kind", "")), shape, shown("macs", layer.get("macs"))]
+    shape = "×".join(str(size) for size in layer["shape"])
+    share = layer["share"].get(f"latency@{target}")
+    frozen = f"frozen: {layer['frozen']}" if layer["frozen"] else ""
+    return [
+        layer["name"],
+        layer["kind"],
+        shape,
+        shown("macs", layer["macs"]),
+        shown("size", layer["bytes"]),
+        "–" if share is None else f"{100 * share:.1f} %",
+        frozen,
+    ]
 
 
 def _group_cells(group: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    offered = options.get(f"{group.get('name')}/channels", 0)
-    count = offered if isinstance(offered, int) else len(offered)
-    frozen = group.get("frozen")
-    makers = ", ".join(map(str, group.get("producers", [])))
-    return [
-        str(group.get("name")),
-        str(group.get("size", "")),
-        "frozen" if frozen else str(count),
-        str(frozen or makers),
-    ]
+    count = len(options.get(f"{group['name']}/channels", ()))
+    made_by = ", ".join(group["producers"])
+    frozen = group["frozen"]
+    return [group["name"], str(group["channels"]), "frozen" if frozen else str(count), frozen or made_by]
 
 
 def _objective_cells(name: str, row: Mapping[str, Any]) -> list[str]:
     from paretopress.tables import shown
 
-    verdict = {True: "can be met", False: "impossible"}.get(row.get("satisfiable"), "")  # type: ignore[arg-type]
-    values = [shown(name, row.get(key)) for key in ("min", "baseline", "max")]
-    return [name, *values, str(row.get("budget") or "–"), verdict]
+    verdict = "" if row["satisfiable"] is None else "can be met" if row["satisfiable"] else "impossible"
+    return [name, *(shown(name, row[key]) for key in ("minimum", "baseline", "maximum", "limit")), verdict]
 
 
-def _impossible(objectives: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+def _impossible(rows: Mapping[str, Mapping[str, Any]]) -> str:
     from paretopress.tables import shown
 
-    parts = []
-    for name in names:
-        row = objectives[name]
-        best = row.get("max") if name == "accuracy" else row.get("min")
-        parts.append(f"budget {name} {row.get('budget')!r} (best reachable: {shown(name, best)})")
-    return "impossible: " + "; ".join(parts)
+    parts = [
+        f"{name} cannot be at most {shown(name, row['limit'])}: best reachable {shown(name, row['minimum'])}"
+        for name, row in rows.items()
+    ]
+    return "; ".join(parts)

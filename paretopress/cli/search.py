@@ -23,7 +23,7 @@ from paretopress.spaces.errors import ConfigError, InfeasibleError
 
 if TYPE_CHECKING:
     from paretopress.result import Result
-    from paretopress.search.session import SearchSettings
+    from paretopress.search.problem import SearchSettings
 
 DEMO = "paretopress.demo.factories"
 DEMO_SETTINGS = {"max_drop": "1pp", "search": {"time": "100s"}}
@@ -33,7 +33,7 @@ def effort_options(command: Command) -> Command:
     """Add the options of `demo` and `search` alike."""
     for option in reversed(
         (
-            click.option("--time", metavar="5m", help="Search time; after it come verification and timing."),
+            click.option("--time", metavar="5m", help="Time for calibration, search and verification."),
             click.option(
                 "--trials", type=click.IntRange(min=1), help="Number of trials, for repeatable runs."
             ),
@@ -183,20 +183,16 @@ def run_and_print(
 ) -> int:
     """Run a search and print its front; the exit code is 3 where no verified point meets all budgets."""
     from paretopress.factories import load_data, load_model
+    from paretopress.measuring import measure_if_targeted
     from paretopress.progress import observing
     from paretopress.result import Result
     from paretopress.search.session import run_search
 
     with observing(plain=as_json) as observer:
+        network, sets = load_model(model), load_data(data)
+        measure_if_targeted(settings.targets, observer)
         folder = run_search(
-            load_model(model),
-            load_data(data),
-            settings,
-            run,
-            fresh=fresh,
-            observer=observer,
-            model_name=model,
-            data_name=data,
+            network, sets, settings, run, fresh=fresh, observer=observer, model_name=model, data_name=data
         )
     result = Result.load(folder)
     print_result(result, as_json=as_json)

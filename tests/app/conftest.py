@@ -10,7 +10,7 @@ import pytest
 
 from paretopress.spaces.policy import Policy
 
-FACTORIES = '''
+FACTORIES = """
 import torch
 from torch import nn
 import paretopress
@@ -40,18 +40,26 @@ def images(count, seed):
 def data():
     labelled = [(x, model()(x).argmax(1)) for x in (images(32, 1), images(32, 2))]
     return paretopress.Data(images(32, 3), *labelled)
-'''
+"""
 
 HALF = {"first/channels": {"keep": 0.5}, "second/channels": {"keep": 0.5}}
-INT8 = {f"{layer}/weights": {"weights": 8, "activations": 8, "scheme": "symmetric"}
-        for layer in ("first", "second", "last")}
+INT8 = {
+    f"{layer}/weights": {"weights": 8, "activations": 8, "scheme": "symmetric"}
+    for layer in ("first", "second", "last")
+}
 FOUR = {unit: {**choice, "weights": 4} for unit, choice in INT8.items()}
 # id: (units, accuracy, latency_ms, feasible, why_not)
 POINTS = {
     0: ({}, 0.989, 0.400, True, None),
     1: ({**HALF, **INT8}, 0.986, 0.100, True, None),
     2: ({**HALF, **FOUR}, 0.983, 0.090, True, None),
-    3: ({**INT8, "first/channels": {"keep": 0.25}}, 0.960, 0.080, False, "accuracy drop 2.9 pp is above 1 pp"),
+    3: (
+        {**INT8, "first/channels": {"keep": 0.25}},
+        0.960,
+        0.080,
+        False,
+        "accuracy drop 2.9 pp is above 1 pp",
+    ),
     4: (FOUR, 0.970, 0.210, True, "point 1 is at least as good in everything"),
 }
 COMPARISONS = {100: (INT8, 0.985, 0.200, True, None), 101: (HALF, 0.955, 0.250, False, None)}
@@ -78,9 +86,17 @@ def run(project, tmp_path_factory):
     sizes = build_artefacts(small.model(), small.images(32, 3), folder / "models")
     points = [point(number, *POINTS[number], sizes[number]) for number in POINTS]
     document = {
-        "run": str(folder), "baseline": points[0], "points": points, "seed": 0, "target": "local",
-        "host": {"description": "test machine"}, "versions": {"paretopress": "0.1.0"}, "budgets": ["accuracy 1pp"],
-        "reachable": None, "latency_error": {"spearman": 0.97, "median_abs_pct": 6.4}, "hypervolume": 0.8,
+        "run": str(folder),
+        "baseline": points[0],
+        "points": points,
+        "seed": 0,
+        "target": "local",
+        "host": {"description": "test machine"},
+        "versions": {"paretopress": "0.1.0"},
+        "budgets": ["accuracy 1pp"],
+        "reachable": None,
+        "latency_error": {"spearman": 0.97, "median_abs_pct": 6.4},
+        "hypervolume": 0.8,
         "comparisons": [point(number, *COMPARISONS[number], sizes[number]) for number in COMPARISONS],
     }
     (folder / "front.json").write_text(json.dumps(document))
@@ -91,14 +107,31 @@ def point(number, units, accuracy, latency, feasible, why_not, sizes):
     """One POINT of the contract."""
     policy = Policy.from_plain({"units": units})
     return {
-        "id": number, "name": NAMES.get(number), "policy_hash": policy.hash, "policy": units, "feasible": feasible,
-        "knee": number == KNEE, "why_not": why_not,
-        "predicted": {"accuracy": accuracy + 0.001, "latency@local": latency * 1.05, "size": sizes["size_bytes"]},
+        "id": number,
+        "name": NAMES.get(number),
+        "policy_hash": policy.hash,
+        "policy": units,
+        "feasible": feasible,
+        "knee": number == KNEE,
+        "why_not": why_not,
+        "predicted": {
+            "accuracy": accuracy + 0.001,
+            "latency@local": latency * 1.05,
+            "size": sizes["size_bytes"],
+        },
         "measured": {
-            "accuracy": accuracy, "accuracy_baseline": 0.989, "accuracy_drop": 0.989 - accuracy,
-            "accuracy_interval": [accuracy - 0.008, accuracy + 0.006], "latency_ms": latency,
-            "latency_ms_iqr": [latency * 0.98, latency * 1.03], "latency_ms_baseline": 0.4, "speedup": 0.4 / latency,
-            "macs": 30_000 // (2 if "first/channels" in units else 1), "peak_memory_bytes": 4096, "host": "test machine, ONNX Runtime, 1 thread", "runs": 200,
+            "accuracy": accuracy,
+            "accuracy_baseline": 0.989,
+            "accuracy_drop": 0.989 - accuracy,
+            "accuracy_interval": [accuracy - 0.008, accuracy + 0.006],
+            "latency_ms": latency,
+            "latency_ms_iqr": [latency * 0.98, latency * 1.03],
+            "latency_ms_baseline": 0.4,
+            "speedup": 0.4 / latency,
+            "macs": 30_000 // (2 if "first/channels" in units else 1),
+            "peak_memory_bytes": 4096,
+            "host": "test machine, ONNX Runtime, 1 thread",
+            "runs": 200,
             **sizes,
         },
     }
@@ -121,7 +154,11 @@ def build_artefacts(model, images, folder):
     sizes = {}
     for number, (units, *_) in {**POINTS, **COMPARISONS}.items():
         planned = plan(program.structure, Policy.from_plain({"units": units}))
-        network = tune(program, entries.stitch(planned), calibration)[0] if units else dense_network(program, planned)
+        network = (
+            tune(program, entries.stitch(planned), calibration)[0]
+            if units
+            else dense_network(program, planned)
+        )
         target = folder / str(number)
         compressed = realise(model, program, network)
         stored = compressed.save(
@@ -151,10 +188,18 @@ def cli(project, monkeypatch, capfd):
 @pytest.fixture
 def process(project):
     """Run the command line in its own process; returns the finished process."""
+
     def run_process(*arguments, **options):
         environment = {**os.environ, "PYTHONPATH": str(project), **options.pop("env", {})}
         command = [sys.executable, "-m", "paretopress.cli", *map(str, arguments)]
-        return subprocess.run(command, cwd=Path(project), env=environment, text=True, timeout=120, check=False,
-                              **{"capture_output": True, **options})
+        return subprocess.run(
+            command,
+            cwd=Path(project),
+            env=environment,
+            text=True,
+            timeout=120,
+            check=False,
+            **{"capture_output": True, **options},
+        )
 
     return run_process

@@ -46,7 +46,6 @@ def assert_one_line(code, out, err, expected, text):
     ],
 )
 def test_usage(cli, arguments, text):
-    pytest.importorskip("paretopress.search.session") if arguments[0] == "verify" else None
     assert_one_line(*cli(*arguments), 2, text)
 
 
@@ -60,7 +59,10 @@ def test_usage(cli, arguments, text):
         (("--max-drop", "1"), "the unit is missing"),
         (("--time", "5"), "search.time: got '5' (allowed: a duration"),
         (("--sampler", "nsga"), "search.sampler: unknown value 'nsga'; did you mean 'nsga2'?"),
-        (("--set", "search.trails=5"), "--set search.trails=5: search.trails: unknown key; did you mean 'trials'?"),
+        (
+            ("--set", "search.trails=5"),
+            "--set search.trails=5: search.trails: unknown key; did you mean 'trials'?",
+        ),
         (("--set", "search.trials"), "write key=value"),
         (("--set", "search.trials=many"), "search.trials: expected a whole number, got 'many'"),
         (("missing.yaml",), "missing.yaml: No such file"),
@@ -71,15 +73,15 @@ def test_usage(cli, arguments, text):
     ],
 )
 def test_search(cli, arguments, text):
-    pytest.importorskip("paretopress.search.session")
     given = list(arguments)
     for option, value in (FACTORIES[:2], FACTORIES[2:]):
         given += [] if option in given else [option, value]
-    assert_one_line(*cli("search", *given, "--trials", "1") if "--time" not in given else cli("search", *given),
-                    2, text)
+    assert_one_line(
+        *cli("search", *given, "--trials", "1") if "--time" not in given else cli("search", *given), 2, text
+    )
 
 
-FAULTY = '''
+FAULTY = """
 import paretopress
 number = 3
 class Holder:
@@ -96,7 +98,7 @@ def cls():
     return nn.Linear
 def wants(argument):
     return argument
-'''
+"""
 
 
 @pytest.fixture
@@ -125,7 +127,10 @@ def faulty(tmp_path, monkeypatch):
         ("faulty:Holder.make", "must return a torch.nn.Module, got int"),
         ("faulty:cls", "returned the class Linear, not an instance"),
         ("broken:model", r"SyntaxError: .* at .*broken.py:1"),
-        ("needy:model", r"importing needy failed: ModuleNotFoundError: .*a_package_that_is_not_there.* at .*needy.py:1"),
+        (
+            "needy:model",
+            r"importing needy failed: ModuleNotFoundError: .*a_package_that_is_not_there.* at .*needy.py:1",
+        ),
     ],
 )
 def test_model_factories(faulty, text, problem):
@@ -141,7 +146,7 @@ def test_model_factories(faulty, text, problem):
 def test_data_factories(faulty):
     with pytest.raises(ConfigError, match=r"--data .*must return a paretopress.Data, got int"):
         load_data("faulty:Holder.make")
-    with pytest.raises(ValueError, match="^row 3 is empty$"):
+    with pytest.raises(ValueError, match=r"^row 3 is empty$"):
         load_data("faulty:refuses")
 
 
@@ -164,7 +169,11 @@ def caused(error, cause):
         (RuntimeError("I/O error: No space left on device (os error 28)"), 74, "the disk is full"),
         (caused(ValueError("odd"), OSError(errno.EDQUOT, "quota")), 74, "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 74, "/root/x: Permission denied"),
-        (ZeroDivisionError("division by zero"), 1, "unexpected ZeroDivisionError: division by zero (a defect"),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "unexpected ZeroDivisionError: division by zero (a defect",
+        ),
         (MemoryError(), 1, "out of memory"),
     ],
 )

@@ -15,8 +15,16 @@ from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleErro
 @pytest.mark.parametrize(
     ("pick", "number"),
     [
-        ("knee", 1), ("fastest", 2), ("smallest", 2), ("id:4", 4), ("id:100", 100),
-        ("latency<=95us", 2), ("latency<=0.5ms", 0), ("latency <= -60%", 1), ("size<=1KB", 1), ("macs<=20K", 1),
+        ("knee", 1),
+        ("fastest", 2),
+        ("smallest", 2),
+        ("id:4", 4),
+        ("id:100", 100),
+        ("latency<=95us", 2),
+        ("latency<=0.5ms", 0),
+        ("latency <= -60%", 1),
+        ("size<=1KB", 1),
+        ("macs<=20K", 1),
     ],
 )
 def test_picks(run, pick, number):
@@ -84,7 +92,9 @@ def test_exported_onnx_is_the_stored_file_and_runs(cli, run, tmp_path):
     import onnxruntime
     import small
 
-    code, out, _ = cli("export", run, "--pick", "id:0", "--format", "onnx", "-o", tmp_path / "dense.onnx", "--json")
+    code, out, _ = cli(
+        "export", run, "--pick", "id:0", "--format", "onnx", "-o", tmp_path / "dense.onnx", "--json"
+    )
     assert code == 0
     assert json.loads(out)["id"] == 0
     assert (tmp_path / "dense.onnx").read_bytes() == (run / "models" / "0" / "model.onnx").read_bytes()
@@ -155,8 +165,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(process, run, tmp_path, form
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
-    ended = process("export", run, "--format", form, "-o", tmp_path / "out", preexec_fn=limit,
-                    env={"PYTHONDONTWRITEBYTECODE": "1"})
+    ended = process(
+        "export",
+        run,
+        "--format",
+        form,
+        "-o",
+        tmp_path / "out",
+        preexec_fn=limit,
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )
     assert ended.returncode == 74
     assert ended.stderr.startswith("error: cannot write ")
     assert ended.stderr.count("\n") == 1
@@ -167,4 +185,6 @@ def test_full_standard_output_exits_74(process, run):
     with open("/dev/full", "w") as full:  # noqa: PTH123
         ended = process("front", run, capture_output=False, stdout=full, stderr=-1)
     assert ended.returncode == 74
-    assert [line for line in ended.stderr.splitlines() if not line.startswith("next:")] == ["error: the disk is full"]
+    assert [line for line in ended.stderr.splitlines() if not line.startswith("next:")] == [
+        "error: the disk is full"
+    ]

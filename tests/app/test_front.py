@@ -32,7 +32,7 @@ def test_table_is_readable_at_80_columns_and_says_what_the_knee_beats(run):
 
     text = Result.load(run).front.table(width=80)
     assert max(map(len, text.splitlines())) <= 80
-    beside = text[text.index("Beside it"):]
+    beside = text[text.index("Beside it") :]
     assert [line.split()[-1] for line in beside.splitlines() if "uniform" in line] == ["yes", "yes"]
 
 

@@ -49,17 +49,19 @@ def test_no_color_and_json_give_plain_lines_without_escapes(capfd):
     assert capfd.readouterr() == ("", "calibrate\n")
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
 def test_a_signal_ends_at_once_until_the_search_asks(number, raised):
     before = signal.getsignal(number)
-    with pytest.raises(raised), observing(plain=True):
+    with pytest.raises(raised), observing(plain=True):  # noqa: PT012 - the signal arrives during the sleep
         os.kill(os.getpid(), number)
         time.sleep(1)
     assert signal.getsignal(number) is before
 
 
 def test_once_asked_the_first_signal_is_a_wish_and_the_second_an_end(capfd):
-    with pytest.raises(KeyboardInterrupt), observing(plain=True) as observer:
+    with pytest.raises(KeyboardInterrupt), observing(plain=True) as observer:  # noqa: PT012
         assert observer.should_stop() is False
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
@@ -79,8 +81,9 @@ def test_a_signal_to_a_command_is_one_line_and_its_exit_code(number, code):
         "local.local_profile = wait\n"
         "from paretopress.cli import main; main(['device', 'measure'])\n"
     )
-    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert running.stdout.readline() == "ready\n"
     running.send_signal(number)
     _, err = running.communicate(timeout=60)
@@ -111,7 +114,7 @@ def test_bars_appear_in_a_terminal_only(project):
             while chunk := stream.read(4096):
                 drawn += chunk
         except OSError:
-            pass   # the other end is closed
+            pass  # the other end is closed
     assert ended.returncode == 0
     assert b"calibrate" in drawn
     assert b"2/2" in drawn

@@ -40,13 +40,14 @@ def write(tmp_path):
 
 
 def test_a_full_file_arrives_in_the_search(write):
-    pytest.importorskip("paretopress.search.session")
     from paretopress.spaces.choices import Weights
 
     settings = search_settings(read_settings(write(FULL)), name="run")
     assert settings.targets == ("local", "stm32-h7a3")
     assert [(b.objective, b.kind, b.limit) for b in settings.budgets] == [
-        ("latency", "absolute", 5.0), ("size", "relative", 0.5), ("latency@local", "absolute", 2.0),
+        ("latency", "absolute", 5.0),
+        ("size", "relative", 0.5),
+        ("latency@local", "absolute", 2.0),
         ("accuracy", "drop", 0.01),
     ]
     assert (settings.trials, settings.seconds, settings.seed, settings.finalists) == (40, None, 7, 5)
@@ -58,19 +59,29 @@ def test_a_full_file_arrives_in_the_search(write):
 
 
 def test_an_empty_file_gives_the_defaults(write):
-    pytest.importorskip("paretopress.search.session")
-    from paretopress.search.session import SearchSettings
+    from paretopress.search.problem import SearchSettings
 
     settings = search_settings(read_settings(write("")))
     assert settings.seconds == 300.0
     default = SearchSettings()
-    for name in ("targets", "budgets", "trials", "seed", "workers", "ray", "executor", "sampler", "importance",
-                 "finalists", "space", "timing_runs"):
+    for name in (
+        "targets",
+        "budgets",
+        "trials",
+        "seed",
+        "workers",
+        "ray",
+        "executor",
+        "sampler",
+        "importance",
+        "finalists",
+        "space",
+        "timing_runs",
+    ):
         assert getattr(settings, name) == getattr(default, name), name
 
 
 def test_a_ray_address_chooses_the_executor():
-    pytest.importorskip("paretopress.search.session")
     settings = search_settings(with_arguments({}, search={"ray": "auto", "workers": 4}))
     assert (settings.executor, settings.ray, settings.workers) == ("ray", "auto", 4)
 
@@ -78,7 +89,10 @@ def test_a_ray_address_chooses_the_executor():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("search: {trails: 5}", "search.trails: unknown key; did you mean 'trials'? (allowed: trials, time, "),
+        (
+            "search: {trails: 5}",
+            "search.trails: unknown key; did you mean 'trials'? (allowed: trials, time, ",
+        ),
         ("serach: {}", "serach: unknown key; did you mean 'search'?"),
         ("space: {bit: [8]}", "space.bit: unknown key; did you mean 'bits'?"),
         ("search: {trials: ten}", "search.trials: expected a whole number, got 'ten'"),
@@ -121,10 +135,18 @@ def test_overrides_are_typed_and_reach_every_level():
 
 
 def test_flags_beat_the_file_and_time_replaces_trials():
-    plain = {"search": {"trials": 40, "seed": 7}, "budgets": {"size": "-50%", "latency": "5ms"}, "max_drop": "2pp"}
-    changed = with_arguments(plain, ["local"], {"latency": "1ms", "macs": None}, "1pp", {"time": "5m", "seed": None})
+    plain = {
+        "search": {"trials": 40, "seed": 7},
+        "budgets": {"size": "-50%", "latency": "5ms"},
+        "max_drop": "2pp",
+    }
+    changed = with_arguments(
+        plain, ["local"], {"latency": "1ms", "macs": None}, "1pp", {"time": "5m", "seed": None}
+    )
     assert changed == {
-        "search": {"time": "5m", "seed": 7}, "budgets": {"size": "-50%", "latency": "1ms"}, "max_drop": "1pp",
+        "search": {"time": "5m", "seed": 7},
+        "budgets": {"size": "-50%", "latency": "1ms"},
+        "max_drop": "1pp",
         "targets": ["local"],
     }
     assert with_arguments({"search": {"time": "5m"}}, search={"trials": 3})["search"] == {"trials": 3}
@@ -133,13 +155,23 @@ def test_flags_beat_the_file_and_time_replaces_trials():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("5m", 300), ("5min", 300), ("1h", 3600), ("1h30m", 5400), ("1h 30m 5s", 5405), ("0.5m", 30)],
+    [
+        ("90s", 90),
+        ("5m", 300),
+        ("5min", 300),
+        ("1h", 3600),
+        ("1h30m", 5400),
+        ("1h 30m 5s", 5405),
+        ("0.5m", 30),
+    ],
 )
 def test_durations(text, seconds):
     assert parse_duration(text, "time") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "0s", "-5m", "5 minutes", "m", "5x", "1m1h", "nan", "1e3s", "9" * 400 + "h"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "0s", "-5m", "5 minutes", "m", "5x", "1m1h", "nan", "1e3s", "9" * 400 + "h"]
+)
 def test_bad_durations(text):
     with pytest.raises(ConfigError, match="time: got"):
         parse_duration(text, "time")
@@ -155,7 +187,13 @@ def test_budgets_name_known_objectives_and_targets():
 
 
 def test_the_schema_is_closed_at_every_level():
-    for model in (Document, *(field.annotation for field in Document.model_fields.values()
-                              if hasattr(field.annotation, "model_config"))):
+    for model in (
+        Document,
+        *(
+            field.annotation
+            for field in Document.model_fields.values()
+            if hasattr(field.annotation, "model_config")
+        ),
+    ):
         assert model.model_config["extra"] == "forbid"
         assert model.model_config["strict"] is True

@@ -15,7 +15,7 @@ def test_device_list_names_every_shipped_profile_and_local_without_measuring(cli
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code, out, err = cli("device", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[3:-2] if line.startswith(" ") and line.split()[1:]][0] == "local"
+    assert out.splitlines()[3].split()[0] == "local"
     assert all(name in out for name in list_profiles())
     assert "next:" in err
     assert list(tmp_path.iterdir()) == []
@@ -54,7 +54,7 @@ def test_device_measure_stores_shows_and_writes_a_profile_that_loads(cli, monkey
     code, out, err = cli("device", "measure", "--seconds", "5", "-o", tmp_path / "mine.yaml")
     assert (code, calls) == (0, [(True, 5.0)])
     assert "cortex-a76-tflite" in out
-    assert "measuring this machine" in err
+    assert "measure this machine" in err
     assert load_profile(tmp_path / "mine.yaml").plain == profile.plain
 
 
@@ -63,7 +63,11 @@ def test_doctor_reports_versions_and_passes_here(cli):
     found = json.loads(out)
     assert code == (1 if found["problems"] else 0)
     assert found["versions"]["torch"].startswith("2.")
-    assert found["telemetry"] == {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "NNCF_CI": "1"}
+    assert found["telemetry"] == {
+        "ORT_DISABLE_TELEMETRY": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "NNCF_CI": "1",
+    }
     assert err == ""
 
 
@@ -84,45 +88,119 @@ def test_doctor_exits_1_and_says_what_to_repair(cli, monkeypatch, tmp_path):
 
 
 INSPECTED = {
-    "layers": [{"name": "first", "kind": "conv", "shape": [8, 1, 3, 3], "macs": 4608}],
-    "groups": [{"name": "first", "size": 8, "producers": ["first"], "frozen": None},
-               {"name": "last", "size": 4, "producers": ["last"], "frozen": "output of the model"}],
-    "options": {"first/channels": 8, "first/weights": 5},
-    "log10_size": 1.602,
-    "dropped": [["last/channels", "*", "output of the model"]],
+    "layers": [
+        {
+            "name": "first",
+            "kind": "conv",
+            "shape": [8, 1, 3, 3],
+            "macs": 4608,
+            "bytes": 288,
+            "frozen": None,
+            "share": {"latency@local": 0.25},
+        }
+    ],
+    "groups": [
+        {"name": "first", "channels": 8, "step": 1, "producers": ["first"], "consumers": [], "frozen": None},
+        {
+            "name": "last",
+            "channels": 4,
+            "step": 1,
+            "producers": ["last"],
+            "consumers": [],
+            "frozen": "model output",
+        },
+    ],
+    "options": {"first/channels": ["dense", "keep 0.5"], "first/weights": ["dense", "8-bit weights"]},
+    "space_log10": 0.602,
+    "dropped": [{"unit": "last/channels", "choice": "*", "reason": "model output"}],
     "objectives": {
-        "latency@local": {"min": 0.05, "baseline": 0.4, "max": 0.41, "budget": "<=1ms", "satisfiable": True},
-        "size": {"min": 300, "baseline": 5260, "max": 5260, "budget": "<=100B", "satisfiable": False},
+        "latency@local": {
+            "minimum": 0.05,
+            "baseline": 0.4,
+            "maximum": 0.41,
+            "limit": 1.0,
+            "satisfiable": True,
+        },
+        "size": {"minimum": 300, "baseline": 5260, "maximum": 5260, "limit": 100.0, "satisfiable": False},
+        "macs": {"minimum": 300, "baseline": 5260, "maximum": 5260, "limit": None, "satisfiable": None},
     },
+    "targets": [{"id": "local", "tier": "T2", "runs_here": True}],
+    "notes": ["static batch"],
 }
 
 
 def test_inspection_text_shows_options_reasons_and_feasibility():
     text = inspection_text(INSPECTED, 100)
+    assert max(map(len, text.splitlines())) <= 100
     flat = " ".join(text.split())
-    assert "first conv 8×1×3×3 4.61 k" in flat
-    assert "last 4 frozen output of the model" in flat
-    assert "latency@local 50.0 µs 400 µs 410 µs <=1ms can be met" in flat
-    assert "size 300 B 5.26 kB 5.26 kB <=100B impossible" in flat
-    assert "2 units, 10^1.6 policies" in flat
+    assert "first conv 8×1×3×3 4.61 k 288 B 25.0 %" in flat
+    assert "first 8 2 first" in flat
+    assert "last 4 frozen model output" in flat
+    assert "latency@local 50.0 µs 400 µs 410 µs 1.00 ms can be met" in flat
+    assert "size 300 B 5.26 kB 5.26 kB 100 B impossible" in flat
+    assert "2 units, 10^0.6 policies note: static batch" in flat
     assert "1 more rows" in inspection_text(INSPECTED, 100, most=1)
 
 
+def test_inspect_finds_what_the_model_holds(cli):
+    code, out, err = cli(
+        "inspect", "--model", "small:model", "--data", "small:data", "--target", "cortex-a76-tflite", "--json"
+    )
+    found = json.loads(out)
+    assert code == 0
+    assert [layer["name"] for layer in found["layers"]] == ["first", "second", "last"]
+    assert err.splitlines() == ["capture"]
+    code, out, err = cli(
+        "inspect", "--model", "small:model", "--data", "small:data", "--target", "cortex-a76-tflite"
+    )
+    assert code == 0
+    assert "frozen" in out
+    assert "next: paretopress search --model small:model" in err
+
+
 def test_measured_text_has_units():
-    text = " ".join(measured_text({"accuracy": 0.986, "accuracy_drop": 0.003, "latency_ms": 0.1, "size_bytes": 504,
-                                   "latency_ms_iqr": [0.09, 0.11], "host": "here", "onnx_bytes": None}, 100).split())
-    for piece in ("accuracy 98.6 %", "accuracy drop +0.30 pp", "latency 100 µs", "size 504 B", "90.0 µs to 110 µs",
-                  "host here", "onnx –"):
+    text = " ".join(
+        measured_text(
+            {
+                "accuracy": 0.986,
+                "accuracy_drop": 0.003,
+                "latency_ms": 0.1,
+                "size_bytes": 504,
+                "latency_ms_iqr": [0.09, 0.11],
+                "host": "here",
+                "onnx_bytes": None,
+            },
+            100,
+        ).split()
+    )
+    for piece in (
+        "accuracy 98.6 %",
+        "accuracy drop +0.30 pp",
+        "latency 100 µs",
+        "size 504 B",
+        "90.0 µs to 110 µs",
+        "host here",
+        "onnx –",
+    ):
         assert piece in text
 
 
 @pytest.mark.parametrize(
     ("objective", "value", "text"),
     [
-        ("latency", 4.2123, "4.21 ms"), ("latency@x", 0.0123, "12.3 µs"), ("latency", 1500.0, "1.50 s"),
-        ("size", 999, "999 B"), ("size", 115_300, "115 kB"), ("size", 2_000_000, "2.00 MB"), ("macs", 45_000_000, "45.0 M"),
-        ("accuracy", 0.9865, "98.7 %"), ("accuracy", 23.4567, "23.46"), ("energy", 1500, "1.50 mJ"),
-        ("macs", 12, "12"), ("latency", None, "–"), ("size", 0, "0 B"),
+        ("latency", 4.2123, "4.21 ms"),
+        ("latency@x", 0.0123, "12.3 µs"),
+        ("latency", 1500.0, "1.50 s"),
+        ("size", 999, "999 B"),
+        ("size", 115_300, "115 kB"),
+        ("size", 2_000_000, "2.00 MB"),
+        ("macs", 45_000_000, "45.0 M"),
+        ("accuracy", 0.9865, "98.7 %"),
+        ("accuracy", 23.4567, "23.46"),
+        ("energy", 1500, "1.50 mJ"),
+        ("macs", 12, "12"),
+        ("latency", None, "–"),
+        ("size", 0, "0 B"),
     ],
 )
 def test_values_have_three_digits_and_a_unit(objective, value, text):
