@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from paretopress.compressors.compressed_model import run_batches
 from paretopress.compressors.entries import Entries
-from paretopress.compressors.network import Network, runner
+from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program
 from paretopress.compressors.tuning import tune
-from paretopress.evaluators.batches import Batch, Batches
+from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.costs import CostModel, violations
 from paretopress.evaluators.divergence import divergence
 from paretopress.evaluators.evaluation import Evaluation, State
@@ -95,6 +94,10 @@ class CandidateEvaluator:
         accuracy = scores["accuracy"]
         return Evaluation(State.COMPLETE, {**scores, **values}, self.limits.check(costs, accuracy)).checked()
 
+    def with_limits(self, limits: Limits) -> CandidateEvaluator:
+        """The evaluator with other budgets."""
+        return replace(self, limits=limits)
+
     def build(self, policy: Policy) -> tuple[Network, float]:
         """Return the tuned network of a policy and its divergence on the tuning samples."""
         program, calibration = self.entries.program, self.entries.calibration
@@ -114,26 +117,5 @@ def score_network(program: Program, network: Network, samples: Batches, metrics:
     outputs = []
     with torch.inference_mode():
         for batch in samples:
-            values = run_batch(program, network, batch)
-            outputs.append(program.outputs(values))
+            outputs.append(run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs)))
     return score(metrics, concatenate_outputs(outputs), samples.targets)
-
-
-def run_batch(program: Program, network: Network, batch: Batch) -> dict[str, Any]:
-    """Run one batch; models with a fixed batch size are filled up and their outputs cut."""
-    inputs = program.flatten_inputs(batch.args, batch.kwargs)
-    count = batch.count
-    if program.graph.dynamic_batch or count == program.graph.batch:
-        return program.run(inputs, runner(program, network))
-    size = program.graph.batch
-    pieces = [program.run([_rows(t, start, size) for t in inputs], runner(program, network))
-              for start in range(0, count, size)]
-    return {
-        name: torch.cat([piece[name] for piece in pieces])[:count] for name in pieces[0]
-    }
-
-
-def _rows(tensor: Tensor, start: int, size: int) -> Tensor:
-    piece = tensor[start : start + size]
-    missing = size - len(piece)
-    return piece if not missing else torch.cat([piece, piece[-1:].expand(missing, *piece.shape[1:])])

@@ -60,7 +60,32 @@ def measure_sensitivity(
             if progress and choice is not None:
                 progress(done, total)
         losses[unit] = monotone(options, row)
-    return SensitivityTable(losses)
+    return SensitivityTable(_share_activation_noise(entries, space, losses))
+
+
+def _share_activation_noise(
+    entries: Entries, space: SearchSpace, losses: Mapping[str, tuple[float, ...]]
+) -> dict[str, tuple[float, ...]]:
+    """Scale the 8-bit losses so that they add up to the loss of all layers in 8 bits at once.
+
+    Neighbouring layers share the tensors between them, so that single substitutions count the noise of
+    every quantised tensor twice or more. What a narrower weight loses on top of 8 bits stays as it is.
+    """
+    integer = {unit: Weights(8) for unit, options in space.options.items() if Weights(8) in options}
+    alone = sum(losses[unit][space.options[unit].index(choice)] for unit, choice in integer.items())
+    if len(integer) < 2 or alone <= 0.0:
+        return dict(losses)
+    factor = min(1.0, substitution_loss(entries, Policy.of(integer)) / alone)
+    shared = dict(losses)
+    for unit in integer:
+        options = space.options[unit]
+        base = losses[unit][options.index(Weights(8))]
+        saved = base * (1.0 - factor)
+        shared[unit] = tuple(
+            loss - saved if isinstance(choice, Weights) and choice.activations == 8 else loss
+            for choice, loss in zip(options, losses[unit], strict=True)
+        )
+    return shared
 
 
 def substitution_loss(entries: Entries, policy: Policy) -> float:

@@ -43,7 +43,7 @@ class OptionSpace:
             ConfigError: A unit's options do not start with dense, or repeat.
         """
         for unit, choices in options.items():
-            if not choices or choices[0] is not None:
+            if not choices or (choices[0] is not None and len(choices) > 1):   # a pinned unit has one choice
                 raise ConfigError(f"unit {unit!r}: the first option must be dense (None)")
             if len(set(choices)) != len(choices):
                 raise ConfigError(f"unit {unit!r}: an option occurs twice")

@@ -1,0 +1,80 @@
+"""Measured latency: a candidate and the dense baseline timed alternately in one process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+WARM_UP = 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per inference.
+
+    Attributes:
+        median: Median of the candidate.
+        quartiles: First and third quartile of the candidate.
+        baseline: Median of the dense baseline, timed in turn with the candidate.
+        baseline_quartiles: Its quartiles.
+        runs: Counted runs of each.
+    """
+
+    median: float
+    quartiles: tuple[float, float]
+    baseline: float
+    baseline_quartiles: tuple[float, float]
+    runs: int
+
+
+def time_alternately(candidate: Any, baseline: Any, inputs: Sequence[Tensor], runs: int = 200) -> Timing:  # noqa: ANN401
+    """Time two ONNX Runtime sessions in turn, A B A B, after a warm-up.
+
+    Args:
+        candidate: Open session.
+        baseline: Open session of the dense model.
+        inputs: One tensor per input, batch 1.
+        runs: Counted runs of each.
+    """
+    times = np.empty((runs, 2))
+    calls = [_call(opened, inputs) for opened in (candidate, baseline)]
+    for index in range(-WARM_UP, runs):
+        for column, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            if index >= 0:
+                times[index, column] = time.perf_counter() - start
+    low, middle, high = np.percentile(times * 1e3, [25, 50, 75], axis=0)
+    return Timing(
+        float(middle[0]), (float(low[0]), float(high[0])), float(middle[1]), (float(low[1]), float(high[1])), runs
+    )
+
+
+def _call(opened: Any, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401
+    names = [argument.name for argument in opened.get_inputs()]
+    feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    return lambda: opened.run(None, feed)
+
+
+def host_description() -> dict[str, Any]:
+    """Return the machine and runtime that times are measured on."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    from paretopress.hardware_profiles.host import host_info
+
+    return {
+        "cpu": host_info().description,
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "threads": 1,
+        "batch": 1,
+        "system": platform.system(),
+        "load": round(os.getloadavg()[0], 2),
+    }

@@ -1,0 +1,264 @@
+"""Verification of stored artefacts: reload, re-score, export, compare, time. Runs in a clean process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from paretopress.compressors.compressed_model import CompressedModel, load, network_of
+from paretopress.compressors.export_onnx import export_onnx, run_session, session
+from paretopress.evaluators.batches import Batches
+from paretopress.evaluators.metrics import Metric, concatenate_outputs, score
+from paretopress.evaluators.timing import Timing, time_alternately
+
+ONNX = "model.onnx"
+PARITY_SAMPLES = 64
+FLOAT_TOLERANCE = 1e-4
+INTEGER_AGREEMENT = 0.99
+BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How well the stored forms of a model agree.
+
+    Attributes:
+        reloaded_equal: Whether the reloaded model's outputs equal the in-memory model's bit for bit;
+            None where there was no in-memory model to compare with.
+        onnx_difference: Largest absolute output difference between ONNX Runtime and PyTorch over the
+            largest absolute PyTorch output.
+        onnx_agreement: Fraction of holdout samples on which both put the same output first.
+        integer: Whether the model computes in integers, where agreement is the criterion.
+    """
+
+    reloaded_equal: bool | None
+    onnx_difference: float
+    onnx_agreement: float
+    integer: bool
+
+    @property
+    def problem(self) -> str:
+        """What is out of tolerance, `""` where nothing is."""
+        if self.reloaded_equal is False:
+            return "the reloaded model does not equal the one in memory"
+        if self.integer and self.onnx_agreement < INTEGER_AGREEMENT:
+            return f"ONNX agrees on {self.onnx_agreement:.1%} of the samples, below {INTEGER_AGREEMENT:.0%}"
+        if not self.integer and self.onnx_difference > FLOAT_TOLERANCE:
+            return f"ONNX outputs differ by {self.onnx_difference:.2g}, above {FLOAT_TOLERANCE:g}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Measured values of one artefact.
+
+    Attributes:
+        scores: Every metric on the holdout set.
+        size_bytes: Tensor payload.
+        disk_bytes: All files of the artefact without the ONNX file.
+        onnx_bytes: The ONNX file.
+        parity: Agreement of its forms.
+        timing: Alternated times, None where the artefact was not timed.
+        correct: Per holdout sample whether the first output is right, for paired intervals; empty where
+            the outputs are not class scores.
+    """
+
+    scores: Mapping[str, float]
+    size_bytes: int
+    disk_bytes: int
+    onnx_bytes: int
+    parity: Parity
+    timing: Timing | None
+    correct: tuple[bool, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One artefact to verify.
+
+    Attributes:
+        folder: Where it is stored; the ONNX file is added to it.
+        expected: Digest of the in-memory model's outputs on the first holdout samples, `""` where unknown.
+    """
+
+    folder: str
+    expected: str = ""
+
+
+def verify_artifacts(
+    report: Callable[[str], None],
+    model: nn.Module,
+    tasks: Sequence[Task],
+    baseline: str,
+    holdout: Batches,
+    metrics: Sequence[Metric],
+    runs: int,
+    timed: bool,
+) -> list[Verified | str]:
+    """Verify artefacts one after the other.
+
+    Args:
+        report: Called with each folder when it is done.
+        model: The dense model, for the user's class.
+        tasks: Artefacts.
+        baseline: ONNX file of the dense model that times are paired with.
+        holdout: Samples the search never saw.
+        metrics: Metrics to score.
+        runs: Counted runs of each timing.
+        timed: Whether to time at all (the target's runtime is this machine's).
+
+    Returns:
+        Per task the measured values, or one line that says what failed.
+    """
+    reference = session(Path(baseline)) if timed else None
+    results: list[Verified | str] = []
+    for task in tasks:
+        try:
+            results.append(_verify(model, task, reference, holdout, metrics, runs))
+        except Exception as error:  # noqa: BLE001 - one failing artefact must not lose the others
+            results.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        report(task.folder)
+    return results
+
+
+def _verify(
+    model: nn.Module, task: Task, reference: Any, holdout: Batches, metrics: Sequence[Metric], runs: int  # noqa: ANN401
+) -> Verified:
+    folder = Path(task.folder)
+    compressed = load(folder, model).eval()
+    digest = output_digest(compressed, holdout)
+    if not (folder / ONNX).exists():
+        add_onnx(compressed, folder)
+    opened = session(folder / ONNX)
+    outputs, from_onnx, correct = _outputs(compressed, opened, holdout)
+    sizes = [path.stat().st_size for path in folder.iterdir() if path.name != ONNX]
+    timing = None
+    if reference is not None:
+        count = 1 if compressed.program.graph.dynamic_batch else compressed.program.graph.batch
+        single = _flat_inputs(compressed, holdout, count)
+        timing = time_alternately(opened, reference, single, runs)
+    return Verified(
+        score(metrics, outputs, holdout.targets), compressed.size_bytes, sum(sizes), (folder / ONNX).stat().st_size,
+        Parity(None if not task.expected else digest == task.expected, *from_onnx, bool(compressed.delta.ranges)),
+        timing, correct,
+    )
+
+
+def add_onnx(compressed: CompressedModel, folder: Path) -> None:
+    """Export a model and store the file with its artefact, covered by the manifest."""
+    network = network_of(compressed)
+    compressed.save(
+        folder, overwrite=True, extra={ONNX: lambda path: export_onnx(compressed.program, network, path)}
+    )
+
+
+def _flat_inputs(compressed: CompressedModel, samples: Batches, count: int) -> list[Tensor]:
+    batch = samples.first(count)[0]
+    return compressed.program.flatten_inputs(batch.args, batch.kwargs)
+
+
+def output_digest(model: nn.Module, samples: Batches) -> str:
+    """Return a digest of a model's outputs on the first samples, bit for bit, on one thread."""
+    import hashlib
+
+    from torch.utils import _pytree as pytree
+
+    batch = samples.first(min(PARITY_SAMPLES, samples.batch_size))[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            outputs = model(*batch.args, **batch.kwargs)
+    finally:
+        torch.set_num_threads(threads)
+    digest = hashlib.sha256()
+    for leaf in pytree.tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            digest.update(leaf.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _outputs(
+    compressed: CompressedModel, opened: Any, samples: Batches  # noqa: ANN401
+) -> tuple[Any, tuple[float, float], tuple[bool, ...]]:
+    """All PyTorch outputs, (difference, agreement) with ONNX Runtime, and which samples are right."""
+    from torch.utils import _pytree as pytree
+
+    collected, difference, largest, agreeing, right = [], 0.0, 0.0, 0, []
+    for batch in samples:
+        with torch.inference_mode():
+            outputs = compressed(*batch.args, **batch.kwargs)
+        collected.append(outputs)
+        flat = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        found = _run_onnx(compressed, opened, compressed.program.flatten_inputs(batch.args, batch.kwargs))
+        for one, other in zip(flat, found, strict=True):
+            difference = max(difference, float((one - other).abs().max()))
+            largest = max(largest, float(one.abs().max()))
+        first, second = _leading(flat[0]), _leading(found[0])
+        agreeing += int((first == second).sum())
+        if batch.targets is not None and batch.targets.shape == first.shape:
+            right += (first == batch.targets).tolist()
+    outputs = concatenate_outputs(collected)
+    return outputs, (difference / max(largest, 1e-12), agreeing / samples.count), tuple(right)
+
+
+def _run_onnx(compressed: CompressedModel, opened: Any, inputs: Sequence[Tensor]) -> list[Tensor]:  # noqa: ANN401
+    graph = compressed.program.graph
+    if graph.dynamic_batch:
+        return run_session(opened, inputs)
+    pieces = []
+    for start in range(0, len(inputs[0]), graph.batch):
+        rows = [tensor[start : start + graph.batch] for tensor in inputs]
+        missing = graph.batch - len(rows[0])
+        rows = [torch.cat([row, row[-1:].expand(missing, *row.shape[1:])]) if missing else row for row in rows]
+        pieces.append(run_session(opened, rows))
+    return [torch.cat(column)[: len(inputs[0])] for column in zip(*pieces, strict=True)]
+
+
+def _leading(output: Tensor) -> Tensor:
+    """Index of the largest output per sample; the rounded sign where there is one output only."""
+    flat = output.reshape(len(output), -1)
+    return flat.argmax(dim=1) if flat.shape[1] > 1 else (flat[:, 0] > 0).long()
+
+
+def drop_interval(dense: Sequence[bool], candidate: Sequence[bool], seed: int = 0) -> tuple[float, float] | None:
+    """Return the 95% interval of `accuracy(dense) - accuracy(candidate)` by a paired bootstrap.
+
+    Args:
+        dense: Per sample whether the dense model is right.
+        candidate: The same for the candidate.
+        seed: Seed of the resampling.
+    """
+    if not dense or len(dense) != len(candidate):
+        return None
+    difference = np.asarray(dense, dtype=np.int8) - np.asarray(candidate, dtype=np.int8)
+    generator = np.random.default_rng(seed)
+    means = difference[generator.integers(0, len(difference), (BOOTSTRAP, len(difference)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def measured_plain(verified: Verified) -> dict[str, Any]:
+    """Return measured values as plain data under the names of the JSON contract."""
+    timing = verified.timing
+    plain: dict[str, Any] = {
+        **verified.scores,
+        "size_bytes": verified.size_bytes,
+        "disk_bytes": verified.disk_bytes,
+        "onnx_bytes": verified.onnx_bytes,
+        "latency_ms": timing.median if timing else None,
+        "latency_ms_iqr": list(timing.quartiles) if timing else None,
+        "latency_ms_baseline": timing.baseline if timing else None,
+        "latency_ms_baseline_iqr": list(timing.baseline_quartiles) if timing else None,
+        "speedup": timing.baseline / timing.median if timing else None,
+        "runs": timing.runs if timing else 0,
+        "parity": asdict(verified.parity),
+    }
+    return plain
+

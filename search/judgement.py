@@ -1,0 +1,250 @@
+"""Judging verified finalists: feasible on measured values, on the front or why not, the knee."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from paretopress.evaluators.verification import Verified, drop_interval, measured_plain
+from paretopress.search.correlation import kendall, spearman
+from paretopress.search.finalists import Finalist
+from paretopress.search.pareto import hypervolume, knee, non_dominated
+from paretopress.search.problem import Problem
+
+NEIGHBOUR_GAP = 0.05
+DENSE_NAME = "dense"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finalist with its predictions and its verification.
+
+    Attributes:
+        finalist: The finalist.
+        predicted: Predicted costs by name.
+        interval: Predicted interval (low, high) of every `latency@ID`.
+        verified: Measured values, or one line that says why verification failed.
+    """
+
+    finalist: Finalist
+    predicted: Mapping[str, float]
+    interval: Mapping[str, tuple[float, float]]
+    verified: Verified | str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate with its place.
+
+    Attributes:
+        candidate: The candidate.
+        costs: Measured (or, where the target cannot run here, predicted) objectives to be minimised.
+        feasible: Whether it meets every budget on these values.
+        knee: Whether it is the knee of the front.
+        why_not: Why it is not on the front, None where it is.
+        measured: Plain measured values for the JSON contract.
+    """
+
+    candidate: Candidate
+    costs: tuple[float, ...]
+    feasible: bool
+    knee: bool
+    why_not: str | None
+    measured: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All judged points and figures about them.
+
+    Attributes:
+        points: Every verified finalist, the dense baseline first.
+        latency_error: Predicted against measured latency.
+        proxy: Rank correlations of cheaper scores with dearer ones.
+        hypervolume: Of the front, relative to the box between nothing and the dense model.
+    """
+
+    points: tuple[Judged, ...]
+    latency_error: Mapping[str, Any]
+    proxy: Mapping[str, float | None]
+    hypervolume: float
+
+
+def judge(problem: Problem, candidates: Sequence[Candidate]) -> Verdict:
+    """Recompute the front on verified values and say of everything else why it fell off."""
+    dense = candidates[0]
+    if isinstance(dense.verified, str):
+        raise_failed_baseline(dense.verified)
+    judged = [_judge_alone(problem, candidate, dense) for candidate in candidates]
+    judged = _mark_dominated(judged)
+    judged = _mark_crowded(judged)
+    judged = _mark_knee(judged)
+    return Verdict(tuple(judged), _latency_error(problem, candidates), _proxies(candidates), _volume(judged))
+
+
+def raise_failed_baseline(reason: str) -> None:
+    """Raise the error of a baseline that cannot be verified."""
+    from paretopress.spaces.errors import ArtifactError
+
+    raise ArtifactError(f"the dense baseline cannot be verified: {reason}")
+
+
+def _judge_alone(problem: Problem, candidate: Candidate, dense: Candidate) -> Judged:
+    verified, baseline = candidate.verified, dense.verified
+    assert isinstance(baseline, Verified)
+    if isinstance(verified, str):
+        return Judged(candidate, (), False, False, f"verification failed: {verified}", {})
+    direction = problem.data.metrics[0].direction
+    accuracy, dense_accuracy = verified.scores["accuracy"], baseline.scores["accuracy"]
+    drop = dense_accuracy - accuracy if direction == "max" else accuracy - dense_accuracy
+    interval = drop_interval(baseline.correct, verified.correct)
+    measured = {
+        **measured_plain(verified),
+        "accuracy_baseline": dense_accuracy,
+        "accuracy_drop": drop,
+        "accuracy_drop_interval": None if interval is None else list(interval),
+        "size_bytes_baseline": baseline.size_bytes,
+        "macs": int(candidate.predicted["macs"]),
+    }
+    values = _values(problem, candidate, verified)
+    broken = _broken_budgets(problem, candidate, dense, values, accuracy, dense_accuracy)
+    if verified.parity.problem:
+        broken.append(f"parity: {verified.parity.problem}")
+    costs = (drop, *(values[name] for name in problem.cost_objectives))
+    return Judged(candidate, costs, not broken, False, "; ".join(broken) or None, measured)
+
+
+def _values(problem: Problem, candidate: Candidate, verified: Verified) -> dict[str, float]:
+    """Cost objectives as they are judged: measured where they can be, else the predicted upper bound."""
+    values = dict(candidate.predicted)
+    for device in problem.costs.devices:
+        name = f"latency@{device.id}"
+        if name in candidate.interval:
+            values[name] = candidate.interval[name][1]
+            if device.runs_here() and verified.timing is not None:
+                values[name] = verified.timing.median
+    values["size"] = float(verified.size_bytes)
+    return values
+
+
+def _broken_budgets(
+    problem: Problem,
+    candidate: Candidate,
+    dense: Candidate,
+    values: Mapping[str, float],
+    accuracy: float,
+    dense_accuracy: float,
+) -> list[str]:
+    assert isinstance(dense.verified, Verified)
+    assert isinstance(candidate.verified, Verified)
+    baseline = _values(problem, dense, dense.verified)
+    if candidate.verified.timing is not None:
+        for device in problem.costs.devices:
+            if device.runs_here():   # a candidate is compared with the baseline timed beside it
+                baseline[f"latency@{device.id}"] = candidate.verified.timing.baseline
+    broken = []
+    for budget in problem.settings.budgets:
+        if not budget.on_cost:
+            if budget.violation(accuracy, dense_accuracy) > 0.0:
+                broken.append(f"accuracy drop {abs(dense_accuracy - accuracy) * 100:.2f}pp exceeds {budget.text}")
+            continue
+        for name in problem.costs.resolve(budget.objective):
+            if budget.violation(values[name], baseline[name]) > 0.0:
+                broken.append(f"{name} {values[name]:.4g} exceeds {budget.text}")
+    return broken
+
+
+def _mark_dominated(judged: list[Judged]) -> list[Judged]:
+    """Give feasible points that another feasible point dominates the reason; the dense baseline stays."""
+    rows = [index for index, point in enumerate(judged) if point.feasible]
+    if not rows:
+        return judged
+    costs = np.array([judged[index].costs for index in rows])
+    on_front = non_dominated(costs)
+    result = list(judged)
+    for place, index in enumerate(rows):
+        if on_front[place] or judged[index].candidate.finalist.name == DENSE_NAME:
+            continue
+        better = next(r for p, r in enumerate(rows) if on_front[p] and np.all(costs[p] <= costs[place]))
+        result[index] = replace(judged[index], why_not=f"dominated by #{judged[better].candidate.finalist.number}")
+    return result
+
+
+def _mark_crowded(judged: list[Judged]) -> list[Judged]:
+    """Thin out points that differ from a neighbour by less than 5% in every objective."""
+    kept: list[int] = []
+    result = list(judged)
+    order = sorted((i for i, p in enumerate(judged) if p.why_not is None),
+                   key=lambda i: (judged[i].candidate.finalist.name != DENSE_NAME, judged[i].costs))
+    for index in order:
+        twin = next((other for other in kept if not _differ(judged[index].costs, judged[other].costs)), None)
+        if twin is None:
+            kept.append(index)
+        else:
+            number = judged[twin].candidate.finalist.number
+            result[index] = replace(judged[index], why_not=f"within 5% of #{number} in every objective")
+    return result
+
+
+def _differ(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two points differ by at least 5% in a cost, or by at least half a point in accuracy."""
+    if abs(first[0] - second[0]) >= 0.005:
+        return True
+    return any(abs(a - b) >= NEIGHBOUR_GAP * max(abs(a), abs(b)) for a, b in zip(first[1:], second[1:], strict=True))
+
+
+def _mark_knee(judged: list[Judged]) -> list[Judged]:
+    rows = [i for i, p in enumerate(judged) if p.why_not is None]
+    if not rows:
+        return judged
+    best = rows[knee(np.array([_scaled(judged[index].costs) for index in rows]))]
+    return [replace(point, knee=index == best) for index, point in enumerate(judged)]
+
+
+def _scaled(costs: Sequence[float]) -> tuple[float, ...]:
+    """Accuracy as it is, costs by their logarithm: people compare times and bytes by ratios."""
+    return (costs[0], *(float(np.log(max(cost, 1e-12))) for cost in costs[1:]))
+
+
+def _latency_error(problem: Problem, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Predicted against measured latency of the verified points on the target that runs here."""
+    device = next((d for d in problem.costs.devices if d.runs_here() and d.tier != "T0"), None)
+    pairs = [
+        (candidate.predicted[f"latency@{device.id}"], candidate.verified.timing.median)
+        for candidate in candidates
+        if device is not None and isinstance(candidate.verified, Verified) and candidate.verified.timing is not None
+    ]
+    if device is None or not pairs:
+        return {"device": None, "points": 0, "spearman": None, "median_abs_pct": None}
+    errors = np.array([(predicted / measured - 1.0) * 100.0 for predicted, measured in pairs])
+    low, middle, high = np.percentile(errors, [5, 50, 95])
+    return {
+        "device": device.id, "points": len(pairs), "spearman": spearman([p for p, _ in pairs], [m for _, m in pairs]),
+        "median_abs_pct": float(np.median(np.abs(errors))), "median_pct": float(middle), "p5_pct": float(low),
+        "p95_pct": float(high), "within_15_pct": float(np.mean(np.abs(errors) <= 15.0)),
+    }
+
+
+def _proxies(candidates: Sequence[Candidate]) -> dict[str, float | None]:
+    rows = [(c.finalist, c.verified) for c in candidates if isinstance(c.verified, Verified)]
+    stored = [finalist.refitted for finalist, _ in rows]
+    truth = [verified.scores["accuracy"] for _, verified in rows]
+    return {
+        "kendall_stitched_refitted": kendall([finalist.stitched for finalist, _ in rows], stored),
+        "kendall_search_holdout": kendall(stored, truth),
+        "spearman_search_holdout": spearman(stored, truth),
+    }
+
+
+def _volume(judged: Sequence[Judged]) -> float:
+    """Hypervolume of (accuracy drop, time on the first target, size) against the dense model and a 10pp drop."""
+    rows = [point for point in judged if point.why_not is None]
+    if not rows or not judged[0].costs:
+        return 0.0
+    dense = np.array(judged[0].costs[1:3])
+    costs = np.array([[point.costs[0] / 0.1, *(np.array(point.costs[1:3]) / dense)] for point in rows])
+    costs[:, 0] = np.maximum(costs[:, 0], 0.0)
+    return hypervolume(costs, np.ones(costs.shape[1]) * 1.0)

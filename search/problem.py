@@ -1,0 +1,258 @@
+"""The problem of a run: model, devices, space, budgets and baseline, all checked before anything is spent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paretopress.compressors.program import Program, build_program
+from paretopress.evaluators.batches import Batches
+from paretopress.evaluators.budgets import Budget
+from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay
+from paretopress.evaluators.data import Data, PreparedData, prepare
+from paretopress.hardware_profiles.catalogue import load_profile
+from paretopress.search.exact import CostTerm, ExactProblem, cheapest
+from paretopress.search.seeds import FactorGraph, policy_of
+from paretopress.spaces.choices import Keep, Weights, choice_to_plain
+from paretopress.spaces.documents import fingerprint
+from paretopress.spaces.errors import ConfigError, InfeasibleError
+from paretopress.spaces.plan import Plan, plan
+from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.space import SearchSpace, SpaceSettings, build_space
+
+EXAMPLE_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a user may set about a search.
+
+    Attributes:
+        targets: Profile ids or YAML paths.
+        budgets: Limits on costs and on the loss of accuracy.
+        seconds: Time for everything, verification included; None where `trials` is given.
+        trials: Number of trials; None where `seconds` is given.
+        seed: Seed of everything random.
+        workers: Parallel evaluations.
+        ray: Address of a Ray cluster, `"auto"` or `"local"`; None without Ray.
+        executor: `"serial"`, `"process"` or `"ray"`.
+        sampler: `"nsga2"`, `"tpe"` or `"random"`.
+        importance: How channels are ranked: `"obs"`, `"l1"`, `"l2"` or `"taylor"`.
+        finalists: How many candidates are verified, beside the baseline and the comparisons.
+        space: What the space offers.
+        timing_runs: Counted runs of each timing.
+        name: Part of the default run directory's name.
+    """
+
+    targets: tuple[str, ...] = ("local",)
+    budgets: tuple[Budget, ...] = ()
+    seconds: float | None = None
+    trials: int | None = None
+    seed: int = 0
+    workers: int = 1
+    ray: str | None = None
+    executor: str = "serial"
+    sampler: str = "nsga2"
+    importance: str = "obs"
+    finalists: int = 12
+    space: SpaceSettings = field(default_factory=SpaceSettings)
+    timing_runs: int = 200
+    name: str = "search"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the settings as plain data."""
+        plain = asdict(self)
+        plain["budgets"] = [{"objective": b.objective, "limit": b.text} for b in self.budgets]
+        plain["space"]["pin"] = {unit: choice_to_plain(choice) for unit, choice in self.space.pin.items()}
+        plain["targets"] = list(self.targets)
+        for name in ("keep", "rank", "bits", "exclude"):
+            plain["space"][name] = list(plain["space"][name])
+        return plain
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that is fixed before the search.
+
+    Attributes:
+        model: The dense model; never changed.
+        program: Its capture.
+        data: Checked data.
+        costs: Target devices.
+        space: Legal choices that pay.
+        size_only: Choices that save only bytes.
+        baseline: Predicted costs of the dense model.
+        settings: The user's settings.
+    """
+
+    model: nn.Module
+    program: Program
+    data: PreparedData
+    costs: CostModel
+    space: SearchSpace
+    size_only: Mapping[str, str]
+    baseline: Mapping[str, float]
+    settings: SearchSettings
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Objective names with their directions."""
+        first = self.data.metrics[0]
+        return {first.name: first.direction, **{name: "min" for name in self.cost_objectives}}
+
+    @property
+    def cost_objectives(self) -> tuple[str, ...]:
+        """Cost names that are objectives: time on every target, and stored bytes."""
+        budgeted = [name for budget in self.settings.budgets if budget.on_cost
+                    for name in self.costs.resolve(budget.objective)]
+        return tuple(dict.fromkeys((*self.costs.latency_names, "size", *budgeted)))
+
+    def plan(self, policy: Policy) -> Plan:
+        """The plan of a policy."""
+        return plan(self.program.structure, policy)
+
+    def limits(self, accuracy: float) -> Limits:
+        """Budgets as numbers, given the dense model's accuracy on the search set."""
+        costs, worst = [], None
+        for budget in self.settings.budgets:
+            if not budget.on_cost:
+                worst = budget.resolve(accuracy)
+                continue
+            for name in self.costs.resolve(budget.objective):
+                costs.append((f"{name} {budget.text}", name, budget.resolve(self.baseline[name])))
+        return Limits(tuple(costs), worst, self.data.metrics[0].direction)
+
+    def limits_without_accuracy(self) -> Limits:
+        """Budgets on costs alone: they are checked before anything is scored."""
+        return Limits(self.limits(0.5).costs, None, self.data.metrics[0].direction)
+
+    def comparisons(self) -> dict[str, Policy]:
+        """Policies people would try by hand: uniform int8 and uniform half width, where they are legal."""
+        options = self.space.options
+        integer = {unit: Weights(8) for unit, choices in options.items() if Weights(8) in choices}
+        half = {}
+        for unit, choices in options.items():
+            keeps = [choice for choice in choices if isinstance(choice, Keep) and choice.ratio > 0.0]
+            if keeps:
+                half[unit] = min(keeps, key=lambda keep: abs(keep.ratio - 0.5))
+        found = {"uniform int8": integer, "uniform half width": half}
+        return {name: self.policy(choices) for name, choices in found.items() if choices}
+
+    def policy(self, choices: Mapping[str, Any]) -> Policy:
+        """A policy of this model and space."""
+        return Policy.of(choices, model=self.program.structure.fingerprint, space=self.space.fingerprint)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the results of a run depend on."""
+        settings = self.settings
+        evaluator = [settings.importance, settings.sampler, settings.finalists, settings.executor == "serial",
+                     [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
+        return {
+            "model": fingerprint([self.program.structure.fingerprint, state_hash(self.program.state)]),
+            "data": self.data.fingerprint,
+            "space": self.space.fingerprint,
+            "profile": fingerprint([device.fingerprint for device in self.costs.devices]),
+            "evaluator": fingerprint(evaluator),
+            "seed": str(settings.seed),
+        }
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a model's tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().contiguous().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> Problem:
+    """Check and capture everything a search needs.
+
+    Raises:
+        UnsupportedModelError: The model cannot be captured.
+        DataError: The data is unusable.
+        ConfigError: A setting is wrong, or asks for milliseconds on a device that only ranks.
+        ProfileError: An unknown or malformed device profile.
+    """
+    prepared = prepare(data)
+    example = prepared.calibration.first(EXAMPLE_SAMPLES)[0]
+    program = build_program(model, example.args, dict(example.kwargs))
+    devices = tuple(load_profile(target) for target in settings.targets)
+    costs = CostModel(devices)
+    _refuse_times_without_basis(costs, settings.budgets)
+    space = build_space(program.structure, [device.capabilities() for device in devices], settings.space)
+    space, size_only = drop_what_does_not_pay(program.structure, space, costs)
+    baseline = costs.predict(plan(program.structure, DENSE))
+    return Problem(model, program, prepared, costs, space, size_only, baseline, settings)
+
+
+def _refuse_times_without_basis(costs: CostModel, budgets: Sequence[Budget]) -> None:
+    for budget in budgets:
+        if not budget.on_cost:
+            continue
+        names = costs.resolve(budget.objective)
+        for name in names:
+            if name.startswith("relative@") and budget.kind == "absolute":
+                device = name.partition("@")[2]
+                raise ConfigError(
+                    f"budget {budget.objective}={budget.text}: {device} is a T0 profile, which ranks candidates but "
+                    "states no milliseconds (allowed: a relative budget such as -50%)"
+                )
+
+
+def reachable(problem: Problem) -> dict[str, float]:
+    """The lowest predicted value of every cost that has a budget or is an objective, over the whole space."""
+    structure = problem.program.structure
+    time, size = FactorGraph(structure, problem.space, problem.costs).terms()
+    options = {unit: len(choices) for unit, choices in problem.space.options.items()}
+    policies = [DENSE]
+    for terms in (time, size):
+        if options:
+            exact = ExactProblem(options=options, losses={}, costs=tuple(CostTerm(u, t) for u, t in terms))
+            policies.append(policy_of(problem.space, cheapest(exact).assignment, structure.fingerprint))
+    priced = [problem.costs.predict(problem.plan(policy)) for policy in policies]
+    return {name: min(costs[name] for costs in priced) for name in priced[0]}
+
+
+def check_feasible(problem: Problem, lowest: Mapping[str, float]) -> None:
+    """Stop before the search where a cost budget is out of reach. Raises `InfeasibleError`."""
+    for label, name, limit in problem.limits_without_accuracy().costs:
+        if lowest[name] > limit:
+            raise InfeasibleError(
+                f"budget {label} cannot be met: the best reachable is {show_cost(name, lowest[name])} "
+                f"(dense {show_cost(name, problem.baseline[name])}, asked for at most {show_cost(name, limit)})"
+            )
+
+
+def show_cost(name: str, value: float) -> str:
+    """Return a cost with its unit."""
+    base = name.partition("@")[0]
+    if base == "latency":
+        return f"{value:.4g} ms predicted"
+    if base in ("size", "peak_memory"):
+        return f"{value:,.0f} bytes"
+    if base == "energy":
+        return f"{value:.4g} uJ predicted"
+    return f"{value:,.4g} MACs" if base == "macs" else f"{value:.4g}"
+
+
+def calibration_inputs(problem: Problem, samples: int) -> list[list[Tensor]]:
+    """Inputs of the first calibration samples, batch by batch, in the order of the graph's inputs."""
+    chosen: Batches = problem.data.calibration.first(samples)
+    return [problem.program.flatten_inputs(batch.args, batch.kwargs) for batch in chosen]
+
+
+def default_run_path(problem: Problem) -> Path:
+    """`runs/NAME-FINGERPRINT`: the same command finds the same run."""
+    identity = fingerprint(problem.fingerprints())
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in problem.settings.name)[:48] or "search"
+    return Path("runs") / f"{name}-{identity[:10]}"
