@@ -129,39 +129,58 @@ def calibrate(path: Path, seed: int = 0) -> tuple[LatencyModel, Accuracy]:
     return replace(model, low=result.low, high=result.high), result
 
 
-def document(model: LatencyModel, result: Accuracy) -> dict[str, Any]:
-    """Return the profile document."""
-    derived = {
-        family.value: f"derived: {reason}"
-        for family, reason in (
-            (
-                Family.DEPTHWISE,
-                "what 1x1 convolutions leave of nn-Meter's predicted 46 ms for MobileNetV2 at 224 x 224",
-            ),
-            (Family.LINEAR, "rate of 1x1 convolutions"),
-            (Family.MATMUL, "rate of 1x1 convolutions"),
-            (Family.GROUPED, "rate of 3x3 convolutions"),
-            *(
-                (family, "bytes at the rate of additions")
-                for family in (
-                    Family.GLOBAL_POOL,
-                    Family.ELEMENTWISE,
-                    Family.CONCAT,
-                    Family.DATA,
-                    Family.NORM,
-                    Family.OTHER,
-                )
-            ),
-        )
-    }
-    latency = latency_section(
-        model, "fitted", SOURCE, {(name, "float32"): text for name, text in derived.items()}
-    )
-    for item in latency["predictors"]:
-        if item["family"] in derived:
+_DERIVED = {
+    Family.DEPTHWISE: "what 1x1 convolutions leave of nn-Meter's predicted 46 ms for MobileNetV2 at 224",
+    Family.LINEAR: "rate of 1x1 convolutions",
+    Family.MATMUL: "rate of 1x1 convolutions",
+    Family.GROUPED: "rate of 3x3 convolutions",
+    Family.GLOBAL_POOL: "bytes at the rate of additions",
+    Family.ELEMENTWISE: "bytes at the rate of additions",
+    Family.CONCAT: "bytes at the rate of additions",
+    Family.DATA: "bytes at the rate of additions",
+    Family.NORM: "bytes at the rate of additions",
+    Family.OTHER: "bytes at the rate of additions",
+}
+_UNKNOWN = "TFLite int8 on this device is unknown: no published measurement calibrates it"
+_WEIGHT_ONLY = "weight-only: runs in float32 after the weights are expanded"
+
+
+def formats() -> list[dict[str, Any]]:
+    """Which widths are legal: float32, and weight-only storage."""
+    return [
+        {"weights": 32, "activations": 32, "status": "legal", "executes": "float32"},
+        *(
+            {"weights": bits, "activations": 8, "status": "refused", "reason": _UNKNOWN}
+            for bits in (8, 4, 3, 2)
+        ),
+        *(
+            {
+                "weights": bits,
+                "activations": 32,
+                "status": "size_only",
+                "executes": "float32",
+                "reason": _WEIGHT_ONLY,
+            }
+            for bits in (8, 4, 3, 2)
+        ),
+    ]
+
+
+def latency(model: LatencyModel) -> dict[str, Any]:
+    """The latency section, with derived families marked as such."""
+    sources = {(family.value, "float32"): f"derived: {reason}" for family, reason in _DERIVED.items()}
+    section = latency_section(model, "fitted", SOURCE, sources)
+    for item in section["predictors"]:
+        if (item["family"], "float32") in sources:
             for leaf in item["terms"].values():
                 leaf["basis"] = "derived"
-    unknown = "TFLite int8 on this device is unknown: no published measurement calibrates it"
+    return section
+
+
+def document(model: LatencyModel, result: Accuracy) -> dict[str, Any]:
+    """Return the profile document."""
+    step = number(4, "derived", "128-bit NEON registers hold 4 float32 values")
+    name = "nasbench201-cortex-a76 (networks not used for calibration)"
     return {
         "schema": SCHEMA,
         "id": "cortex-a76-tflite",
@@ -176,31 +195,10 @@ def document(model: LatencyModel, result: Accuracy) -> dict[str, Any]:
             "batch": 1,
             "removes_dead_branches": True,
         },
-        "formats": [
-            {"weights": 32, "activations": 32, "status": "legal", "executes": "float32"},
-            *(
-                {"weights": bits, "activations": 8, "status": "refused", "reason": unknown}
-                for bits in (8, 4, 3, 2)
-            ),
-            *(
-                {
-                    "weights": bits,
-                    "activations": 32,
-                    "status": "size_only",
-                    "executes": "float32",
-                    "reason": "weight-only: runs in float32 after the weights are expanded",
-                }
-                for bits in (8, 4, 3, 2)
-            ),
-        ],
-        "align": {
-            "channel_step": number(4, "derived", "128-bit NEON registers hold 4 float32 values"),
-            "rank_step": number(4, "derived", "128-bit NEON registers hold 4 float32 values"),
-        },
-        "latency": latency,
-        "validation": [
-            validation_entry("nasbench201-cortex-a76 (networks not used for calibration)", result, SOURCE)
-        ],
+        "formats": formats(),
+        "align": {"channel_step": step, "rank_step": step},
+        "latency": latency(model),
+        "validation": [validation_entry(name, result, SOURCE)],
     }
 
 

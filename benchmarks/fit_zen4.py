@@ -3,10 +3,10 @@
 Usage:
     python benchmarks/fit_zen4.py zen4_ort1311_conv_1thread_us.csv --seconds 240 -o PROFILE.yaml
 
-The CSV has isolated 1x1 and 3x3 convolutions on one Zen 4 core. Everything else is measured on the machine
-that runs this script (random networks, as for `local`) and scaled to Zen 4 by the ratio of the same
-convolutions on both machines, one factor per executed type. The factors are fitted on half of the CSV and
-checked on the other half.
+The CSV has isolated 1x1 and 3x3 convolutions on one Zen 4 core. Every family is measured on the machine that
+runs this script (random networks, as for `local`), and the model is scaled to the CSV: per executed type one
+factor for arithmetic, one for all other terms, one for conversions. The factors are fitted on half of the
+CSV's rows and checked on the other half.
 """
 
 from __future__ import annotations
@@ -25,19 +25,12 @@ from paretopress.hardware_profiles.fit import Fitted
 from paretopress.hardware_profiles.host import host_info
 from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
 from paretopress.hardware_profiles.measure import fit_campaign, onnxruntime_document, time_networks
+from paretopress.hardware_profiles.nnls import non_negative_least_squares
 from paretopress.hardware_profiles.predictor import LatencyModel
-from paretopress.hardware_profiles.timing import (
-    Reference,
-    call_times_us,
-    open_session,
-    paced_calls_us,
-    quiet_mean,
-)
-from paretopress.hardware_profiles.writing import number, profile_text, validation_entry
+from paretopress.hardware_profiles.writing import profile_text, validation_entry
 from paretopress.spaces.kernels import CostView
 
 IDENTIFIER = "x86-zen4-vnni-onnxruntime"
-ZEN4_SESSION_US = 7.3
 TYPES = ("float32", "int8")
 CSV_SOURCE = (
     "zen4_ort1311_conv_1thread_us.csv: 420 isolated convolutions, ONNX Runtime 1.31.1, one Zen 4 thread"
@@ -46,16 +39,15 @@ CSV_SOURCE = (
 
 @dataclass(frozen=True, slots=True)
 class Isolated:
-    """One convolution alone in a session: its view, Zen 4 microseconds, microseconds here."""
+    """One convolution alone in a session, and its Zen 4 microseconds."""
 
     view: CostView
     zen4_us: float
-    here_us: float
 
 
-def measure_isolated(path: Path) -> dict[str, list[Isolated]]:
-    """Measure every convolution of the CSV on this machine, float32 and int8."""
-    reference, result = Reference(), {name: [] for name in TYPES}
+def read_isolated(path: Path) -> dict[str, list[Isolated]]:
+    """Return the rows of the CSV by executed type."""
+    result: dict[str, list[Isolated]] = {name: [] for name in TYPES}
     with path.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
@@ -63,49 +55,82 @@ def measure_isolated(path: Path) -> dict[str, list[Isolated]]:
         for executed, published in zip(TYPES, (row["f32_us"], row["int8_us"]), strict=True):
             builder = ModelBuilder(0)
             value = builder.start(cin, (size, size))
-            model, view = builder.build(
-                builder.conv(value, cout, (window, window), stride, int8=executed == "int8")
-            )
-            session = open_session(model)
-            feed = {"input": np.zeros((1, cin, size, size), np.float32)}
-            first = float(call_times_us(session, feed, 3).min())
-            repeats = int(np.clip(6000 / first, 12, 80))
-            here = quiet_mean(
-                *paced_calls_us(session, feed, repeats, int(np.clip(150 / first, 1, 12)), reference)
-            )
-            result[executed].append(Isolated(view, float(published), here))
+            value = builder.conv(value, cout, (window, window), stride, int8=executed == "int8")
+            result[executed].append(Isolated(builder.build(value)[1], float(published)))
     return result
 
 
-def scale(rows: list[Isolated], here_session_us: float) -> float:
-    """Zen 4 time / time here, without the overhead of a call, as the median over rows that are not tiny."""
-    ratios = [
-        (row.zen4_us - ZEN4_SESSION_US) / (row.here_us - here_session_us)
-        for row in rows
-        if row.here_us > 3 * here_session_us and row.zen4_us > 2 * ZEN4_SESSION_US
-    ]
-    return float(np.median(ratios))
+def part_of(model: LatencyModel, work: bool) -> LatencyModel:
+    """The model with only the terms that count arithmetic, or only the others."""
+    families = {}
+    for key, item in model.families.items():
+        chosen = np.array([is_work(name) == work for name in item.names])
+        families[key] = replace(item, coefficients=item.coefficients * chosen)
+    return replace(model, families=families)
 
 
-def to_zen4(fitted: Fitted, factors: dict[str, float]) -> LatencyModel:
+def is_work(term: str) -> bool:
+    """Whether a term counts multiply-accumulates."""
+    return term.startswith("work") or term == "window_reads"
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Zen 4 time / time here of one executed type, and the overhead of a call on Zen 4."""
+
+    session_us: float
+    work: float
+    other: float
+    boundaries: float
+
+
+def compare(model: LatencyModel, rows: list[Isolated], executed: str) -> Factors:
+    """Fit the factors to isolated convolutions.
+
+    A lone float32 convolution also changes to and from the blocked layout, once per network: two more
+    unknowns take that up.
+    """
+    work, other = (part_of(model, flag) for flag in (True, False))
+    table = np.array(
+        [
+            [
+                1.0,
+                float(work.kernel_us(row.view.kernels, [executed])[0]),
+                float(other.kernel_us(row.view.kernels, [executed])[0]),
+                float(model.boundary_us(row.view.boundaries).sum()),
+                row.view.kernels[0].input_elements / 1e3 * (executed == "float32"),
+                row.view.kernels[0].output_elements / 1e3 * (executed == "float32"),
+            ]
+            for row in rows
+        ]
+    )
+    measured = np.array([row.zen4_us for row in rows])
+    solution = non_negative_least_squares(table / measured[:, None], np.ones(len(rows)))
+    return Factors(*(float(value) for value in solution[:4]))
+
+
+def to_zen4(fitted: Fitted, factors: dict[str, Factors]) -> LatencyModel:
     """Scale a model of this machine."""
     model = fitted.model
+    families = {}
+    for (family, executed), item in model.families.items():
+        scale = factors[executed]
+        by_term = np.array([scale.work if is_work(name) else scale.other for name in item.names])
+        families[family, executed] = replace(item, coefficients=item.coefficients * by_term)
+    conversion = factors["int8"].boundaries
     return replace(
         model,
         device=IDENTIFIER,
-        session_us=ZEN4_SESSION_US,
-        calibration={name: model.calibration.get(name, 1.0) * factors[name] for name in TYPES},
-        boundaries={
-            kind: (names, values * factors["int8"]) for kind, (names, values) in model.boundaries.items()
-        },
+        session_us=float(np.mean([factors[name].session_us for name in TYPES])),
+        families=families,
+        boundaries={kind: (names, values * conversion) for kind, (names, values) in model.boundaries.items()},
     )
 
 
 def check(model: LatencyModel, rows: list[Isolated], executed: str) -> Accuracy:
     """Predict whole sessions of one convolution: call overhead, kernel, and conversions where int8.
 
-    A lone float32 convolution also changes to and from the blocked layout, once per network: that is in the
-    measurement and not in the kernel.
+    The layout changes of a lone float32 convolution are in the measurement and not in the prediction.
     """
     predicted = np.array(
         [
@@ -124,13 +149,20 @@ def document(
     """Return the profile document."""
     host = host_info()
     here = f"random networks measured on {host.description} with ONNX Runtime, {time.strftime('%Y-%m-%d')}"
-    factors = {name: scale(rows[name][::2], fitted.model.session_us) for name in TYPES}
+    factors = {name: compare(fitted.model, rows[name][::2], name) for name in TYPES}
     model = to_zen4(fitted, factors)
     checks = {name: check(model, rows[name][1::2], name) for name in TYPES}
-    source = (
-        f"{here} ({networks} networks), scaled to Zen 4 by {factors['float32']:.2f} (float32) and "
-        f"{factors['int8']:.2f} (int8): median ratio of the same convolutions, {CSV_SOURCE}"
+    # No network was measured on Zen 4: the interval covers the errors of both checks.
+    model = replace(
+        model,
+        low=min(model.low, *(item.low for item in checks.values())),
+        high=max(model.high, *(item.high for item in checks.values())),
     )
+    stated = "; ".join(
+        f"{name}: arithmetic x{item.work:.2f}, other terms x{item.other:.2f}"
+        for name, item in factors.items()
+    )
+    source = f"{here} ({networks} networks), scaled to Zen 4 ({stated}) by half of the rows of {CSV_SOURCE}"
     wanted = {
         "cpu_model": "EPYC",
         "machine": "x86_64",
@@ -155,11 +187,10 @@ def document(
         wanted,
         source,
     )
-    content["latency"]["session_us"] = number(
-        ZEN4_SESSION_US, "published", "empty-session overhead on Zen 4, ONNX Runtime 1.31.1"
-    )
-    for name in TYPES:
-        content["latency"]["calibration"][name]["basis"] = "derived"
+    for predictor in content["latency"]["predictors"]:
+        for leaf in predictor["terms"].values():
+            leaf["basis"] = "derived"
+    content["latency"]["session_us"]["basis"] = "fitted"
     return content
 
 
@@ -171,7 +202,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240, help="time for random networks")
     parser.add_argument("-o", "--output", type=Path, help="where to write the profile")
     arguments = parser.parse_args()
-    rows = measure_isolated(arguments.data)
+    rows = read_isolated(arguments.data)
     campaign = time_networks(arguments.seconds)
     fitted, entries = fit_campaign(IDENTIFIER, campaign, "random networks on the re-measuring machine")
     content = document(fitted, entries, rows, len(campaign.timed))

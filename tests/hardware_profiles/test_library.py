@@ -132,5 +132,5 @@ def test_zen4_predicts_isolated_convolutions_within_the_stated_error(executed):
     result = accuracy(np.array(predicted), np.array(measured))
     assert result.n == entry.n
     assert result.mape == pytest.approx(entry.mape, abs=0.002)
-    assert result.mape < 0.25
+    assert result.mape < {"float32": 0.20, "int8": 0.12}[executed]
     assert result.spearman > 0.95

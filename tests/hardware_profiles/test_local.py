@@ -32,6 +32,12 @@ def test_a_real_measurement_gives_a_usable_profile(measured):
         assert (measured.kernel_us(view.kernels) > 0).all()
     assert measured.document.validation[0].n >= 2
     assert "measured on" in measured.document.latency.session_us.source
+    bases = {
+        p.family.value: {term.basis for term in p.terms.values()}
+        for p in measured.document.latency.predictors
+    }
+    assert bases["conv"] == {"measured"}
+    assert bases["matmul"] == bases["other"] == {"derived"}
 
 
 def test_prediction_ranks_networks_of_very_different_size(measured):
