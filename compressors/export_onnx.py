@@ -26,6 +26,7 @@ from paretopress.spaces.documents import write_atomic
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import Layer
 from paretopress.spaces.plan import LayerPlan
+from paretopress.spaces.shortcuts import Subsampling
 
 OPSET = 20
 _PADDINGS = ("pad", "constant_pad_nd")
@@ -104,6 +105,8 @@ class _ExportModule(nn.Module):
             value = values[node.inputs[0]]
         elif node.name in network.plan.by_node:
             value = self._layer(network.plan.by_node[node.name], node, values)
+        elif node.name in network.plan.subsamplings:
+            return self._subsample(network.plan.subsamplings[node.name], node, values)
         elif node.name in arithmetic.shared:
             return self._move(node, values)
         else:
@@ -157,6 +160,19 @@ class _ExportModule(nn.Module):
         integers = call(self.program, node, {**values, source: self._integers[source]}, changes)
         self._integers[node.name] = integers
         return self._dequantise(node.name, integers)
+
+    def _subsample(self, chain: Subsampling, node: Node, values: Values) -> Tensor:
+        """A chain of slices and paddings as one convolution; operators before its last pass their input on."""
+        x: Tensor = values[node.inputs[0]]
+        if node.name != chain.output:
+            return x
+        channels, wanted = (self.network.plan.shape(name)[1] for name in (chain.source, chain.output))
+        identity = torch.zeros(wanted, channels, 1, 1)
+        identity[torch.arange(channels) + chain.before, torch.arange(channels)] = 1.0
+        # 64 / 64: a power of two keeps the requantisation exact, and pairs of products fit 16 bits.
+        part = Part(identity, None, (64 * identity).to(torch.int8), torch.full((wanted,), 1 / 64), 8)
+        value = torch.nn.functional.conv2d(x, self._weight(node.name, part), stride=chain.stride)
+        return self._dequantise(node.name, self._quantise(node.name, value))
 
     def _layer(self, plan: LayerPlan, node: Node, values: Values) -> Tensor:
         layer, parts = plan.layer, self.network.parts[node.name]

@@ -9,6 +9,7 @@ from paretopress.spaces.graph import Graph
 from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
+from paretopress.spaces.shortcuts import Subsampling
 
 
 def cost_view(plan: Plan) -> CostView:
@@ -25,7 +26,10 @@ def cost_view(plan: Plan) -> CostView:
         read_at[(conv or fused).main] = len(kernels)
         kernels.extend(kernels_of(plan, conv or fused, fused if conv else None))
         read_at[fused.main] = len(kernels) - 1 if conv else read_at[fused.main]
+        if fused.main in plan.subsamplings:   # its first operator reads where the convolution runs
+            read_at.update(dict.fromkeys(plan.subsamplings[fused.main].nodes, len(kernels) - 1))
     weight_bytes = sum(_loaded_bytes(layer) for layer in plan.layers)
+    weight_bytes += sum(k.weight_elements + 4 * k.cout for k in kernels if not k.layer and k.weight_elements)
     lifetimes = _lifetimes(plan, kernels, read_at)
     return CostView(tuple(kernels), tuple(_boundaries(plan)), tuple(lifetimes), weight_bytes)
 
@@ -61,7 +65,11 @@ def merged_sums(plan: Plan) -> dict[str, str]:
 
 def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> Iterator[Kernel]:
     """The kernels of a main operator; a convolution may absorb the `addition` behind it."""
-    layer = plan.by_node.get(fused.main)
+    layer, subsampling = plan.by_node.get(fused.main), plan.subsamplings.get(fused.main)
+    if subsampling is not None:
+        if fused.main == subsampling.output:
+            yield _subsampling_kernel(plan, subsampling)
+        return
     if layer is None:
         yield _plain_kernel(plan, fused)
         return
@@ -106,6 +114,15 @@ def _layer_kernel(
         name, Family(layer.layer.kind.value), layer.layer.name, layer.weight_bits, layer.activation_bits,
         cin, cout, window, stride, layer.groups, input_size, output_size, rows, tail,
         input_elements + extra, output_elements,
+    )
+
+
+def _subsampling_kernel(plan: Plan, chain: Subsampling) -> Kernel:
+    """The 1x1 convolution with an identity weight that an integer runtime runs instead of the chain."""
+    before, after = plan.shape(chain.source), plan.shape(chain.output)
+    return Kernel(
+        chain.output, Family.CONV, "", 8, 8, before[1], after[1], (1, 1), chain.stride, 1,
+        before[2:], after[2:], 1, (), product(before), product(after),
     )
 
 

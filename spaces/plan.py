@@ -18,6 +18,7 @@ from paretopress.spaces.errors import PolicyError, unknown_name
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.policy import Policy
+from paretopress.spaces.shortcuts import Subsampling
 from paretopress.spaces.structure import Structure
 
 
@@ -91,6 +92,13 @@ class Plan:
         plans = {plan.layer.name: plan for plan in self.layers}
         uses = ((k.main, k.layer.name) for k in self.structure.fusion.kernels if k.layer is not None)
         return {main: plans[name] for main, name in uses if name in plans}
+
+    @cached_property
+    def subsamplings(self) -> dict[str, Subsampling]:
+        """Chains that are one integer convolution under this plan, by each of their nodes."""
+        chains = self.structure.subsamplings if self.arithmetic.integer_kernels else ()
+        integer = (chain for chain in chains if self.arithmetic.integer_kernels.issuperset(chain.nodes))
+        return {name: chain for chain in integer for name in chain.nodes}
 
     @property
     def folds_normalisation(self) -> bool:

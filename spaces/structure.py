@@ -13,6 +13,7 @@ from paretopress.spaces.errors import PolicyError, unknown_name
 from paretopress.spaces.fusion import Fusion, fuse
 from paretopress.spaces.graph import Graph, Node
 from paretopress.spaces.layers import Layer, LayerKind, find_layers
+from paretopress.spaces.shortcuts import Subsampling, find_subsamplings
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,11 @@ class Structure:
             reason = "" if has_rank else f"a {layer.kind} convolution has no low rank"
             units[f"{layer.name}/rank"] = layer.frozen or reason
         return units
+
+    @cached_property
+    def subsamplings(self) -> tuple[Subsampling, ...]:
+        """Chains of data-moving operators that an integer runtime runs as one convolution."""
+        return find_subsamplings(self.graph)
 
     @cached_property
     def folded_layers(self) -> frozenset[str]:
