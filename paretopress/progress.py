@@ -69,7 +69,10 @@ class ProgressObserver:
 
 
 class PlainObserver(ProgressObserver):
-    """Plain lines, at most one of progress every few seconds."""
+    """Plain lines, at most one of progress every few seconds.
+
+    A stage is named once it gets going, so that a command that fails at once prints its error alone.
+    """
 
     def __init__(self, stream: TextIO | None = None, every: float = EVERY_SECONDS) -> None:
         super().__init__()
@@ -77,16 +80,19 @@ class PlainObserver(ProgressObserver):
         self._every = every
         self._name, self._done = "", 0
         self._total: int | None = None
+        self._announced = True
         self._start = self._shown = time.monotonic()
 
     def stage(self, name: str, total: int | None) -> None:
-        """Begin a stage; its name is one line."""
+        """Begin a stage."""
+        self._announce()
         self._name, self._total, self._done = name, total, 0
         self._start = self._shown = time.monotonic()
-        self._line(name)
+        self._announced = False
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Count steps and show them now and then, with the time left."""
+        self._announce()
         self._done += n
         now = time.monotonic()
         if now - self._shown < self._every:
@@ -103,11 +109,18 @@ class PlainObserver(ProgressObserver):
 
     def message(self, text: str) -> None:
         """Show one line."""
+        self._announce()
         self._line(text)
 
     def warning(self, text: str) -> None:
         """Show one line marked as a warning."""
+        self._announce()
         self._line(f"warning: {text}")
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            self._line(self._name)
 
     def _line(self, text: str) -> None:
         self._stream.write(plain_text(text) + "\n")

@@ -191,7 +191,7 @@ class Front:
         """Return one row per verified point, indexed by id."""
         import pandas
 
-        from paretopress.tables import front_rows
+        from paretopress.front_formats import front_rows
 
         return pandas.DataFrame(front_rows(self)).set_index("id")
 

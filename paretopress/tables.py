@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -125,7 +124,7 @@ def plain_table(
         title_justify="left",
         pad_edge=False,
         title_style="bold",
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
     )
     for heading in headings:
         table.add_column(
@@ -145,11 +144,12 @@ def _front_table(front: Front, points: Sequence[Point]) -> Table:
     table = plain_table("", HEADINGS, (), right=HEADINGS[:6])
     for point in points:
         style = "bold green" if point.knee else "dim" if not point.on_front or not point.feasible else ""
-        table.add_row(*(Text(plain_text(cell), style=style) for cell in _cells(front, point)))
+        table.add_row(*(Text(plain_text(cell), style=style) for cell in cells(front, point)))
     return table
 
 
-def _cells(front: Front, point: Point) -> list[str]:
+def cells(front: Front, point: Point) -> list[str]:
+    """Return a point's row under `HEADINGS`."""
     return [
         str(point.id),
         _accuracy(front, point),
@@ -256,7 +256,7 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
     """Return the lines under the table: machine, timing, seed, prediction error, data, budgets."""
     plain, measured = front.plain, front.baseline.measured
     lines = []
-    host = measured.get("host") or _host_text(plain.get("host"))
+    host = _host_text(plain.get("host"))
     timed = f"latency: median of {measured['runs']} alternated runs" if measured.get("runs") else "latency"
     if host:
         lines.append(f"{timed} on {host}; ±: half the interquartile range")
@@ -268,13 +268,8 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
             f"median error {error.get('median_abs_pct', float('nan')):.1f} %"
         )
     lines.append("; ".join(parts))
-    interval = measured.get("accuracy_interval")
-    if interval:
-        lines.append(
-            f"accuracy on holdout data that the search never saw; dense: 95 % interval "
-            f"{shown('accuracy', interval[0])} to {shown('accuracy', interval[1])}"
-        )
-    budgets = [str(_budget_text(budget)) for budget in plain.get("budgets") or []]
+    lines += _accuracy_facts(front)
+    budgets = [_budget_text(budget) for budget in plain.get("budgets") or []]
     if budgets:
         lines.append(f"budgets: {', '.join(budgets)}")
     if hidden > 0:
@@ -283,64 +278,34 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
     return [plain_text(line) for line in lines]
 
 
+def _accuracy_facts(front: Front) -> list[str]:
+    """Return what the accuracies stand on, with the knee's interval, or the dense model's."""
+    known = [point for point in front.verified if point.knee and point.measured.get("accuracy_drop_interval")]
+    if known:
+        low, high = known[0].measured["accuracy_drop_interval"]
+        text = f"; the knee's drop: {100 * low:.1f} to {100 * high:.1f} pp (95 % interval)"
+        return [f"accuracy on holdout data that the search never saw{text}"]
+    interval = front.baseline.measured.get("accuracy_interval")
+    if not interval:
+        return []
+    low, high = (shown("accuracy", value) for value in interval)
+    return [f"accuracy on holdout data that the search never saw; dense: {low} to {high} (95 % interval)"]
+
+
 def _host_text(host: object) -> str:
-    if isinstance(host, Mapping):
-        for key in ("description", "cpu_model", "cpu", "model"):
-            if isinstance(host.get(key), str):
-                return str(host[key])
-        return ", ".join(f"{key} {value}" for key, value in host.items())
-    return host if isinstance(host, str) else ""
+    if not isinstance(host, Mapping):
+        return host if isinstance(host, str) else ""
+    words = [str(host[key]) for key in ("cpu", "runtime") if host.get(key)]
+    return ", ".join(
+        [*words, *(f"{key} {host[key]}" for key in ("threads", "batch", "load") if host.get(key))]
+    )
 
 
-def _budget_text(budget: object) -> object:
-    if isinstance(budget, Mapping):
-        return f"{budget.get('objective', '?')} {budget.get('text', budget.get('limit', '?'))}"
-    return budget
-
-
-def front_rows(front: Front, points: Sequence[Point] | None = None) -> list[dict[str, Any]]:
-    """Return one flat row per point for CSV, Markdown and data frames, in units of the objectives."""
-    rows = []
-    for point in front.verified if points is None else points:
-        measured = point.measured
-        row: dict[str, Any] = {
-            "id": point.id,
-            "name": point.name,
-            "accuracy": measured.get("accuracy"),
-            "accuracy_drop": measured.get("accuracy_drop"),
-            "latency_ms": measured.get("latency_ms"),
-            "speedup": measured.get("speedup"),
-            "size_bytes": measured.get("size_bytes"),
-            "onnx_bytes": measured.get("onnx_bytes"),
-            "macs": measured.get("macs"),
-            "peak_memory_bytes": measured.get("peak_memory_bytes"),
-        }
-        row |= {f"predicted {name}": value for name, value in sorted(point.predicted.items())}
-        row |= {
-            "feasible": point.feasible,
-            "knee": point.knee,
-            "why_not": point.why_not,
-            "policy_hash": point.policy_hash,
-        }
-        rows.append(row)
-    return rows
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV; None is an empty cell."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-def markdown_text(front: Front, points: Sequence[Point]) -> str:
-    """Return the front as a Markdown table."""
-    lines = [HEADINGS, ["---:"] * (len(HEADINGS) - 1) + [":---"]]
-    lines += [[plain_text(cell).replace("|", "\\|") for cell in _cells(front, point)] for point in points]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def _budget_text(budget: object) -> str:
+    if not isinstance(budget, Mapping):
+        return str(budget)
+    name = "accuracy drop" if budget.get("objective") == "accuracy" else budget.get("objective", "?")
+    return f"{name} {budget.get('limit', '?')}"
 
 
 def _slow_first(point: Point) -> tuple[float, float, int]:

@@ -107,7 +107,8 @@ def export_command(run: Path, pick: str, form: str, output: Path, force: bool, a
 
 
 def _print(front: Front, kept: Sequence[Point] | None, form: str, *, show_all: bool) -> None:
-    from paretopress.tables import csv_text, front_rows, front_text, markdown_text, shown_points
+    from paretopress.front_formats import csv_text, front_rows, markdown_text
+    from paretopress.tables import front_text, shown_points
 
     points = shown_points(front, show_all)
     if kept is not None:

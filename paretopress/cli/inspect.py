@@ -93,7 +93,7 @@ def inspection_text(found: Mapping[str, Any], width: int, most: int | None = MOS
     targets = [target["id"] for target in found["targets"]]
     layers = [_layer_cells(layer, targets[0] if targets else "") for layer in found["layers"]]
     groups = [_group_cells(group, options) for group in found["groups"]]
-    dropped = [[entry["unit"], entry["choice"], entry["reason"]] for entry in found["dropped"]]
+    dropped = _dropped_rows(found["dropped"], whole=most is None)
     share = f"time on {targets[0]}" if targets else "time"
     parts = [
         plain_table(
@@ -102,14 +102,25 @@ def inspection_text(found: Mapping[str, Any], width: int, most: int | None = MOS
         plain_table("Channel groups", GROUP_HEADINGS, groups[:most], right=GROUP_HEADINGS[1:3]),
     ]
     if dropped:
-        parts.append(plain_table("Not offered", ("unit", "choice", "reason"), dropped[:most]))
+        parts.append(plain_table("Not offered", ("unit", "choice", "reason"), dropped))
     rows = [_objective_cells(name, row) for name, row in found["objectives"].items()]
     parts.append(plain_table("Feasibility (predicted)", COST_HEADINGS, rows, right=COST_HEADINGS[1:5]))
-    more = sum(max(0, len(rows) - (most or len(rows))) for rows in (layers, groups, dropped))
+    more = sum(max(0, len(rows) - (most or len(rows))) for rows in (layers, groups))
     lines = [f"{len(options)} units, 10^{found['space_log10']:.1f} policies"]
     lines += [f"note: {plain_text(note)}" for note in found["notes"]]
     lines += [f"{more} more rows (--all)"] if more else []
     return render(parts, width) + "\n".join(lines) + "\n"
+
+
+def _dropped_rows(dropped: Sequence[Mapping[str, str]], *, whole: bool) -> list[list[str]]:
+    """Return one row per dropped choice, or one per reason with its first choice and the number of others."""
+    if whole:
+        return [[entry["unit"], entry["choice"], entry["reason"]] for entry in dropped]
+    grouped: dict[str, list[Mapping[str, str]]] = {}
+    for entry in dropped:
+        grouped.setdefault(entry["reason"], []).append(entry)
+    more = {reason: f" and {len(rest) - 1} more" if rest[1:] else "" for reason, rest in grouped.items()}
+    return [[rest[0]["unit"], rest[0]["choice"] + more[reason], reason] for reason, rest in grouped.items()]
 
 
 def _layer_cells(layer: Mapping[str, Any], target: str) -> list[str]:

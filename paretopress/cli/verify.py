@@ -27,11 +27,13 @@ def verify_command(output: Path, model: str, data: str, runs: int, as_json: bool
     if not output.is_dir():
         raise ArtifactError(f"{output}: not a folder with an exported model")
     with observing(plain=as_json) as observer:
-        measured = verify_artifact(output, load_model(model), load_data(data), observer, timing_runs=runs)
+        found = verify_artifact(output, load_model(model), load_data(data), observer, timing_runs=runs)
     if as_json:
-        print_json({"output": str(output), "measured": measured})
+        print_json(found)
     else:
-        click.echo(measured_text(measured, terminal_width()), nl=False)
+        click.echo(measured_text(found["measured"], terminal_width()), nl=False)
+    if found["parity_problem"]:
+        raise ArtifactError(f"{output}: {found['parity_problem']}")
     return 0
 
 
@@ -39,16 +41,14 @@ def measured_text(measured: Mapping[str, Any], width: int) -> str:
     """Return measured values as a table of names and values with their units."""
     from paretopress.tables import plain_table, render
 
-    return render(
-        [
-            plain_table(
-                "",
-                ("measured", "value"),
-                [[_name(key), _value(key, value)] for key, value in measured.items()],
-            )
-        ],
-        width,
-    )
+    flat: dict[str, Any] = {}
+    for key, value in measured.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}: {name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    rows = [[_name(key), _value(key, value)] for key, value in flat.items()]
+    return render([plain_table("", ("measured", "value"), rows)], width)
 
 
 def _name(key: str) -> str:
@@ -62,10 +62,10 @@ def _value(key: str, value: object) -> str:
         return " to ".join(_value(key, item) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
-    if key.endswith("_bytes"):
+    if "_bytes" in key:
         return shown("size", value)
     if "_ms" in key:
         return shown("latency", value)
     if key.startswith("accuracy"):
-        return f"{100 * value:+.2f} pp" if key.endswith("drop") else shown("accuracy", value)
+        return f"{100 * value:+.2f} pp" if "drop" in key else shown("accuracy", value)
     return shown("macs", value) if key == "macs" else f"{value:g}"

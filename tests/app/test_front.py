@@ -23,6 +23,10 @@ def test_table_shows_the_front_from_dense_to_fast_within_100_columns(cli, run):
     assert "dense" in out.splitlines()[3]
     assert "Spearman 0.97, median error 6.4 %" in " ".join(out.split())
     assert "seed 0" in out
+    flat = " ".join(out.split())
+    assert "median of 200 alternated runs on test machine, onnxruntime 1.31.1, threads 1, batch 1" in flat
+    assert "the knee's drop: -0.1 to 0.7 pp (95 % interval)" in flat
+    assert "budgets: accuracy drop 1pp" in flat
     assert "2 verified points off the front not shown" in out
     assert err.startswith("next: paretopress export ")
 

@@ -37,6 +37,15 @@ def test_a_stage_of_unknown_length_counts_only(monkeypatch):
     assert stream.getvalue() == "verify\nverify: 3 in 0s\nwarning: busy machine\n"
 
 
+def test_a_stage_that_fails_at_once_is_not_named():
+    stream = io.StringIO()
+    observer = PlainObserver(stream)
+    observer.stage("capture", None)
+    assert stream.getvalue() == ""
+    observer.stage("calibrate", 2)
+    assert stream.getvalue() == "capture\n"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (3720, "1h02m")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
@@ -46,6 +55,7 @@ def test_no_color_and_json_give_plain_lines_without_escapes(capfd):
     with observing(plain=True) as observer:
         assert isinstance(observer, PlainObserver)
         observer.stage("calibrate", 3)
+        observer.advance()
     assert capfd.readouterr() == ("", "calibrate\n")
 
 

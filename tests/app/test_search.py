@@ -1,0 +1,150 @@
+"""`search` and `compress` end to end on a small network, for a device that cannot run here."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import paretopress
+from paretopress.spaces.errors import InfeasibleError
+
+FACTORIES = ("--model", "small:model", "--data", "small:data", "--target", "cortex-a76-tflite")
+
+
+def test_compress_gives_a_front_of_models_that_load(project, tmp_path, monkeypatch, capfd):
+    import small
+
+    monkeypatch.chdir(tmp_path)
+    model = small.model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = paretopress.compress(
+        model, data=small.data(), target="cortex-a76-tflite", max_drop="90%", trials=8, progress=False
+    )
+    assert result.run.parent.name == "runs"
+    assert result.run.name.startswith("small-")
+    front = result.front
+    assert len(front) >= 2
+    assert front.baseline.policy.is_dense
+    assert all(point.measured["latency_ms"] is None for point in front)
+    knee = result.knee()
+    assert knee.value("latency") == knee.predicted["latency_upper@cortex-a76-tflite"]
+    assert "predicted" in front.table()
+    result.save_pretrained("out", pick="smallest")
+    loaded = paretopress.load("out", small.model)
+    smallest = result.select(minimize="size")
+    assert torch.equal(loaded(small.images(4, 9)), smallest.load(small.model)(small.images(4, 9)))
+    assert smallest.value("size") < front.baseline.value("size")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_same_command_continues_and_prints_the_same_front(cli, tmp_path):
+    arguments = (
+        "search",
+        *FACTORIES,
+        "--max-drop",
+        "90%",
+        "--trials",
+        "6",
+        "--run",
+        tmp_path / "a",
+        "--json",
+    )
+    code, first, err = cli(*arguments)
+    assert code == 0
+    assert "error" not in err
+    trials = (tmp_path / "a" / "trials.jsonl").read_bytes()
+    code, second, _ = cli(*arguments)
+    assert code == 0
+    assert (tmp_path / "a" / "trials.jsonl").read_bytes() == trials
+    points = [[point["policy_hash"] for point in json.loads(text)["points"]] for text in (first, second)]
+    assert points[0] == points[1]
+    code, out, _ = cli("front", tmp_path / "a", "--json")
+    assert out == second
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "text"),
+    [
+        (("--max", "size=10B"), 3, "best reachable"),
+        (("--target", "h200-sxm", "--max", "latency@h200-sxm=1ms"), 2, "h200-sxm"),
+        (("--target", "cortex-a77"), 2, "did you mean 'cortex-a76-tflite'?"),
+        (("--set", 'space.exclude=["fisrt"]'), 2, "first"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(cli, tmp_path, extra, code, text):
+    ended = cli("search", *FACTORIES, "--trials", "2", "--run", tmp_path / "a", *extra)
+    assert ended[:2] == (code, "")
+    assert text in ended[2]
+    assert ended[2].startswith("error: ")
+    assert ended[2].count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_front_without_feasible_point_is_printed_and_exits_3(cli, tmp_path, monkeypatch):
+    """The dense model of this data scores 100 %, and nothing small does, so that the budgets contradict."""
+    ended = cli(
+        "search",
+        *FACTORIES,
+        "--trials",
+        "3",
+        "--run",
+        tmp_path / "a",
+        "--max-drop",
+        "0pp",
+        "--max",
+        "size=450B",
+        "--json",
+    )
+    points = json.loads(ended[1])["points"]
+    assert not any(point["feasible"] and point["why_not"] is None for point in points)
+    assert ended[0] == 3
+    assert ended[2].splitlines()[-1].startswith("error: no verified point meets all budgets")
+
+
+def test_compress_raises_what_the_command_line_prints(project, tmp_path):
+    import small
+
+    with pytest.raises(InfeasibleError, match="best reachable"):
+        paretopress.compress(
+            small.model(),
+            data=small.data(),
+            target="cortex-a76-tflite",
+            max_size="10B",
+            trials=2,
+            run=tmp_path / "a",
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_search_still_writes_the_front(project, tmp_path, number, code):
+    run = tmp_path / "a"
+    command = [
+        sys.executable,
+        "-m",
+        "paretopress.cli",
+        "search",
+        *FACTORIES,
+        "--max-drop",
+        "90%",
+        "--trials",
+        "100000",
+        "--run",
+        str(run),
+    ]
+    running = subprocess.Popen(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in running.stderr:
+        if line.startswith("explore: "):
+            break
+    running.send_signal(number)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == code
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert len(paretopress.Result.load(run).front) >= 1
