@@ -42,7 +42,7 @@ class SearchSection(_Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
     importance: Literal["obs", "taylor", "l2", "l1"] = "obs"
-    finalists: Annotated[int, Field(ge=1)] = 12
+    finalists: Annotated[int, Field(ge=1)] = 18
     workers: Annotated[int, Field(ge=1)] = 1
     ray: str | None = None
 

@@ -11,7 +11,7 @@ import numpy as np
 from paretopress.evaluators.verification import Verified, drop_interval, measured_plain
 from paretopress.search.correlation import kendall, spearman
 from paretopress.search.finalists import Finalist
-from paretopress.search.pareto import hypervolume, knee, non_dominated
+from paretopress.search.pareto import hypervolume, non_dominated
 from paretopress.search.problem import Problem
 
 NEIGHBOUR_GAP = 0.05
@@ -200,13 +200,20 @@ def _mark_knee(judged: list[Judged]) -> list[Judged]:
     rows = [i for i, p in enumerate(judged) if p.why_not is None]
     if not rows:
         return judged
-    best = rows[knee(np.array([_scaled(judged[index].costs) for index in rows]))]
+    best = rows[_knee([judged[index].costs for index in rows])]
     return [replace(point, knee=index == best) for index, point in enumerate(judged)]
 
 
-def _scaled(costs: Sequence[float]) -> tuple[float, ...]:
-    """Accuracy as it is, costs by their logarithm: people compare times and bytes by ratios."""
-    return (costs[0], *(float(np.log(max(cost, 1e-12))) for cost in costs[1:]))
+def _knee(front: Sequence[Sequence[float]]) -> int:
+    """The point farthest in front of the plane through the normalised extremes (Das 1999).
+
+    Costs enter by their logarithm, because people compare times and bytes by ratios; every objective is
+    then scaled to 0 (best on the front) to 1 (worst), so that the plane's normal is (1, ..., 1).
+    """
+    table = np.array([(point[0], *np.log(np.maximum(point[1:], 1e-12))) for point in front])
+    low, high = table.min(axis=0), table.max(axis=0)
+    scaled = (table - low) / np.where(high > low, high - low, 1.0)
+    return int(np.argmin(scaled.sum(axis=1)))
 
 
 def _latency_error(problem: Problem, candidates: Sequence[Candidate]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class SearchSettings:
     executor: str = "serial"
     sampler: str = "nsga2"
     importance: str = "obs"
-    finalists: int = 12
+    finalists: int = 18
     space: SpaceSettings = field(default_factory=SpaceSettings)
     timing_runs: int = 200
     name: str = "search"

@@ -16,7 +16,7 @@ from paretopress.compressors.entries import IMPORTANCES, Entries, Importance
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.sensitivity import SensitivityTable, measure_sensitivity
-from paretopress.search.executors import Executor, SerialExecutor
+from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import ExplorationSettings, explore
 from paretopress.search.ledger import Run, package_versions
 from paretopress.search.problem import (
@@ -42,6 +42,7 @@ SEARCH_SAMPLES = 1000     # candidates are ranked on these; finalists are scored
 SEEDS = 40
 EXPLORATION_SHARE = 0.6   # of the time that is left after the table: the rest builds and verifies finalists
 SENSITIVITY = "sensitivity.json"
+THREADS = 1               # results must not depend on how many cores happen to be there
 
 
 class Observer(Protocol):
@@ -128,7 +129,7 @@ def run_search(
     path = run_path or default_run_path(problem)
     config = {"settings": settings.to_plain(), "model": model_name, "data": data_name}
     fingerprints = {**problem.fingerprints(), "versions": _versions()}
-    with Run.open(path, fingerprints, config, fresh=fresh) as run:
+    with Run.open(path, fingerprints, config, fresh=fresh) as run, torch_threads(THREADS):
         prepared = prepare_search(problem, run.path, watcher)
         deadline = None if settings.seconds is None else started + settings.seconds
         records = _explore(prepared, run, watcher, deadline)
