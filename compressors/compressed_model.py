@@ -329,7 +329,7 @@ def _check_state(model: nn.Module, delta: Delta) -> None:
 def _capture(source: ModelFactory, delta: Delta) -> Program:
     """Capture the dense model of an artefact. Raises `ArtifactError` where it is another model."""
     model = make_model(source)
-    zeros = [torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)) for entry in delta.inputs]
+    zeros = [torch.zeros(entry.shape, dtype=_dtype(entry.dtype)) for entry in delta.inputs]
     examples = [(entry.keyword, tensor) for entry, tensor in zip(delta.inputs, zeros, strict=True)]
     positional = tuple(tensor for keyword, tensor in examples if not keyword)
     program = build_program(model, positional, {keyword: tensor for keyword, tensor in examples if keyword})
@@ -338,3 +338,10 @@ def _capture(source: ModelFactory, delta: Delta) -> Program:
         difference = f"the fingerprint of its operators is {found}, the artefact's {delta.structure}"
         raise ArtifactError(f"the artefact belongs to another model: {difference}")
     return program
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ArtifactError(f"{DELTA}: {name!r} is not a type of tensor elements")
+    return dtype

@@ -1,0 +1,255 @@
+"""Small models, captured and calibrated once, that the artefact tests compress in many ways."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.utils import _pytree as pytree
+
+from paretopress.compressors.calibration import Calibration, calibrate
+from paretopress.compressors.entries import Entries
+from paretopress.compressors.network import Network
+from paretopress.compressors.program import Program, build_program
+from paretopress.compressors.tuning import tune
+from paretopress.spaces.capabilities import Capabilities
+from paretopress.spaces.choices import Choice, Weights
+from paretopress.spaces.plan import plan
+from paretopress.spaces.policy import Policy
+from paretopress.spaces.space import build_space
+
+SAMPLES = 48
+FORMATS = tuple(Weights(bits, activations) for bits in (8, 4, 3, 2) for activations in (8, 32))
+
+
+class Block(nn.Module):
+    def __init__(self, cin, cout, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False), nn.BatchNorm2d(cout)
+        self.conv2, self.bn2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False), nn.BatchNorm2d(cout)
+        self.stride, self.extra = stride, cout - cin
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride != 1:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return F.relu(y + x)
+
+
+class PadResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 12, 2))
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.blocks(F.relu(self.bn(self.conv(x))))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class DepthwiseNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.expand, self.bn1 = nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.depthwise, self.bn2 = nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16)
+        self.reduce = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8 * 4 * 4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = F.relu(self.bn2(self.depthwise(F.relu(self.bn1(self.expand(x))))))
+        return self.head(torch.flatten(x + self.reduce(y), 1))
+
+
+class NormMlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, 16), nn.LayerNorm(16)
+        self.plain = nn.LayerNorm(16, elementwise_affine=False)
+        self.up, self.down, self.head = nn.Linear(16, 24, bias=False), nn.Linear(24, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return self.head(self.plain(x)[:, 0])
+
+
+class GroupNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 12, 3, padding=1), nn.GroupNorm(4, 12)
+        self.conv2, self.norm2 = nn.Conv2d(12, 12, 3, padding=1, padding_mode="circular"), nn.GroupNorm(6, 12)
+        self.bn, self.head = nn.BatchNorm2d(12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = x + F.relu(self.norm2(self.conv2(x)))
+        return self.head(self.bn(x).mean((2, 3)))
+
+
+class SequenceNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv1d(2, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Conv1d(8, 8, 3, padding="same", groups=8), nn.Conv1d(8, 10, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(10, 5),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class TiedNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.b.weight, self.b.bias = self.a.weight, self.a.bias
+        self.c, self.d = nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.d(F.relu(self.c(self.b(F.relu(self.a(x))))))
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """A normalisation that does more than normalise."""
+
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+class ActivatedNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 8, 3), ActivatedNorm(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 5, 3), ActivatedNorm(5)
+
+    def forward(self, x):
+        return self.norm2(self.conv2(self.norm1(self.conv1(x)))).mean((2, 3))
+
+
+class KeywordNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(4, 8), nn.Linear(5, 8), nn.Linear(8, 5)
+
+    def forward(self, first, *, second):
+        hidden = torch.relu(self.left(first) + self.right(second))
+        return {"logits": self.out(hidden), "norm": hidden.sum(-1)}
+
+
+class FixedBatchNet(nn.Module):
+    """The capture of its loop over samples only fits one batch size."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        hidden = torch.stack([F.relu(self.hidden(row)) for row in x.unbind(0)])
+        return self.out(hidden)
+
+
+IMAGE = (3, 8, 8)
+MODELS = {
+    "resnet": (PadResNet, {"x": IMAGE}),
+    "depthwise": (DepthwiseNet, {"x": IMAGE}),
+    "mlp": (NormMlp, {"x": (3, 6)}),
+    "group_norm": (GroupNet, {"x": IMAGE}),
+    "conv1d": (SequenceNet, {"x": (2, 16)}),
+    "tied": (TiedNet, {"x": (6,)}),
+    "activated": (ActivatedNet, {"x": IMAGE}),
+    "keyword": (KeywordNet, {"first": (4,), "second": (5,)}),
+    "fixed_batch": (FixedBatchNet, {"x": (6,)}),
+}
+PLAIN = ("resnet", "depthwise", "mlp", "group_norm", "conv1d")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with everything that compressing it needs."""
+
+    model: nn.Module
+    args: tuple[torch.Tensor, ...]
+    kwargs: dict[str, torch.Tensor]
+    program: Program
+    calibration: Calibration
+    entries: Entries
+    options: dict[str, tuple[Choice | None, ...]]
+
+    @property
+    def inputs(self):
+        return self.program.flatten_inputs(self.args, self.kwargs)
+
+    def network(self, choices) -> Network:
+        stitched = self.entries.stitch(plan(self.program.structure, Policy.of(choices)))
+        return tune(self.program, stitched, self.calibration)[0]
+
+
+def build(name):
+    """A model with random weights and statistics that are not trivial, in eval mode."""
+    torch.manual_seed(0)
+    model = MODELS[name][0]()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+        if hasattr(module, "weight") and not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            for parameter in module.parameters(recurse=False):
+                nn.init.uniform_(parameter, 0.3, 1.5)
+    return model.eval()
+
+
+@functools.cache
+def prepared(name) -> Prepared:
+    model = build(name)
+    shapes = MODELS[name][1]
+    samples = {key: torch.randn(SAMPLES, *shape) for key, shape in shapes.items()}
+    if name == "fixed_batch":
+        samples = {key: tensor[:6] for key, tensor in samples.items()}
+    kwargs = {key: samples.pop(key) for key in ("second",) if key in samples}
+    args = tuple(samples.values())
+    size = 6 if name == "fixed_batch" else 2
+    examples = {key: tensor[:size] for key, tensor in kwargs.items()}
+    program = build_program(model, tuple(tensor[:size] for tensor in args), examples)
+    calibration = calibrate(program, [program.flatten_inputs(args, kwargs)])
+    device = Capabilities("any", formats=tuple((choice.bits, choice.activations) for choice in FORMATS))
+    options = dict(build_space(program.structure, [device]).options)
+    # The space drops formats that do not pay; an artefact can hold them all the same.
+    options |= {unit: (None, *FORMATS) for unit in options if unit.endswith("/weights")}
+    return Prepared(model, args, kwargs, program, calibration, Entries(program, calibration), options)
+
+
+def choices_of(item: Prepared, *, keep=False, rank=False, bits=None, activations=32):
+    """The policy that does the same to every free unit."""
+    chosen = {}
+    for unit, options in item.options.items():
+        kind = unit.rpartition("/")[2]
+        wanted = {"channels": keep, "rank": rank, "weights": bits is not None}[kind]
+        legal = [option for option in options if option is not None]
+        if kind == "weights":
+            legal = [o for o in legal if (o.bits, o.activations) == (bits, activations)]
+        if wanted and legal:
+            chosen[unit] = legal[len(legal) // 2]
+    return chosen
+
+
+POLICIES = {
+    "dense": {},
+    "prune": {"keep": True},
+    "rank": {"rank": True},
+    "w8a8": {"bits": 8, "activations": 8},
+    "w4a8": {"bits": 4, "activations": 8},
+    "w3": {"bits": 3},
+    "w2": {"bits": 2},
+    "mixed": {"keep": True, "rank": True, "bits": 4, "activations": 8},
+}
+
+
+def same(one, other):
+    """Whether two outputs are equal, bit for bit."""
+    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
