@@ -88,7 +88,10 @@ def test_only_sizes_can_be_set_as_attributes():
         edit_from_plain(plain, "delta.json")
 
 
-@pytest.mark.parametrize("key", ["schema", "edits", "policy", "inputs", "structure", "state", "ranges", "kept"])
+KEYS = ("schema", "edits", "policy", "inputs", "structure", "state", "ranges", "kept")
+
+
+@pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", [None, 3, [3], {"a": "b"}])
 def test_malformed_deltas_are_refused(key, value):
     item = prepared("mlp")
