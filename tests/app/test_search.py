@@ -12,6 +12,7 @@ import paretopress
 from paretopress.spaces.errors import InfeasibleError
 
 FACTORIES = ("--model", "small:model", "--data", "small:data", "--target", "cortex-a76-tflite")
+FEW = ("--set", "search.finalists=2")
 
 
 def test_compress_gives_a_front_of_models_that_load(project, tmp_path, monkeypatch, capfd):
@@ -21,7 +22,13 @@ def test_compress_gives_a_front_of_models_that_load(project, tmp_path, monkeypat
     model = small.model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = paretopress.compress(
-        model, data=small.data(), target="cortex-a76-tflite", max_drop="90%", trials=8, progress=False
+        model,
+        data=small.data(),
+        target="cortex-a76-tflite",
+        max_drop="90%",
+        trials=8,
+        progress=False,
+        settings={"search": {"finalists": 3}},
     )
     assert result.run.parent.name == "runs"
     assert result.run.name.startswith("small-")
@@ -120,22 +127,12 @@ def test_compress_raises_what_the_command_line_prints(project, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_search_still_writes_the_front(project, tmp_path, number, code):
     run = tmp_path / "a"
-    command = [
-        sys.executable,
-        "-m",
-        "paretopress.cli",
-        "search",
-        *FACTORIES,
-        "--max-drop",
-        "90%",
-        "--trials",
-        "100000",
-        "--run",
-        str(run),
-    ]
+    search = ("--max-drop", "90%", "--trials", "100000", "--run", str(run), *FEW)
+    command = [sys.executable, "-m", "paretopress.cli", "search", *FACTORIES, *search]
     running = subprocess.Popen(
         command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -144,7 +141,7 @@ def test_a_signal_in_the_search_still_writes_the_front(project, tmp_path, number
             break
     running.send_signal(number)
     _, err = running.communicate(timeout=120)
-    assert running.returncode == code
+    assert running.returncode == code, err
     assert err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in err
     assert len(paretopress.Result.load(run).front) >= 1
