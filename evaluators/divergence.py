@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ def divergence(dense: Sequence[Any], candidate: Sequence[Any]) -> float:
 
     Two-dimensional float outputs are read as logits: mean Kullback-Leibler divergence of the candidate's
     softmax from the dense one, in nats. Other float outputs: squared error over the dense variance.
+    A candidate whose outputs are not finite where the dense ones are is infinitely far away.
 
     Args:
         dense: Output tensors of the dense model.
@@ -30,6 +32,13 @@ def _one(wanted: Tensor, found: Tensor) -> float:
     if wanted.ndim == 2 and wanted.shape[1] > 1:
         expected = torch.log_softmax(wanted, dim=1)
         actual = torch.log_softmax(found, dim=1)
-        return max(0.0, float((expected.exp() * (expected - actual)).sum(dim=1).mean()))
+        terms = expected.exp() * (expected - actual)
+        terms = torch.where(expected == -math.inf, 0.0, terms)   # p log p is 0 at p = 0: masked logits
+        return _distance(float(terms.sum(dim=1).mean()))
     spread = float(wanted.var(correction=0))
-    return float((wanted - found).square().mean()) / max(spread, 1e-12)
+    return _distance(float((wanted - found).square().mean()) / max(spread, 1e-12))
+
+
+def _distance(value: float) -> float:
+    """The value without rounding below 0; infinity where it is not a number: `max(0.0, nan)` is 0."""
+    return math.inf if math.isnan(value) else max(0.0, value)

@@ -17,6 +17,8 @@ from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import Options, SearchSpace
 
+WORST_LOSS = 1e6   # of a choice whose outputs are not finite: it stays comparable, and finite in files
+
 
 @dataclass(frozen=True)
 class SensitivityTable:
@@ -94,7 +96,7 @@ def substitution_loss(entries: Entries, policy: Policy) -> float:
     network = entries.stitch(plan(program.structure, policy))
     _, values = tune(program, network, calibration)
     dense = [calibration.values[name] for name in program.graph.outputs]
-    return divergence(dense, [values[name] for name in program.graph.outputs])
+    return min(WORST_LOSS, divergence(dense, [values[name] for name in program.graph.outputs]))
 
 
 def strength(choice: Choice | None) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from paretopress.compressors.export_onnx import export_onnx, run_session, sessio
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.metrics import Metric, concatenate_outputs, score
 from paretopress.evaluators.timing import Timing, time_alternately
+from paretopress.spaces.errors import DiskError, StorageError
 
 ONNX = "model.onnx"
 PARITY_SAMPLES = 64
@@ -115,12 +116,17 @@ def verify_artifacts(
 
     Returns:
         Per task the measured values, or one line that says what failed.
+
+    Raises:
+        DiskError: The ONNX file of an artefact cannot be written.
     """
     reference = session(Path(baseline)) if timed else None
     results: list[Verified | str] = []
     for task in tasks:
         try:
             results.append(_verify(model, task, reference, holdout, metrics, runs))
+        except (DiskError, StorageError):   # of this machine, not of the artefact
+            raise
         except Exception as error:  # noqa: BLE001 - one failing artefact must not lose the others
             results.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         report(task.folder)
@@ -198,7 +204,7 @@ def _outputs(
         flat = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
         found = _run_onnx(compressed, opened, compressed.program.flatten_inputs(batch.args, batch.kwargs))
         for one, other in zip(flat, found, strict=True):
-            difference = max(difference, float((one - other).abs().max()))
+            difference = max(difference, _largest_difference(one, other))
             largest = max(largest, float(one.abs().max()))
         first, second = _leading(flat[0]), _leading(found[0])
         agreeing += int((first == second).sum())
@@ -206,6 +212,12 @@ def _outputs(
             right += (first == batch.targets).tolist()
     outputs = concatenate_outputs(collected)
     return outputs, (difference / max(largest, 1e-12), agreeing / samples.count), tuple(right)
+
+
+def _largest_difference(one: Tensor, other: Tensor) -> float:
+    """Largest absolute difference; equal infinities do not differ, a NaN on one side only does infinitely."""
+    same = (one == other) | (one.isnan() & other.isnan())
+    return float(torch.where(same, 0.0, (one - other).abs()).nan_to_num(nan=float("inf")).max())
 
 
 def _run_onnx(compressed: CompressedModel, opened: Any, inputs: Sequence[Tensor]) -> list[Tensor]:  # noqa: ANN401

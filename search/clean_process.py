@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from paretopress.spaces.errors import ArtifactError, ParetopressError
 
-_START = "from paretopress.search.clean_process import serve; serve({descriptor})"
+_START = "from paretopress.search.clean_process import serve; serve({descriptor}, {parent})"
 
 Report = Callable[[str], None]
 
@@ -39,7 +43,7 @@ def call_in_clean_process(
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(descriptor=theirs.fileno())],
+            [sys.executable, "-c", _START.format(descriptor=theirs.fileno(), parent=os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=2,
@@ -74,9 +78,23 @@ def _receive(connection: Connection, on_report: Report | None) -> Any:  # noqa: 
             raise ArtifactError(str(value))
 
 
-def serve(descriptor: int) -> None:
-    """The fresh interpreter's side: receive one call, answer it, end."""
+def serve(descriptor: int, parent: int) -> None:
+    """The fresh interpreter's side: receive one call, answer it, end; also where process `parent` is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches the whole group: the parent decides
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
+    with contextlib.suppress(EOFError, ConnectionError):   # the parent has given up
+        _answer(connection)
+
+
+def _follow(parent: int) -> None:
+    """End this process soon after its parent: a resumed run writes to the same folders."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)
+
+
+def _answer(connection: Connection) -> None:
     sys.path[:] = pickle.loads(connection.recv_bytes())  # noqa: S301 - our own parent, over a socket pair
     try:
         function, arguments, threads = pickle.loads(connection.recv_bytes())  # noqa: S301
@@ -88,9 +106,11 @@ def serve(descriptor: int) -> None:
             connection.send_bytes(pickle.dumps(("report", text)))
 
         answer = ("result", function(report, *arguments))
+    except (EOFError, ConnectionError):
+        raise
     except ParetopressError as error:
         answer = ("error", error)
     except Exception as error:  # noqa: BLE001 - reported to the parent in one line
-        answer = ("error", f"verification failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        answer = ("error", f"verification failed: {type(error).__name__}: {' '.join(str(error).split())}")
     connection.send_bytes(pickle.dumps(answer))
     connection.close()

@@ -27,17 +27,17 @@ class Finalist:
         number: Its number in the front: 0 is the dense baseline.
         policy: The policy.
         name: `"dense"`, `"uniform int8"`, `"uniform half width"` or None.
-        stitched: Accuracy on the search set before the refit.
-        refitted: Accuracy on the search set of what is stored.
-        tier: `"dense"`, `"entries"` or `"refit"`: which build is stored.
+        stitched: Accuracy on the search set before the refit; None until it is built.
+        refitted: Accuracy on the search set of what is stored; None until it is built.
+        tier: `"dense"`, `"entries"` or `"refit"`: which build is stored; `""` until it is built.
     """
 
     number: int
     policy: Policy
     name: str | None
-    stitched: float
-    refitted: float
-    tier: str
+    stitched: float | None = None
+    refitted: float | None = None
+    tier: str = ""
 
 
 def costs_of(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> np.ndarray:
@@ -57,13 +57,14 @@ def choose(
         count: How many to pick.
         keep: Policies that are verified anyway and need not be picked.
     """
-    complete = [r for r in records if r.state is TrialState.COMPLETE and r.policy not in keep]
+    kept = {policy.hash for policy in keep}
+    complete = [r for r in records if r.state is TrialState.COMPLETE and r.policy.hash not in kept]
     feasible = [record for record in complete if record.feasible]
     pool = feasible or sorted(complete, key=lambda r: sum(max(0.0, v) for v in r.constraints.values()))[:count]
     if not pool:
         return []
     costs = costs_of(pool, objectives)
-    front = [index for index in range(len(pool)) if non_dominated(costs)[index]] if len(pool) > 1 else [0]
+    front = [int(index) for index in np.flatnonzero(non_dominated(costs))]
     picked = spread_subset(costs[front], min(count, len(front)))
     chosen = [pool[front[index]] for index in picked]
     if len(chosen) < count:   # near misses of the front: verification may rank them otherwise

@@ -82,7 +82,8 @@ def judge(problem: Problem, candidates: Sequence[Candidate]) -> Verdict:
     judged = _mark_dominated(judged)
     judged = _mark_crowded(judged)
     judged = _mark_knee(judged)
-    return Verdict(tuple(judged), _latency_error(problem, candidates), _proxies(candidates), _volume(judged))
+    return Verdict(tuple(judged), _latency_error(problem, candidates), _proxies(candidates),
+                   _volume(judged, problem.cost_objectives))
 
 
 def raise_failed_baseline(reason: str) -> None:
@@ -236,22 +237,24 @@ def _latency_error(problem: Problem, candidates: Sequence[Candidate]) -> dict[st
 
 
 def _proxies(candidates: Sequence[Candidate]) -> dict[str, float | None]:
-    rows = [(c.finalist, c.verified) for c in candidates if isinstance(c.verified, Verified)]
-    stored = [finalist.refitted for finalist, _ in rows]
-    truth = [verified.scores["accuracy"] for _, verified in rows]
+    rows = [(c.finalist.stitched, c.finalist.refitted, c.verified.scores["accuracy"]) for c in candidates
+            if isinstance(c.verified, Verified)]
+    stitched = [before for before, after, _ in rows if before is not None and after is not None]
+    stored = [after for before, after, _ in rows if before is not None and after is not None]
+    truth = [found for before, after, found in rows if before is not None and after is not None]
     return {
-        "kendall_stitched_refitted": kendall([finalist.stitched for finalist, _ in rows], stored),
+        "kendall_stitched_refitted": kendall(stitched, stored),
         "kendall_search_holdout": kendall(stored, truth),
         "spearman_search_holdout": spearman(stored, truth),
     }
 
 
-def _volume(judged: Sequence[Judged]) -> float:
+def _volume(judged: Sequence[Judged], names: Sequence[str]) -> float:
     """Hypervolume of (accuracy drop, time on the first target, size) against the dense model and a 10pp drop."""
     rows = [point for point in judged if point.why_not is None]
-    if not rows or not judged[0].costs:
+    if not rows:
         return 0.0
-    dense = np.array(judged[0].costs[1:3])
-    costs = np.array([[point.costs[0] / 0.1, *(np.array(point.costs[1:3]) / dense)] for point in rows])
-    costs[:, 0] = np.maximum(costs[:, 0], 0.0)
-    return hypervolume(costs, np.ones(costs.shape[1]) * 1.0)
+    columns = [1, 1 + names.index("size")]
+    dense = np.array(judged[0].costs)[columns]
+    costs = np.array([[max(0.0, point.costs[0] / 0.1), *(np.array(point.costs)[columns] / dense)] for point in rows])
+    return hypervolume(costs, np.ones(costs.shape[1]))

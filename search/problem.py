@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from paretopress.compressors.program import Program, build_program
 from paretopress.evaluators.batches import Batches
-from paretopress.evaluators.budgets import Budget
+from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay
 from paretopress.evaluators.data import Data, PreparedData, prepare
@@ -147,7 +148,12 @@ class Problem:
 
     def policy(self, choices: Mapping[str, Any]) -> Policy:
         """A policy of this model and space."""
-        return Policy.of(choices, model=self.program.structure.fingerprint, space=self.space.fingerprint)
+        return Policy.of(choices, model=self.model_fingerprint, space=self.space.fingerprint)
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """Of the model's operators and weights."""
+        return fingerprint([self.program.structure.fingerprint, state_hash(self.program.state)])
 
     def fingerprints(self) -> dict[str, str]:
         """What the results of a run depend on."""
@@ -155,7 +161,7 @@ class Problem:
         evaluator = [settings.importance, settings.sampler, settings.finalists, settings.executor == "serial",
                      [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
         return {
-            "model": fingerprint([self.program.structure.fingerprint, state_hash(self.program.state)]),
+            "model": self.model_fingerprint,
             "data": self.data.fingerprint,
             "space": self.space.fingerprint,
             "profile": fingerprint([device.fingerprint for device in self.costs.devices]),
@@ -184,6 +190,7 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
         ProfileError: An unknown or malformed device profile.
     """
     prepared = prepare(data)
+    settings = replace(settings, budgets=_with_directions(settings.budgets, prepared.metrics[0].direction))
     example = prepared.calibration.first(EXAMPLE_SAMPLES)[0]
     program = build_program(model, example.args, dict(example.kwargs))
     devices = tuple(load_profile(target) for target in settings.targets)
@@ -193,6 +200,13 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     space, size_only = drop_what_does_not_pay(program.structure, space, costs)
     baseline = costs.predict(plan(program.structure, DENSE))
     return Problem(model, program, prepared, costs, space, size_only, baseline, settings)
+
+
+def _with_directions(budgets: Sequence[Budget], direction: Literal["max", "min"]) -> tuple[Budget, ...]:
+    """Budgets on the metric, read for its direction: whoever parses them does not know the data yet."""
+    return tuple(
+        budget if budget.on_cost else parse_budget(budget.text, budget.objective, direction) for budget in budgets
+    )
 
 
 def _refuse_times_without_basis(costs: CostModel, budgets: Sequence[Budget]) -> None:
@@ -210,7 +224,11 @@ def _refuse_times_without_basis(costs: CostModel, budgets: Sequence[Budget]) -> 
 
 
 def reachable(problem: Problem) -> dict[str, float]:
-    """The lowest predicted value of every cost that has a budget or is an objective, over the whole space."""
+    """The lowest predicted value of every cost over the whole space.
+
+    Exact for stored bytes, and for time up to the conversions between formats. What a budget asks for and
+    neither policy reaches, such as memory or the time on one of several devices, is descended to.
+    """
     structure = problem.program.structure
     time, size = FactorGraph(structure, problem.space, problem.costs).terms()
     options = {unit: len(choices) for unit, choices in problem.space.options.items()}
@@ -220,7 +238,26 @@ def reachable(problem: Problem) -> dict[str, float]:
             exact = ExactProblem(options=options, losses={}, costs=tuple(CostTerm(u, t) for u, t in terms))
             policies.append(policy_of(problem.space, cheapest(exact).assignment, structure.fingerprint))
     priced = [problem.costs.predict(problem.plan(policy)) for policy in policies]
-    return {name: min(costs[name] for costs in priced) for name in priced[0]}
+    lowest = {name: min(costs[name] for costs in priced) for name in priced[0]}
+    for _, name, limit in problem.limits_without_accuracy().costs:
+        if lowest[name] > limit:
+            start = min(zip(priced, policies, strict=True), key=lambda pair: pair[0][name])[1]
+            lowest[name] = _descend(problem, name, start, lowest[name])
+    return lowest
+
+
+def _descend(problem: Problem, name: str, policy: Policy, value: float) -> float:
+    """The value of one cost where no change of a single unit lowers it further."""
+    improved = True
+    while improved:
+        improved = False
+        for unit, options in problem.space.options.items():
+            for choice in options:
+                neighbour = policy.replace({unit: choice})
+                cost = problem.costs.predict(problem.plan(neighbour))[name]
+                if cost < value:
+                    policy, value, improved = neighbour, cost, True
+    return value
 
 
 def check_feasible(problem: Problem, lowest: Mapping[str, float]) -> None:

@@ -46,7 +46,10 @@ def contract(
     path: Path, problem: Problem, verdict: Verdict, lowest: Mapping[str, float], records: Sequence[TrialRecord]
 ) -> dict[str, Any]:
     """Return the JSON that `demo`, `search` and `front` print."""
-    points = [_point(point) for point in verdict.points]
+    host = host_description()
+    device = next((device.id for device in problem.costs.devices if device.runs_here()), None)
+    where = {"host": f"{host['cpu']}, {host['runtime']}, {host['threads']} thread", "device": device}
+    points = [_point(point, where) for point in verdict.points]
     named = [point for point in points if point["name"] not in (None, "dense")]
     states: dict[str, int] = {}
     for record in records:
@@ -59,7 +62,7 @@ def contract(
         "seed": problem.settings.seed,
         "target": [device.id for device in problem.costs.devices],
         "tiers": {device.id: device.tier for device in problem.costs.devices},
-        "host": host_description(),
+        "host": host,
         "versions": package_versions(),
         "budgets": [{"objective": b.objective, "limit": b.text} for b in problem.settings.budgets],
         "reachable": {name: finite(value) for name, value in lowest.items()},
@@ -74,7 +77,8 @@ def contract(
     }
 
 
-def _point(point: Judged) -> dict[str, Any]:
+def _point(point: Judged, where: Mapping[str, str | None]) -> dict[str, Any]:
+    """A point of the contract; `where` names the machine, and the target that it can run, of measured times."""
     finalist = point.candidate.finalist
     predicted: dict[str, float | None] = {name: finite(value) for name, value in point.candidate.predicted.items()}
     for name, (low, high) in point.candidate.interval.items():
@@ -89,8 +93,10 @@ def _point(point: Judged) -> dict[str, Any]:
         "feasible": point.feasible,
         "knee": point.knee,
         "predicted": predicted,
-        "measured": {**point.measured, "accuracy_search": finalist.refitted, "accuracy_stitched": finalist.stitched,
-                     "host": None if not point.measured.get("latency_ms") else "host"} if point.measured else {},
+        "measured": {
+            **point.measured, "accuracy_search": finalist.refitted, "accuracy_stitched": finalist.stitched,
+            **(where if point.measured.get("latency_ms") else dict.fromkeys(where)),
+        } if point.measured else {},
         "why_not": point.why_not,
     }
 

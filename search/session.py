@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +129,7 @@ def run_search(
     path = run_path or default_run_path(problem)
     config = {"settings": settings.to_plain(), "model": model_name, "data": data_name}
     fingerprints = {**problem.fingerprints(), "versions": _versions()}
-    with Run.open(path, fingerprints, config, fresh=fresh) as run, torch_threads(THREADS):
+    with Run.open(path, fingerprints, config, fresh=fresh) as run, torch_threads(THREADS), torch.random.fork_rng(devices=[]):
         prepared = prepare_search(problem, run.path, watcher)
         deadline = None if settings.seconds is None else started + settings.seconds
         records = _explore(prepared, run, watcher, deadline)
@@ -173,17 +173,34 @@ def prepare_search(problem: Problem, path: Path, observer: Observer) -> Prepared
 
 def _table(problem: Problem, entries: Entries, path: Path, observer: Observer) -> SensitivityTable:
     stored = path / SENSITIVITY
-    if stored.exists():
-        plain = read_document(stored)
-        if plain.get("space") == problem.space.fingerprint:
-            return SensitivityTable({unit: tuple(row) for unit, row in plain["losses"].items()})
+    key = {**problem.fingerprints(), "versions": _versions()}
+    if (losses := _stored_losses(stored, key, problem)) is not None:
+        return SensitivityTable(losses)
     total = sum(len(options) - 1 for options in problem.space.options.values())
     observer.stage("sensitivity", total)
     table = measure_sensitivity(entries, problem.space, lambda done, total: observer.advance())
-    plain = {"space": problem.space.fingerprint, "losses": {u: list(row) for u, row in table.losses.items()},
-             "options": table.to_plain(problem.space)}
-    write_json(stored, plain)
+    losses = {unit: list(row) for unit, row in table.losses.items()}
+    write_json(stored, {"key": key, "losses": losses, "options": table.to_plain(problem.space)})
     return table
+
+
+def _stored_losses(path: Path, key: Mapping[str, str], problem: Problem) -> dict[str, tuple[float, ...]] | None:
+    """The losses that an earlier start measured, None where there are none of exactly this problem.
+
+    The file may outlive the run it was made for (`--fresh` starts anew in the same folder), and a table that
+    cannot be read is measured again.
+    """
+    if not path.exists():
+        return None
+    try:
+        plain = read_document(path)
+    except ConfigError:
+        return None
+    if not isinstance(plain, dict) or plain.get("key") != key:
+        return None
+    losses = {unit: tuple(row) for unit, row in plain["losses"].items()}
+    sizes = {unit: len(row) for unit, row in losses.items()}
+    return losses if sizes == {unit: len(options) for unit, options in problem.space.options.items()} else None
 
 
 def _explore(prepared: Prepared, run: Run, observer: Observer, deadline: float | None) -> list[TrialRecord]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +31,8 @@ from paretopress.search.judgement import Candidate, judge
 from paretopress.search.problem import Problem
 from paretopress.search.records import TrialRecord
 from paretopress.search.run_files import write_front
-from paretopress.spaces.documents import disk_error
-from paretopress.spaces.errors import ArtifactError
+from paretopress.spaces.documents import disk_error, read_document
+from paretopress.spaces.errors import ArtifactError, ConfigError, DiskError, StorageError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
 
@@ -65,32 +67,49 @@ def verify_finalists(
     named = {"dense": problem.policy({}), **problem.comparisons()}
     chosen = choose(records, problem.objectives, problem.settings.finalists, tuple(named.values()))
     wanted: list[tuple[str | None, Policy]] = [*named.items(), *((None, record.policy) for record in chosen)]
-    models = path / "models"
-    _make_folders(models, path / "policies")
+    _prepare_folders(path, [policy for _, policy in wanted])
     observer.stage("refit", len(wanted))
-    finalists, tasks = [], []
     inputs = _refit_inputs(problem)
+    finalists: list[Finalist] = []
+    stored: list[Task | str] = []
     for number, (name, policy) in enumerate(wanted):
-        network, tier, stitched, stored = build(evaluator, policy, inputs, problem.settings.seed)
+        finalist, task = _store(problem, evaluator, path, Finalist(number, policy, name), inputs)
+        finalists.append(finalist)
+        stored.append(task)
+        observer.advance(1, name or f"#{number}")
+    verified = iter(_verify(problem, [task for task in stored if isinstance(task, Task)],
+                            path / "models" / "0" / ONNX, observer))
+    candidates = [
+        Candidate(finalist, problem.costs.predict(problem.plan(finalist.policy)),
+                  problem.costs.interval(problem.plan(finalist.policy)),
+                  next(verified) if isinstance(task, Task) else task)
+        for finalist, task in zip(finalists, stored, strict=True)
+    ]
+    write_front(path, problem, judge(problem, candidates), lowest, records)
+
+
+def _store(
+    problem: Problem, evaluator: CandidateEvaluator, path: Path, finalist: Finalist, inputs: Sequence[Tensor]
+) -> tuple[Finalist, Task | str]:
+    """Build and store a finalist; one that fails comes back with one line that says why."""
+    policy, folder = finalist.policy, path / "models" / str(finalist.number)
+    try:
+        network, tier, stitched, score = build(evaluator, policy, inputs, problem.settings.seed)
         if policy.is_dense:
             network = dense_network(problem.program, problem.plan(policy))
         compressed = realise(problem.model, problem.program, network)
-        folder = models / str(number)
         compressed.save(folder, overwrite=True)
-        policy.save(path / "policies" / f"{number}.yaml")
-        if number == 0:
+        policy.save(path / "policies" / f"{finalist.number}.yaml")
+        if finalist.number == 0:
             add_onnx(compressed, folder)
-        finalists.append(Finalist(number, policy, name, stitched, stored, tier))
-        tasks.append(Task(str(folder), output_digest(compressed, problem.data.holdout)))
-        observer.advance(1, name or f"#{number}")
-    results = _verify(problem, tasks, models / "0" / ONNX, observer)
-    candidates = [
-        Candidate(finalist, problem.costs.predict(problem.plan(finalist.policy)),
-                  problem.costs.interval(problem.plan(finalist.policy)), result)
-        for finalist, result in zip(finalists, results, strict=True)
-    ]
-    verdict = judge(problem, candidates)
-    write_front(path, problem, verdict, lowest, records)
+        task = Task(str(folder), output_digest(compressed, problem.data.holdout))
+    except (DiskError, StorageError):   # of this machine, not of the candidate
+        raise
+    except Exception as error:
+        if finalist.number == 0:   # without the baseline there is nothing to compare with
+            raise
+        return finalist, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return replace(finalist, stitched=stitched, refitted=score, tier=tier), task
 
 
 def _refit_inputs(problem: Problem) -> tuple[Tensor, ...]:
@@ -98,12 +117,36 @@ def _refit_inputs(problem: Problem) -> tuple[Tensor, ...]:
     return tuple(problem.program.flatten_inputs(batch.args, batch.kwargs))
 
 
-def _make_folders(*folders: Path) -> None:
-    for folder in folders:
-        try:
+def _prepare_folders(path: Path, policies: Sequence[Policy]) -> None:
+    """Make the folders of the finalists; drop what an earlier, other choice of finalists left in them.
+
+    A front never stands beside models that are not its own: a run that was given more trials may be
+    interrupted before its new front is written.
+    """
+    kept = {str(number) for number in range(len(policies))}
+    try:
+        if _policies_of_front(path / "front.json") != [policy.hash for policy in policies]:
+            for name in ("front.json", "front.csv", "measured.csv", "finalists.csv"):
+                (path / name).unlink(missing_ok=True)
+        for folder in (path / "models", path / "policies"):
             folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise disk_error(folder, error) from None
+            for entry in folder.iterdir():
+                if entry.is_dir() and entry.name not in kept:
+                    shutil.rmtree(entry)
+                elif not entry.is_dir() and entry.stem not in kept:
+                    entry.unlink()
+    except OSError as error:
+        raise disk_error(path, error) from None
+
+
+def _policies_of_front(path: Path) -> list[str] | None:
+    """Policy hashes of a stored front in order, None where there is none that can be read."""
+    if not path.exists():
+        return None
+    try:
+        return [str(point["policy_hash"]) for point in read_document(path)["points"]]
+    except (ConfigError, KeyError, TypeError):
+        return None
 
 
 def _verify(problem: Problem, tasks: Sequence[Task], baseline: Path, observer: Observer) -> list[Verified | str]:
