@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from paretopress.compressors.compressed_model import run_batches
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.network import Network
-from paretopress.compressors.program import Program
 from paretopress.compressors.tuning import tune
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.costs import CostModel, violations
@@ -63,6 +64,8 @@ class CandidateEvaluator:
         metrics: The first is `accuracy`.
         limits: Budgets.
         objectives: Cost names that are objectives beside `accuracy`.
+        dense_outputs: The dense model's outputs on `samples`, flat, for the divergence; empty before
+            they are known.
         slack: Fraction by which a predicted cost may exceed its budget before the candidate is
             screened: neighbours of the boundary still teach the sampler.
     """
@@ -73,6 +76,7 @@ class CandidateEvaluator:
     metrics: tuple[Metric, ...]
     limits: Limits
     objectives: tuple[str, ...]
+    dense_outputs: tuple[Tensor, ...] = ()
     slack: float = 0.1
 
     def __call__(self, policy: Policy) -> Evaluation:
@@ -94,9 +98,10 @@ class CandidateEvaluator:
         accuracy = scores["accuracy"]
         return Evaluation(State.COMPLETE, {**scores, **values}, self.limits.check(costs, accuracy)).checked()
 
-    def with_limits(self, limits: Limits) -> CandidateEvaluator:
-        """The evaluator with other budgets."""
-        return replace(self, limits=limits)
+    def ready(self, limits: Callable[[float], Limits]) -> CandidateEvaluator:
+        """Return the evaluator with the dense outputs and the budgets that follow from the dense accuracy."""
+        outputs, scores = self._run(self.entries.calibration.base)
+        return replace(self, limits=limits(scores["accuracy"]), dense_outputs=outputs)
 
     def build(self, policy: Policy) -> tuple[Network, float]:
         """Return the tuned network of a policy and its divergence on the tuning samples."""
@@ -107,15 +112,17 @@ class CandidateEvaluator:
         dense = [calibration.values[name] for name in program.graph.outputs]
         return network, divergence(dense, [values[name] for name in program.graph.outputs])
 
-    def score(self, network: Network, samples: Batches | None = None) -> dict[str, float]:
-        """Return every metric of a network."""
-        return score_network(self.entries.program, network, samples or self.samples, self.metrics)
+    def score(self, network: Network) -> dict[str, float]:
+        """Return every metric of a network on the samples, and its `divergence` from the dense model there."""
+        outputs, scores = self._run(network)
+        return {**scores, "divergence": divergence(self.dense_outputs, outputs)}
 
-
-def score_network(program: Program, network: Network, samples: Batches, metrics: Sequence[Metric]) -> dict[str, float]:
-    """Return every metric of a network on a set of samples."""
-    outputs = []
-    with torch.inference_mode():
-        for batch in samples:
-            outputs.append(run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs)))
-    return score(metrics, concatenate_outputs(outputs), samples.targets)
+    def _run(self, network: Network) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+        program, samples = self.entries.program, self.samples
+        collected = []
+        with torch.inference_mode():
+            for batch in samples:
+                collected.append(run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs)))
+        outputs = concatenate_outputs(collected)
+        flat = tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
+        return flat, score(self.metrics, outputs, samples.targets)

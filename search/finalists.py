@@ -12,7 +12,7 @@ from torch import Tensor
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.network import Network
 from paretopress.compressors.refit import refit
-from paretopress.evaluators.candidate import CandidateEvaluator
+from paretopress.evaluators.candidate import CandidateEvaluator, Limits
 from paretopress.search.pareto import non_dominated, spread_subset
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.spaces.plan import plan
@@ -47,32 +47,80 @@ def costs_of(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> n
 
 
 def choose(
-    records: Sequence[TrialRecord], objectives: Mapping[str, str], count: int, keep: Sequence[Policy] = ()
+    records: Sequence[TrialRecord],
+    objectives: Mapping[str, str],
+    limits: Limits,
+    count: int,
+    keep: Sequence[Policy] = (),
 ) -> list[TrialRecord]:
-    """Pick well-spread members of the front of complete trials, feasible ones first.
+    """Pick well-spread candidates by divergence and costs.
+
+    The best accuracy among many candidates on few samples is mostly luck. The divergence from the dense
+    model ranks them with far less noise, so candidates are picked by it, and judged feasible by the
+    accuracy that candidates of their divergence have (isotonic regression over all trials).
 
     Args:
         records: All trials.
         objectives: Names and directions.
+        limits: Budgets.
         count: How many to pick.
         keep: Policies that are verified anyway and need not be picked.
     """
     kept = {policy.hash for policy in keep}
-    complete = [r for r in records if r.state is TrialState.COMPLETE and r.policy.hash not in kept]
-    feasible = [record for record in complete if record.feasible]
-    pool = feasible or sorted(complete, key=lambda r: sum(max(0.0, v) for v in r.constraints.values()))[:count]
-    if not pool:
+    complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
+    if not complete:
         return []
-    costs = costs_of(pool, objectives)
-    front = [int(index) for index in np.flatnonzero(non_dominated(costs))]
-    picked = spread_subset(costs[front], min(count, len(front)))
-    chosen = [pool[front[index]] for index in picked]
-    if len(chosen) < count:   # near misses of the front: verification may rank them otherwise
-        rest = [index for index in range(len(pool)) if pool[index] not in chosen]
-        left = costs[rest]
-        for index in np.flatnonzero(non_dominated(left))[: count - len(chosen)] if len(rest) else []:
-            chosen.append(pool[rest[int(index)]])
-    return sorted(chosen, key=lambda record: record.number)
+    expected = expected_accuracies(complete, limits.direction)
+    pool = [
+        (record, accuracy) for record, accuracy in zip(complete, expected, strict=True)
+        if record.policy.hash not in kept and _allowed(record, accuracy, limits)
+    ]
+    chosen = [record for record, _ in pool]
+    if not chosen:
+        others = [record for record in complete if record.policy.hash not in kept]
+        chosen = sorted(others, key=lambda r: sum(max(0.0, value) for value in r.constraints.values()))[:count]
+    names = {"divergence": "min", **{name: way for name, way in objectives.items() if name != "accuracy"}}
+    return sorted(_spread(chosen, names, count), key=lambda record: record.number)
+
+
+def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
+    costs_met = all(value <= 0.0 for name, value in record.constraints.items() if name != "max_drop")
+    return costs_met and limits.check({}, accuracy).get("max_drop", 0.0) <= 0.0
+
+
+def _spread(pool: Sequence[TrialRecord], names: Mapping[str, str], count: int) -> list[TrialRecord]:
+    """Members of the front first, well spread; then of the front behind it."""
+    chosen: list[TrialRecord] = []
+    left = list(pool)
+    while left and len(chosen) < count:
+        costs = costs_of(left, names)
+        front = [int(index) for index in np.flatnonzero(non_dominated(costs))]
+        picked = spread_subset(costs[front], min(count - len(chosen), len(front)))
+        chosen += [left[front[index]] for index in picked]
+        gone = {left[index].number for index in front}
+        left = [record for record in left if record.number not in gone]
+    return chosen
+
+
+def expected_accuracies(records: Sequence[TrialRecord], direction: str) -> list[float]:
+    """Accuracy that is expected of each record's divergence: it never rises with divergence.
+
+    Isotonic regression by pooling adjacent violators (Barlow et al., "Statistical Inference under Order
+    Restrictions", 1972).
+    """
+    sign = 1.0 if direction == "max" else -1.0
+    order = sorted(range(len(records)), key=lambda index: (records[index].values["divergence"], records[index].number))
+    blocks: list[list[float]] = []   # [mean, count], means never rising
+    for index in order:
+        blocks.append([sign * records[index].values["accuracy"], 1.0])
+        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
+            mean, count = blocks.pop()
+            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count), blocks[-1][1] + count]
+    fitted = [mean for mean, count in blocks for _ in range(int(count))]
+    result = [0.0] * len(records)
+    for index, mean in zip(order, fitted, strict=True):
+        result[index] = sign * mean
+    return result
 
 
 def build(
@@ -82,7 +130,7 @@ def build(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Network, str, float, float]:
-    """Build a finalist by the refit pass; keep the stitched build where it scores better on the search set.
+    """Build a finalist by the refit pass; keep the stitched build where that one diverges less.
 
     Args:
         evaluator: Scores networks on the search set.
@@ -96,12 +144,13 @@ def build(
     """
     entries: Entries = evaluator.entries
     stitched, _ = evaluator.build(policy)
-    before = evaluator.score(stitched)["accuracy"]
+    before = evaluator.score(stitched)
     if policy.is_dense:
-        return stitched, "dense", before, before
+        return stitched, "dense", before["accuracy"], before["accuracy"]
     with torch.inference_mode():
         refitted = refit(entries.program, entries, plan(entries.program.structure, policy), inputs, seed=seed,
                          progress=progress)
-    after = evaluator.score(refitted)["accuracy"]
-    better = after >= before if evaluator.limits.direction == "max" else after <= before
-    return (refitted, "refit", before, after) if better else (stitched, "entries", before, before)
+    after = evaluator.score(refitted)
+    if after["divergence"] <= before["divergence"]:
+        return refitted, "refit", before["accuracy"], after["accuracy"]
+    return stitched, "entries", before["accuracy"], before["accuracy"]

@@ -166,8 +166,7 @@ def prepare_search(problem: Problem, path: Path, observer: Observer) -> Prepared
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, problem.limits_without_accuracy(), problem.cost_objectives
     )
-    dense = open_ended.score(calibration.base)["accuracy"]
-    evaluator = open_ended.with_limits(problem.limits(dense))
+    evaluator = open_ended.ready(problem.limits)
     return Prepared(problem, evaluator, _table(problem, entries, path, observer))
 
 

@@ -65,7 +65,9 @@ def verify_finalists(
         ArtifactError: The verifying process died.
     """
     named = {"dense": problem.policy({}), **problem.comparisons()}
-    chosen = choose(records, problem.objectives, problem.settings.finalists, tuple(named.values()))
+    chosen = choose(
+        records, problem.objectives, evaluator.limits, problem.settings.finalists, tuple(named.values())
+    )
     wanted: list[tuple[str | None, Policy]] = [*named.items(), *((None, record.policy) for record in chosen)]
     _prepare_folders(path, [policy for _, policy in wanted])
     observer.stage("refit", len(wanted))
@@ -76,6 +78,8 @@ def verify_finalists(
         finalist, task = _store(problem, evaluator, path, Finalist(number, policy, name), inputs)
         finalists.append(finalist)
         stored.append(task)
+        if isinstance(task, str):
+            observer.warning(f"finalist {name or f'#{number}'} could not be built: {task}")
         observer.advance(1, name or f"#{number}")
     verified = iter(_verify(problem, [task for task in stored if isinstance(task, Task)],
                             path / "models" / "0" / ONNX, observer))
