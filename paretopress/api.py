@@ -16,31 +16,19 @@ if TYPE_CHECKING:
     from torch import nn
 
     from paretopress.evaluators.data import Data
+    from paretopress.search.problem import SearchSettings
     from paretopress.spaces.space import SpaceSettings
 
 __all__ = ["compress", "load"]
 
 
 def compress(
-    model: nn.Module,
-    *,
-    data: Data,
-    target: str | Sequence[str] | None = None,
-    max_latency: str | None = None,
-    max_size: str | None = None,
-    max_drop: str | None = None,
-    max_macs: str | None = None,
-    max_memory: str | None = None,
-    max_energy: str | None = None,
-    time: str | None = None,
-    trials: int | None = None,
-    seed: int | None = None,
-    workers: int | None = None,
-    run: str | os.PathLike[str] | None = None,
-    fresh: bool = False,
-    space: SpaceSettings | None = None,
-    settings: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    progress: bool = True,
+    model: nn.Module, *, data: Data, target: str | Sequence[str] | None = None,
+    max_latency: str | None = None, max_size: str | None = None, max_drop: str | None = None,
+    max_macs: str | None = None, max_memory: str | None = None, max_energy: str | None = None, time: str | None = None,
+    trials: int | None = None, seed: int | None = None, workers: int | None = None,
+    run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
+    settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, progress: bool = True,
 ) -> Result:
     """Search compressed models that meet budgets on a device, and verify the best.
 
@@ -75,38 +63,50 @@ def compress(
         UnsupportedModelError: The model cannot be captured.
         InfeasibleError: The budgets cannot be met; the message states the best reachable values.
     """
-    from paretopress.measuring import measure_if_targeted
-    from paretopress.progress import observing
-    from paretopress.search.session import run_search
-    from paretopress.settings import search_settings, with_arguments
-
-    if data is None:
-        raise ConfigError("compress: data is missing; pass paretopress.Data(calibration, search, holdout)")
     limits = {
-        "latency": max_latency,
-        "size": max_size,
-        "macs": max_macs,
-        "peak_memory": max_memory,
+        "latency": max_latency, "size": max_size, "macs": max_macs, "peak_memory": max_memory,
         "energy": max_energy,
     }
     search = {"time": time, "trials": trials, "seed": seed, "workers": workers}
-    source, plain = _read(settings)
     targets = [target] if isinstance(target, str) else list(target or ())
-    document = with_arguments(plain, targets, limits, max_drop, search)
-    resolved = search_settings(document, source, type(model).__name__.lower())
+    name = type(model).__name__.lower()
+    resolved = _resolve(settings, targets, limits, max_drop, search, name)
     if space is not None:
         resolved = replace(resolved, space=space)
+    return _search(model, data, resolved, None if run is None else Path(run), fresh=fresh, progress=progress)
+
+
+def _resolve(
+    settings: str | os.PathLike[str] | Mapping[str, Any] | None, targets: Sequence[str],
+    limits: Mapping[str, str | None], max_drop: str | None, search: Mapping[str, Any], name: str,
+) -> SearchSettings:
+    from paretopress.settings import read_settings, search_settings, with_arguments
+
+    if settings is None or isinstance(settings, Mapping):
+        source, plain = "compress", settings or {}
+    else:
+        source, plain = str(settings), read_settings(Path(settings))
+    return search_settings(with_arguments(plain, targets, limits, max_drop, search), source, name)
+
+
+def _search(
+    model: nn.Module, data: Data, settings: SearchSettings, run: Path | None, *, fresh: bool, progress: bool
+) -> Result:
+    from torch import nn
+
+    from paretopress.evaluators.data import Data
+    from paretopress.measuring import measure_if_targeted
+    from paretopress.progress import observing
+    from paretopress.search.session import run_search
+
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"compress: the model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(data, Data):
+        raise ConfigError(f"compress: data must be a paretopress.Data, got {type(data).__name__}")
     with observing() if progress else nullcontext() as observer:
-        measure_if_targeted(resolved.targets, observer)
+        measure_if_targeted(settings.targets, observer)
         folder = run_search(
-            model,
-            data,
-            resolved,
-            None if run is None else Path(run),
-            fresh=fresh,
-            observer=observer,
-            model_name=type(model).__qualname__,
-            data_name="",
+            model, data, settings, run, fresh=fresh, observer=observer, model_name=type(model).__qualname__
         )
     return Result.load(folder)
 
@@ -127,11 +127,3 @@ def load(folder: str | os.PathLike[str], model_factory: Callable[[], nn.Module])
     from paretopress.compressors.compressed_model import load as load_stored
 
     return load_stored(Path(folder), model_factory)
-
-
-def _read(settings: str | os.PathLike[str] | Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any]]:
-    from paretopress.settings import read_settings
-
-    if settings is None or isinstance(settings, Mapping):
-        return "compress", settings or {}
-    return str(settings), read_settings(Path(settings))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from paretopress.tables import plain_text
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, Task, TaskID
 
 EVERY_SECONDS = 5.0
 
@@ -65,7 +65,7 @@ class ProgressObserver:
         again, self._signal = self._signal is not None, number
         if again or not self._asked:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        self.message("stopping after the running trials; once more stops at once")
+        self.message("finishing what has begun, then stopping; once more stops at once")
 
 
 class PlainObserver(ProgressObserver):
@@ -134,18 +134,18 @@ class LiveObserver(ProgressObserver):
         super().__init__()
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left", markup=False),
-            Remaining(elapsed_when_finished=False),
+            _time_left(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        self._progress: Progress = Progress(*columns, console=Console(stderr=True, highlight=False))
+        # Twice a second, because redrawing takes time from what is being measured.
+        console = Console(stderr=True, highlight=False)
+        self._progress: Progress = Progress(*columns, console=console, refresh_per_second=2)
         self._task: TaskID | None = None
         self._progress.start()
 
@@ -181,6 +181,21 @@ class LiveObserver(ProgressObserver):
         if task.total is None:
             self._progress.update(self._task, total=max(task.completed, 1), completed=max(task.completed, 1))
         self._progress.stop_task(self._task)
+
+
+def _time_left() -> ProgressColumn:
+    """Return a column that reads `1m35s left` while that is known."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            known = task.time_remaining is not None and not task.finished
+            return Text(f"{duration(task.time_remaining or 0.0)} left" if known else "")
+
+    return TimeLeft()
 
 
 def duration(seconds: float) -> str:

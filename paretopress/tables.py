@@ -222,8 +222,7 @@ def _comparison_table(front: Front) -> Table:
     knee = next((point for point in front.verified if point.knee), None)
     rows = []
     for point in front.comparisons:
-        verdict = None if knee is None else dominates(knee, point)
-        answer = {True: "yes", False: "no", None: "unknown" if knee else "no knee"}[verdict]
+        answer = _comparison(knee, point)
         rows.append(
             [
                 plain_text(point.name or point.id),
@@ -239,6 +238,14 @@ def _comparison_table(front: Front) -> Table:
         rows,
         right=("accuracy", "latency", "size"),
     )
+
+
+def _comparison(knee: Point | None, point: Point) -> str:
+    if knee is None:
+        return "no knee"
+    if knee.policy_hash == point.policy_hash:
+        return "is the knee"
+    return {True: "yes", False: "no", None: "unknown"}[dominates(knee, point)]
 
 
 def first_target(front: Front) -> str | None:

@@ -79,7 +79,7 @@ def test_once_asked_the_first_signal_is_a_wish_and_the_second_an_end(capfd):
         assert observer.exit_code == 143
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-    assert "stopping after the running trials" in capfd.readouterr().err
+    assert "finishing what has begun" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

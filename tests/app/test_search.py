@@ -48,6 +48,7 @@ def test_compress_gives_a_front_of_models_that_load(project, tmp_path, monkeypat
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_and_prints_the_same_front(cli, tmp_path):
     arguments = (
         "search",
@@ -91,6 +92,56 @@ def test_what_cannot_be_searched_is_one_line(cli, tmp_path, extra, code, text):
     assert not (tmp_path / "a").exists()
 
 
+FAULTS = """
+import dataclasses
+import torch
+from torch import nn
+import paretopress
+from small import Small, data, images, model
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+def branching():
+    return Branching()
+
+
+def changed(**sets):
+    return lambda: dataclasses.replace(data(), **sets)
+
+
+empty = changed(calibration=images(0, 3))
+nan = changed(calibration=images(8, 3) * float("nan"))
+narrow = changed(calibration=torch.zeros(8, 1, 8))
+overlap = changed(holdout=data().search)
+labels = changed(search=(images(8, 1), torch.zeros(7, dtype=torch.long)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "factory", "text"),
+    [
+        ("--model", "branching", "faults.py"),
+        ("--data", "empty", "calibration"),
+        ("--data", "nan", "calibration"),
+        ("--data", "narrow", "calibration"),
+        ("--data", "overlap", "holdout samples also stand in search"),
+        ("--data", "labels", "search"),
+    ],
+)
+def test_unusable_models_and_data_are_one_line(cli, project, tmp_path, option, factory, text):
+    (project / "faults.py").write_text(FAULTS)
+    ended = cli("search", *FACTORIES, option, f"faults:{factory}", "--trials", "2", "--run", tmp_path / "a")
+    assert ended[:2] == (2, "")
+    assert text in ended[2]
+    assert ended[2].startswith("error: ")
+    assert ended[2].count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_front_without_feasible_point_is_printed_and_exits_3(cli, tmp_path, monkeypatch):
     """The dense model of this data scores 100 %, and nothing small does, so that the budgets contradict."""
     ended = cli(
@@ -110,6 +161,30 @@ def test_a_front_without_feasible_point_is_printed_and_exits_3(cli, tmp_path, mo
     assert not any(point["feasible"] and point["why_not"] is None for point in points)
     assert ended[0] == 3
     assert ended[2].splitlines()[-1].startswith("error: no verified point meets all budgets")
+
+
+@pytest.mark.slow
+def test_an_export_is_verified_where_it_lands(cli, run, tmp_path):
+    assert cli("export", run, "--pick", "id:1", "-o", tmp_path / "out")[0] == 0
+    verify = ("verify", tmp_path / "out", "--model", "small:model", "--data", "small:data", "--runs", "20")
+    code, out, _ = cli(*verify, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["policy_hash"] == paretopress.Result.load(run).knee().policy_hash
+    assert found["measured"]["size_bytes"] == paretopress.Result.load(run).knee().value("size")
+    assert found["measured"]["runs"] == 20
+    (tmp_path / "out" / "model.onnx").write_bytes(b"")
+    code, out, err = cli(*verify)
+    assert (code, out) == (2, "")
+    assert "model.onnx" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("model", "data", "text"), [(3, None, "Module, got int"), (None, 3, "Data, got int")])
+def test_compress_checks_what_it_gets(project, model, data, text):
+    import small
+
+    with pytest.raises(paretopress.spaces.errors.ConfigError, match=text):
+        paretopress.compress(model or small.model(), data=data or small.data(), trials=1, progress=False)
 
 
 def test_compress_raises_what_the_command_line_prints(project, tmp_path):
