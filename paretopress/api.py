@@ -25,8 +25,8 @@ __all__ = ["compress", "load"]
 def compress(
     model: nn.Module, *, data: Data, target: str | Sequence[str] | None = None,
     max_latency: str | None = None, max_size: str | None = None, max_drop: str | None = None,
-    max_macs: str | None = None, max_memory: str | None = None, max_energy: str | None = None, time: str | None = None,
-    trials: int | None = None, seed: int | None = None, workers: int | None = None,
+    max_macs: str | None = None, max_memory: str | None = None, max_energy: str | None = None,
+    time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
     settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, progress: bool = True,
 ) -> Result:

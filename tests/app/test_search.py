@@ -179,7 +179,7 @@ def test_an_export_is_verified_where_it_lands(cli, run, tmp_path):
     assert "model.onnx" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("model", "data", "text"), [(3, None, "Module, got int"), (None, 3, "Data, got int")])
+@pytest.mark.parametrize(("model", "data", "text"), [(3, None, "Module, got int"), (None, 3, "got int")])
 def test_compress_checks_what_it_gets(project, model, data, text):
     import small
 
