@@ -56,8 +56,9 @@ def choose(
     """Pick well-spread candidates by divergence and costs.
 
     The best accuracy among many candidates on few samples is mostly luck. The divergence from the dense
-    model ranks them with far less noise, so candidates are picked by it, and judged feasible by the
-    accuracy that candidates of their divergence have (isotonic regression over all trials).
+    model ranks them with far less noise, so a candidate counts with the accuracy that candidates of its
+    divergence have (isotonic regression over all trials): two thirds are picked by it, the others by the
+    divergence itself.
 
     Args:
         records: All trials.
@@ -68,19 +69,19 @@ def choose(
     """
     kept = {policy.hash for policy in keep}
     complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
-    if not complete:
-        return []
-    expected = expected_accuracies(complete, limits.direction)
-    pool = [
-        (record, accuracy) for record, accuracy in zip(complete, expected, strict=True)
-        if record.policy.hash not in kept and _allowed(record, accuracy, limits)
-    ]
-    chosen = [record for record, _ in pool]
-    if not chosen:
-        others = [record for record in complete if record.policy.hash not in kept]
-        chosen = sorted(others, key=lambda r: sum(max(0.0, value) for value in r.constraints.values()))[:count]
-    names = {"divergence": "min", **{name: way for name, way in objectives.items() if name != "accuracy"}}
-    return sorted(_spread(chosen, names, count), key=lambda record: record.number)
+    expected = dict(zip((r.number for r in complete), expected_accuracies(complete, limits.direction), strict=True))
+    others = [record for record in complete if record.policy.hash not in kept]
+    pool = [record for record in others if _allowed(record, expected[record.number], limits)]
+    if not pool:
+        return sorted(others, key=lambda r: sum(max(0.0, value) for value in r.constraints.values()))[:count]
+    sign = -1.0 if limits.direction == "max" else 1.0
+    costs = costs_of(pool, {name: way for name, way in objectives.items() if name != "accuracy"})
+    by_accuracy = np.column_stack([[sign * expected[record.number] for record in pool], costs])
+    by_divergence = np.column_stack([[record.values["divergence"] for record in pool], costs])
+    first = spread_fronts(by_accuracy, -(-2 * count // 3))
+    second = [index for index in spread_fronts(by_divergence, count) if index not in first]
+    chosen = [*first, *second][:count]
+    return sorted((pool[index] for index in chosen), key=lambda record: record.number)
 
 
 def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
@@ -88,17 +89,20 @@ def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
     return costs_met and limits.check({}, accuracy).get("max_drop", 0.0) <= 0.0
 
 
-def _spread(pool: Sequence[TrialRecord], names: Mapping[str, str], count: int) -> list[TrialRecord]:
-    """Members of the front first, well spread; then of the front behind it."""
-    chosen: list[TrialRecord] = []
-    left = list(pool)
-    while left and len(chosen) < count:
-        costs = costs_of(left, names)
-        front = [int(index) for index in np.flatnonzero(non_dominated(costs))]
+def spread_fronts(costs: np.ndarray, count: int) -> list[int]:
+    """Rows of a cost table: members of the front first, well spread, then of the front behind it.
+
+    Args:
+        costs: `(n, m)`, to be minimised.
+        count: How many rows at most.
+    """
+    chosen: list[int] = []
+    left = np.arange(len(costs))
+    while len(left) and len(chosen) < count:
+        front = left[non_dominated(costs[left])]
         picked = spread_subset(costs[front], min(count - len(chosen), len(front)))
-        chosen += [left[front[index]] for index in picked]
-        gone = {left[index].number for index in front}
-        left = [record for record in left if record.number not in gone]
+        chosen += [int(front[index]) for index in picked]
+        left = np.setdiff1d(left, front)
     return chosen
 
 
@@ -114,8 +118,8 @@ def expected_accuracies(records: Sequence[TrialRecord], direction: str) -> list[
     for index in order:
         blocks.append([sign * records[index].values["accuracy"], 1.0])
         while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
-            mean, count = blocks.pop()
-            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + mean * count) / (blocks[-1][1] + count), blocks[-1][1] + count]
+            (first, before), (second, behind) = blocks[-2:]
+            blocks[-2:] = [[(first * before + second * behind) / (before + behind), before + behind]]
     fitted = [mean for mean, count in blocks for _ in range(int(count))]
     result = [0.0] * len(records)
     for index, mean in zip(order, fitted, strict=True):
