@@ -127,7 +127,7 @@ def run_search(
         if warning:
             watcher.warning(warning)
     path = run_path or default_run_path(problem)
-    config = {"settings": settings.to_plain(), "model": model_name, "data": data_name}
+    config = {"seed": settings.seed, "settings": settings.to_plain(), "model": model_name, "data": data_name}
     fingerprints = {**problem.fingerprints(), "versions": _versions()}
     with Run.open(path, fingerprints, config, fresh=fresh) as run, torch_threads(THREADS), torch.random.fork_rng(devices=[]):
         prepared = prepare_search(problem, run.path, watcher)

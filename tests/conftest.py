@@ -75,7 +75,7 @@ def changed_data():
 SETTINGS = """
 targets: [x86-zen4-vnni-onnxruntime]
 max_drop: 5pp
-search: {trials: 14, finalists: 2}
+search: {trials: 14, finalists: 1}
 timing: {runs: 5}
 """
 
@@ -112,7 +112,7 @@ def tiny_settings(tiny):
     """The settings that `paretopress search settings.yaml` of the tiny project has."""
     from paretopress.settings import read_settings, search_settings
 
-    return search_settings(read_settings(tiny.folder / "settings.yaml"))
+    return search_settings(read_settings(tiny.folder / "settings.yaml"), name="settings")
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +124,10 @@ def tiny_run(tiny, tiny_settings, tmp_path_factory):
     model.first.weight.requires_grad_(False)
     model.norm.register_forward_hook(lambda *_: None)
     before = copy.deepcopy(state_of(model)[:2]), state_of(model)[2]
-    path = run_search(model, tiny.module.data(), tiny_settings, tmp_path_factory.mktemp("runs") / "tiny")
+    path = run_search(
+        model, tiny.module.data(), tiny_settings, tmp_path_factory.mktemp("runs") / "tiny",
+        model_name="tiny:model", data_name="tiny:data",
+    )
     after = state_of(model)[:2], state_of(model)[2]
     return SimpleNamespace(path=path, before=before, after=after)
 

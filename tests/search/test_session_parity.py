@@ -19,7 +19,7 @@ def points(document):
 def test_a_run_verifies_the_baseline_the_comparisons_and_the_finalists(points):
     assert [point["id"] for point in points] == list(range(len(points)))
     assert [point["name"] for point in points[:3]] == ["dense", "uniform int8", "uniform half width"]
-    assert len(points) == 3 + 2
+    assert len(points) == 3 + 1
     assert len({point["policy_hash"] for point in points}) == len(points)
     assert all(point["measured"] for point in points)
 
