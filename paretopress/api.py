@@ -47,7 +47,7 @@ def compress(
         time: Search time such as `5m`, the default where `trials` is not given either.
         trials: Number of trials, for repeatable runs.
         seed: Of everything that is drawn, 0 by default.
-        workers: Processes that evaluate, 1 by default.
+        workers: Processes that evaluate; by default one per core, or 1 where `trials` is given.
         run: Run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew where the run directory exists.
         space: What may be chosen.

@@ -6,6 +6,7 @@ A settings file is data: factories are named on the command line or in Python, n
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class SearchSection(_Strict):
     sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
     importance: Literal["obs", "taylor", "l2", "l1"] = "obs"
     finalists: Annotated[int, Field(ge=1)] = 18
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1)] | None = None
     ray: str | None = None
 
 
@@ -168,14 +169,15 @@ def search_settings(
     seconds = None if search.time is None else parse_duration(search.time, f"{source}: search.time")
     if seconds is None and search.trials is None:
         seconds = DEFAULT_SECONDS
-    executor = "ray" if search.ray else "process" if search.workers > 1 else "serial"
+    workers = search.workers or default_workers(search.trials)
+    executor = "ray" if search.ray else "process" if workers > 1 else "serial"
     return SearchSettings(
         targets=tuple(document.targets),
         budgets=parse_budgets(document.budgets, document.max_drop, document.targets),
         seconds=seconds,
         trials=search.trials,
         seed=search.seed,
-        workers=search.workers,
+        workers=workers,
         ray=search.ray,
         executor=executor,
         sampler=search.sampler,
@@ -185,6 +187,11 @@ def search_settings(
         timing_runs=document.timing.runs,
         name=name,
     )
+
+
+def default_workers(trials: int | None) -> int:
+    """One worker for a number of trials, which makes the run repeatable; else one per core, at most 8."""
+    return 1 if trials is not None else max(1, min(8, len(os.sched_getaffinity(0))))
 
 
 def parse_budgets(

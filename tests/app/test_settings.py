@@ -1,5 +1,7 @@
 """Settings files, overrides and flags."""
 
+import os
+
 import pytest
 
 from paretopress.settings import (
@@ -69,9 +71,7 @@ def test_an_empty_file_gives_the_defaults(write):
         "budgets",
         "trials",
         "seed",
-        "workers",
         "ray",
-        "executor",
         "sampler",
         "importance",
         "finalists",
@@ -79,6 +79,15 @@ def test_an_empty_file_gives_the_defaults(write):
         "timing_runs",
     ):
         assert getattr(settings, name) == getattr(default, name), name
+
+
+def test_workers_are_one_per_core_unless_a_number_of_trials_asks_for_repeatable_runs():
+    timed = search_settings({"search": {"time": "1m"}})
+    cores = min(8, len(os.sched_getaffinity(0)))
+    assert (timed.workers, timed.executor) == (cores, "process" if cores > 1 else "serial")
+    counted = search_settings({"search": {"trials": 5}})
+    assert (counted.workers, counted.executor) == (1, "serial")
+    assert search_settings({"search": {"trials": 5, "workers": 3}}).executor == "process"
 
 
 def test_a_ray_address_chooses_the_executor():
