@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from paretopress.compressors.delta import Edit, FoldEdit, LayerEdit, ResizeEdit
+from paretopress.compressors.delta import DropEdit, Edit, FoldEdit, LayerEdit, ResizeEdit
 from paretopress.compressors.packing import packed_bytes, unpack
 from paretopress.compressors.quantisation import dequantise
+from paretopress.compressors.zeros import Zeros
 from paretopress.spaces.errors import ArtifactError, UnsupportedModelError
 from paretopress.spaces.kernels import product
 
@@ -42,6 +43,8 @@ def apply_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
                     _remove_normalisation(model, module, edit)
                 case ResizeEdit():
                     _resize_normalisation(model, module, edit)
+                case DropEdit():
+                    _drop(model, module, edit)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:
@@ -159,6 +162,18 @@ def _resize_normalisation(model: nn.Module, module: nn.Module, edit: ResizeEdit)
             raise ArtifactError(f"tensor {name!r} cannot become {shape}: the artefact is another model's")
         new = old.detach().new_zeros(shape)
         setattr(holder, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _drop(model: nn.Module, module: nn.Module, edit: DropEdit) -> None:
+    if edit.channels == 0:
+        _replace(model, module, nn.Identity().train(module.training))
+        return
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+        kinds = "allowed: Conv1d, Conv2d, Linear and their subclasses"
+        raise UnsupportedModelError(f"layer {edit.path!r} is a {type(module).__name__} ({kinds}); exclude it")
+    if edit.channels > len(module.weight):
+        raise ArtifactError(f"layer {edit.path!r}: it has no {edit.channels} channels: another model's artefact")
+    _replace(model, module, Zeros(module, edit.channels).train(module.training))
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -226,7 +226,7 @@ def network_of(compressed: CompressedModel) -> Network:
     if planned.policy.is_dense:
         return dense_network(replace(program, state={**program.state, **tensors}), planned)
     parts = {layer.layer.node: _parts(layer, tensors) for layer in planned.layers}
-    dense = remaining_state(program, folded=True)
+    dense = remaining_state(program.under(planned.structure), folded=True)
     state = {name: tensors.get(name, tensor) for name, tensor in dense.items()}
     scales, zero_points = compressed.activation_scale.tolist(), compressed.activation_zero_point.tolist()
     ranges = dict(zip(compressed.delta.ranges, zip(scales, zero_points, strict=True), strict=True))

@@ -77,14 +77,28 @@ class ResizeEdit:
     tensors: Mapping[str, tuple[int, ...]]
 
 
-Edit = LayerEdit | FoldEdit | ResizeEdit
+@dataclass(frozen=True, slots=True)
+class DropEdit:
+    """A module of a dropped residual branch loses its tensors.
+
+    Attributes:
+        path: Path of its module.
+        channels: Channels of the zeros that a layer's place-holder returns; 0 for a normalisation, which
+            passes its input on.
+    """
+
+    path: str
+    channels: int
+
+
+Edit = LayerEdit | FoldEdit | ResizeEdit | DropEdit
 
 
 def module_edits(plan: Plan) -> tuple[Edit, ...]:
     """Return what a plan changes about the modules of a model; nothing for the dense policy."""
     if plan.policy.is_dense:
         return ()
-    return (*_layer_edits(plan), *_fold_edits(plan), *_resize_edits(plan))
+    return (*_layer_edits(plan), *_fold_edits(plan), *_resize_edits(plan), *_drop_edits(plan))
 
 
 def _layer_edits(plan: Plan) -> Iterator[LayerEdit]:
@@ -129,6 +143,22 @@ def _resize_edits(plan: Plan) -> Iterator[ResizeEdit]:
             attributes["num_groups"] = int(node.arguments["num_groups"]) * kept // dense
         owned = [graph.parameter(node, name) for name in ("weight", "bias", "running_mean", "running_var")]
         yield ResizeEdit(node.module_path, attributes, {p.target: (kept,) for p in owned if p is not None})
+
+
+def _drop_edits(plan: Plan) -> Iterator[DropEdit]:
+    """The branch's output must have the size of what it is added to; inside, sizes stay those of the user's code."""
+    seen: set[str] = set()
+    for branch in plan.structure.dropped:
+        for name, shape in branch.layers.items():
+            axis = (plan.structure.coupling.parameters.get(f"{name}.weight") or (None,))[0]
+            stays = any(plan.kept[segment.group] == 0 for segment in axis or ())
+            channels = shape[0] if stays else plan.size(axis, shape[0])
+            if name not in seen:
+                yield DropEdit(name, channels)
+        for path in branch.norms:
+            if path not in seen:
+                yield DropEdit(path, 0)
+        seen.update((*branch.layers, *branch.norms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +252,8 @@ def edit_to_plain(edit: Edit) -> dict[str, Any]:
         case ResizeEdit(path, attributes, tensors):
             shapes = {name: list(shape) for name, shape in tensors.items()}
             return {"resize": path, "attributes": dict(attributes), "tensors": shapes}
+        case DropEdit(path, channels):
+            return {"drop": path, "channels": channels}
 
 
 def edit_from_plain(value: object, where: str) -> Edit:
@@ -233,6 +265,9 @@ def edit_from_plain(value: object, where: str) -> Edit:
     if isinstance(value, Mapping) and "fold" in value:
         plain = _mapping(value, ("fold", "channels"), where)
         return FoldEdit(_text(plain["fold"], where), _size(plain["channels"], where))
+    if isinstance(value, Mapping) and "drop" in value:
+        plain = _mapping(value, ("drop", "channels"), where)
+        return DropEdit(_text(plain["drop"], where), _size(plain["channels"], where, lowest=0))
     if isinstance(value, Mapping) and "resize" in value:
         plain = _mapping(value, ("resize", "attributes", "tensors"), where)
         attributes = {name: _size(size, where) for name, size in _named(plain["attributes"], where).items()}

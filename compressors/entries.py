@@ -142,7 +142,7 @@ class Entries:
         return {
             group.name: kept_from_order(self.order(group), plan.kept[group.name] // group.step, group.step)
             for group in groups
-            if plan.kept[group.name] < group.size
+            if 0 < plan.kept[group.name] < group.size
         }
 
     def stitch(self, plan: Plan) -> Network:
@@ -152,7 +152,7 @@ class Entries:
         axes = plan.structure.coupling.parameters
         state = {
             name: select(tensor, axes.get(name) or (None,) * tensor.ndim, selection)
-            for name, tensor in remaining_state(self.program, folded=True).items()
+            for name, tensor in remaining_state(self.program.under(plan.structure), folded=True).items()
         }
         return Network(plan, parts, state, {}, selection, folded=True)
 

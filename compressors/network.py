@@ -126,7 +126,8 @@ def runner(
     """
     plan = network.plan
     arithmetic = plan.arithmetic
-    folds = program.structure.fusion.folds if network.folded else {}
+    program = program.under(plan.structure)
+    folds = plan.structure.fusion.folds if network.folded else {}
     apply = apply or (lambda layer, x, values: apply_parts(network, layer, x, quantise_known))
 
     def quantise_known(tensor: str, value: Tensor) -> Tensor:
@@ -190,6 +191,7 @@ def argument_changes(plan: Plan, node: Node) -> Mapping[str, Any]:
 
 def forward(program: Program, network: Network, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401
     """Run a network and return what the user's model would return."""
+    program = program.under(network.plan.structure)
     return program.outputs(program.run(inputs, runner(program, network)))
 
 

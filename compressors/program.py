@@ -57,6 +57,13 @@ class Program:
         """The function behind every operator node."""
         return {node.name: resolve(node.op) for node in self.graph.operators()}
 
+    def under(self, structure: Structure) -> Program:
+        """The program of what is left of the model: the structure of a plan that may drop branches."""
+        if structure is self.structure or not structure.dropped:
+            return self
+        gone = {name for branch in structure.dropped for name in branch.state}
+        return Program(self.capture, structure, {n: tensor for n, tensor in self.state.items() if n not in gone})
+
     def __getstate__(self) -> dict[str, Any]:
         return {"capture": self.capture, "structure": self.structure, "state": self.state}
 

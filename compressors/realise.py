@@ -82,6 +82,7 @@ def _check_same(program: Program, network: Network, realised: nn.Module) -> None
     def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
         return apply_parts(network, layer, x, _in_floats)
 
+    program = program.under(network.plan.structure)
     values = program.run(inputs, runner(program, network, apply=apply, quantise=_in_floats))
     try:
         found = pytree.tree_leaves(realised(*inputs[:positional], **keywords))

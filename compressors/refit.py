@@ -14,14 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from paretopress.compressors.calibration import Calibration, accumulate
+from paretopress.compressors.calibration import accumulate
 from paretopress.compressors.entries import Entries, Matrix, layer_parts
+from paretopress.compressors.goals import Goal
 from paretopress.compressors.least_squares import refit_from_moments
 from paretopress.compressors.moments import Moments
-from paretopress.compressors.network import Network, Part, axis_index, runner
+from paretopress.compressors.network import Network, Part, runner
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.tuning import Tuning, changed_nodes, with_integer_biases
-from paretopress.spaces.fusion import is_residual_sum
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
@@ -34,26 +34,52 @@ class _Refit(Tuning):
     """A tuning pass that also solves every layer again."""
 
     def __init__(
-        self, program: Program, network: Network, calibration: Calibration, entries: Entries, dense: Values, seed: int
+        self, program: Program, network: Network, entries: Entries, inputs: Sequence[Tensor], seed: int
     ) -> None:
+        calibration = entries.calibration
         super().__init__(program, network, calibration)
-        self.entries, self.dense = entries, dense
+        self.entries, self.dense = entries, dict(zip(program.graph.inputs, inputs, strict=True))
         self.changed = changed_nodes(program, network)
+        self.ahead = iter(program.graph.nodes)
+        self.followed: set[str] = set()
+        self.run_dense = runner(program, calibration.base)
+        self.awaited = {layer.node: layer.node for layer in network.plan.structure.layers}
+        self.awaited |= {node: goal.value for node, goal in self.goals.items()}
         self.generator = torch.Generator().manual_seed(seed)
+
+    def follow(self, until: str) -> None:
+        """Run the dense model up to a node; values that a layer still to come is solved for are kept."""
+        while until not in self.followed:
+            node = next(self.ahead)
+            self.followed.add(node.name)
+            if node.op not in ("input", "output"):
+                self.dense[node.name] = self.run_dense(node, self.dense)
+            for name in node.inputs:
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        """Forget a dense value that nothing needs any more."""
+        read = self.followed.issuperset(self.program.graph.users[name])
+        if read and name not in self.awaited.values():
+            self.dense.pop(name, None)
 
     def apply(self, layer: LayerPlan, x: Tensor, values: Values) -> Tensor:
         """Solve a layer on its compressed inputs, then tune it."""
         node = layer.layer.node
+        self.follow(self.awaited[node])
         solvable = layer.layer.kind in (LayerKind.CONV, LayerKind.LINEAR) and not layer.layer.frozen
         if solvable and node in self.changed:
             parts = self._solve(layer, x, values)
             if parts is not None:
                 self.parts[node] = parts
                 self.network = replace(self.network, parts={**self.network.parts, node: parts})
-        return super().apply(layer, x, values)
+        y = super().apply(layer, x, values)
+        self._release(self.awaited.pop(node))
+        return y
 
     def _solve(self, layer: LayerPlan, x: Tensor, values: Values) -> tuple[Part, ...] | None:
-        target = self._target(layer, values)
+        goal = self.goals.get(layer.layer.node, Goal(layer.layer.node, "", stands_in=False))
+        target = self._target(layer, goal, values)
         moments = Moments()
         accumulate(moments, layer.layer, x, self.generator, groups=1, targets=target)
         weight, bias = self.entries.float_matrix(layer, self.network.selection)
@@ -62,36 +88,6 @@ class _Refit(Tuning):
         second = moments.second_moments()[0]
         fitted, intercept = refit_from_moments(moments.cross()[0], second, DAMPING, weight)
         return layer_parts(layer, Matrix(fitted, intercept), second)
-
-    def _target(self, layer: LayerPlan, values: Values) -> Tensor:
-        """The dense output of the kept channels, plus what the shortcut behind it is missing."""
-        plan, node = self.network.plan, self.program.graph.by_name[layer.layer.node]
-        target = _kept(self.dense[node.name], plan, layer, self)
-        other = _shortcut(self.program, node)
-        if other is not None and other in values and other in self.dense:
-            missing = _kept(self.dense[other], plan, layer, self)
-            if missing.shape == values[other].shape == target.shape:
-                target = target + missing - values[other]
-        return target
-
-
-def _kept(value: Tensor, plan: Plan, layer: LayerPlan, state: _Refit) -> Tensor:
-    axes = plan.structure.coupling.parameters.get(layer.layer.weight)
-    rows = axis_index(axes[0], state.network.selection) if axes else None
-    return value if rows is None else value.index_select(1 if layer.layer.window else value.ndim - 1, rows)
-
-
-def _shortcut(program: Program, node: Node) -> str | None:
-    """The other operand of the residual sum that a layer's folded output goes into, if it does."""
-    graph, name = program.graph, node.name
-    users = graph.users[name]
-    if len(users) == 1 and users[0] in program.structure.fusion.folds:
-        name = users[0]
-        users = graph.users[name]
-    if len(users) != 1 or not is_residual_sum(graph, graph.by_name[users[0]]):
-        return None
-    others = [other for other in graph.by_name[users[0]].inputs if other != name]
-    return others[0] if len(others) == 1 and graph.position[others[0]] < graph.position[node.name] else None
 
 
 def refit(
@@ -113,27 +109,19 @@ def refit(
         seed: Seed of the sampled output positions.
         progress: Called with nodes done and in all.
     """
-    calibration = entries.calibration
-    network = entries.stitch(plan)
-    dense: Values = dict(zip(program.graph.inputs, inputs, strict=True))
-    state = _Refit(program, network, calibration, entries, dense, seed)
-    run_dense = runner(program, calibration.base)
+    left = program.under(plan.structure)
+    state = _Refit(program, entries.stitch(plan), entries, inputs, seed)
 
     def quantise(tensor: str, value: Tensor) -> Tensor:
         return state.quantise(tensor, value)
 
     def evaluate(node: Node, values: Values) -> object:
-        dense[node.name] = run_dense(node, dense)
-        value = runner(program, state.network, apply=state.apply, quantise=quantise)(node, values)
-        position = program.graph.position[node.name]
-        for name in node.inputs:
-            if program.last_use[name] == position:
-                dense.pop(name, None)
+        state.follow(node.name)
+        value = runner(left, state.network, apply=state.apply, quantise=quantise)(node, values)
         if progress:
-            progress(position + 1, len(program.graph.nodes))
+            progress(left.graph.position[node.name] + 1, len(left.graph.nodes))
         return value
 
     with torch.inference_mode():
-        program.run(inputs, evaluate)
-    return with_integer_biases(program, replace(state.network, parts=state.parts, ranges=state.ranges))
-
+        left.run(inputs, evaluate)
+    return with_integer_biases(replace(state.network, parts=state.parts, ranges=state.ranges))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.calibration import Calibration, LayerStatistics
+from paretopress.compressors.goals import Goal, layer_goals, shortcut_value
 from paretopress.compressors.network import Network, Part, Range, apply_parts, axis_index, runner
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.quantisation import mse_range, quantise_tensor
@@ -32,17 +33,31 @@ class Tuning:
         self.program, self.network, self.calibration = program, network, calibration
         self.parts: dict[str, tuple[Part, ...]] = dict(network.parts)
         self.ranges: dict[str, Range] = dict(network.ranges)
+        self.left = program.under(network.plan.structure)
+        self.dense: Values = dict(calibration.values)
+        self.goals = layer_goals(program.graph, network.plan.structure)
 
-    def apply(self, layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
+    def apply(self, layer: LayerPlan, x: Tensor, values: Values) -> Tensor:
         """Apply a layer, match its output statistics to the dense ones, and keep the corrected layer."""
         y = apply_parts(self.network, layer, x, self.quantise)
         if layer.layer.frozen:
             return y
-        scale, shift = self._correction(layer, y)
+        scale, shift = self._correction(layer, y, values)
         parts = self.parts[layer.layer.node]
         self.parts[layer.layer.node] = (*parts[:-1], parts[-1].scaled(scale, shift))
         shape = (1, -1, *(1,) * len(layer.layer.window)) if layer.layer.window else (-1,)
         return y * scale.reshape(shape) + shift.reshape(shape)
+
+    def _kept(self, layer: LayerPlan) -> Tensor | None:
+        """Output channels of a layer that are kept, None where all are."""
+        axes = self.network.plan.structure.coupling.parameters.get(layer.layer.weight)
+        return axis_index(axes[0], self.network.selection) if axes else None
+
+    def _target(self, layer: LayerPlan, goal: Goal, values: Values) -> Tensor:
+        """The output a layer should have, with what the shortcut or a dropped branch behind it is missing."""
+        axis = 1 if layer.layer.window else self.dense[goal.value].ndim - 1
+        shortcut = shortcut_value(self.left, goal.shortcut, values) if goal.shortcut else None
+        return goal.target(self.dense, shortcut, self._kept(layer), axis)
 
     def quantise(self, tensor: str, value: Tensor) -> Tensor:
         """Set the range of a tensor when it is first seen, and quantise it."""
@@ -51,13 +66,16 @@ class Tuning:
             self.ranges[key] = tensor_range(value)
         return quantise_tensor(value, *self.ranges[key])
 
-    def _correction(self, layer: LayerPlan, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _correction(self, layer: LayerPlan, y: Tensor, values: Values) -> tuple[Tensor, Tensor]:
         structure = self.network.plan.structure
         statistics = self.calibration.layers[layer.layer.node]
-        rows = axis_index((structure.coupling.parameters.get(layer.layer.weight) or (None,))[0], self.network.selection)
+        rows = self._kept(layer)
         wanted_mean, wanted_std = _rows(statistics, rows)
         axes = (0, *range(2, y.ndim)) if layer.layer.window else tuple(range(y.ndim - 1))
         mean, std = mean_and_std(y, axes)
+        goal = self.goals.get(layer.layer.node)
+        if goal is not None and goal.stands_in:
+            return torch.ones_like(mean), self._target(layer, goal, values).mean(dim=axes) - mean
         if layer.layer.name in structure.folded_layers:
             return match_statistics(wanted_mean, wanted_std, mean, std)
         return torch.ones_like(mean), wanted_mean - mean
@@ -100,27 +118,28 @@ def tune(
     """
     tuning = Tuning(program, network, calibration)
     changed = changed_nodes(program, network) if cached else None
+    program = program.under(network.plan.structure)
     skip = frozenset(n.name for n in program.graph.operators() if n.name not in changed) if changed is not None else frozenset()
     with torch.inference_mode():
         values = program.run(
             calibration.inputs, runner(program, network, apply=tuning.apply, quantise=tuning.quantise),
             cached={name: calibration.values[name] for name in skip}, skip=skip,
         )
-    return with_integer_biases(program, replace(network, parts=tuning.parts, ranges=tuning.ranges)), values
+    return with_integer_biases(replace(network, parts=tuning.parts, ranges=tuning.ranges)), values
 
 
-def with_integer_biases(program: Program, network: Network) -> Network:
+def with_integer_biases(network: Network) -> Network:
     """Round the biases of integer layers to the grid they are computed on: input scale times row scale.
 
     Integer kernels add an int32 bias; rounding it here makes the PyTorch reference compute the same.
     """
-    arithmetic = network.plan.arithmetic
+    arithmetic, graph = network.plan.arithmetic, network.plan.structure.graph
     parts = dict(network.parts)
     for layer in network.plan.layers:
         node = layer.layer.node
         if layer.activation_bits != 8:
             continue
-        source = program.graph.by_name[node].inputs[0] if len(parts[node]) == 1 else node + FIRST
+        source = graph.by_name[node].inputs[0] if len(parts[node]) == 1 else node + FIRST
         last = parts[node][-1]
         if last.bias is not None and last.scales is not None:
             grid = last.scales * network.ranges[arithmetic.range_of(source)][0]
@@ -132,7 +151,8 @@ def with_integer_biases(program: Program, network: Network) -> Network:
 def changed_nodes(program: Program, network: Network) -> frozenset[str]:
     """Nodes whose values differ from the dense network's."""
     plan = network.plan
-    structure = plan.structure
+    structure, dense = plan.structure, program.graph
+    program = program.under(structure)
     starts = {layer.layer.node for layer in plan.layers if layer.touched or layer.shape != layer.layer.shape}
     starts |= set(plan.arithmetic.ranges) & set(program.graph.by_name)
     starts |= set(plan.arithmetic.integer_kernels)
@@ -145,4 +165,6 @@ def changed_nodes(program: Program, network: Network) -> frozenset[str]:
         axes = structure.coupling.values.get(node.name) or ()
         if any(segment.group in pruned for axis in axes for segment in axis or ()):
             starts.add(node.name)
+    starts |= {name for name, goal in layer_goals(dense, structure).items() if goal.stands_in}
+    starts |= {node.name for node in program.graph.operators() if node.inputs != dense.by_name[node.name].inputs}
     return program.downstream(sorted(starts))

@@ -54,6 +54,12 @@ class FactorGraph:
         self.contexts = {32: self.dense, 8: plan(structure, Policy.of(integer))}
         self.merged = {bits: merged_sums(context) for bits, context in self.contexts.items()}
         self.by_main = {kernel.main: kernel for kernel in structure.fusion.kernels}
+        self.droppable: dict[str, list[str]] = {}   # node to the groups that take it along
+        for group, branch in structure.branches.items():
+            if Keep(0.0) not in space.options.get(f"{group}/channels", ()):
+                continue
+            for name in (*branch.nodes, branch.sum):
+                self.droppable.setdefault(name, []).append(group)
 
     def terms(self) -> tuple[list[tuple[tuple[str, ...], np.ndarray]], list[tuple[tuple[str, ...], np.ndarray]]]:
         """Return the terms of relative time (1 = dense) and of relative size (1 = dense)."""
@@ -97,6 +103,8 @@ class FactorGraph:
         for name in (*sources, fused.output):
             for axis in values.get(name, ()):
                 names += [f"{segment.group}/channels" for segment in axis or ()]
+        ends = (fused.main, *(merged[fused.main] for merged in self.merged.values() if fused.main in merged))
+        names += [f"{group}/channels" for end in ends for group in self.droppable.get(end, ())]
         layer = fused.layer.name if fused.layer is not None else owner
         if fused.layer is not None:
             names.append(f"{layer}/rank")
@@ -121,6 +129,9 @@ class FactorGraph:
     def _kernels(self, fused: FusedKernel, chosen: Mapping[str, Choice]) -> tuple[list[Kernel], float]:
         weights = next((choice for choice in chosen.values() if isinstance(choice, Weights)), None)
         bits = 8 if weights is not None and weights.activations == 8 else 32
+        dropped = {unit.rpartition("/")[0] for unit, choice in chosen.items() if choice == Keep(0.0)}
+        if dropped.intersection(self.droppable.get(fused.main, ())):
+            return [], 0.0   # an activation that stays behind the sum is left out here
         kept = dict(self.dense.kept)
         for unit, choice in chosen.items():
             if isinstance(choice, Keep):
@@ -136,6 +147,8 @@ class FactorGraph:
         layer = plan_layer(self.structure, policy, kept, fused.layer)
         context = Plan(context.structure, policy, kept, (layer,), context.arithmetic)
         addition = self.by_main[merged[fused.main]] if fused.main in merged else None
+        if addition is not None and dropped.intersection(self.droppable.get(addition.main, ())):
+            addition = None
         return list(kernels_of(context, fused, addition)), float(layer.stored_bytes)
 
     def _price(self, kernels: list[Kernel], spans: list[int], scale: list[float]) -> np.ndarray:
@@ -143,6 +156,8 @@ class FactorGraph:
         distinct = list(dict.fromkeys(kernels))
         index = {kernel: position for position, kernel in enumerate(distinct)}
         total = np.zeros(len(spans))
+        if not distinct:
+            return total
         place = np.repeat(np.arange(len(spans)), spans)
         rows = np.array([index[kernel] for kernel in kernels], dtype=np.int64)
         for device, factor in zip(self.costs.devices, scale, strict=True):

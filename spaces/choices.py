@@ -16,15 +16,16 @@ class Keep:
     """Keep a fraction of a channel group's channels; the rest are really removed.
 
     Attributes:
-        ratio: Fraction kept, in (0, 1]. The number of channels is `round(ratio * size)`, rounded to
-            the group's granularity and never below one step.
+        ratio: Fraction kept, in [0, 1]. The number of channels is `round(ratio * size)`, rounded to
+            the group's granularity and never below one step; 0 drops the residual branch that the
+            group is the inside of.
     """
 
     ratio: float
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio <= 1.0:
-            raise PolicyError(f"keep ratio {self.ratio} is outside (0, 1]")
+        if not 0.0 <= self.ratio <= 1.0:
+            raise PolicyError(f"keep ratio {self.ratio} is outside [0, 1]")
 
 
 @dataclass(frozen=True, slots=True)

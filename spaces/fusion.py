@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from paretopress.spaces.graph import Graph, Node, Ref
@@ -63,12 +63,17 @@ class Fusion:
     folds: Mapping[str, Layer]
 
 
-def fuse(graph: Graph, layers: tuple[Layer, ...]) -> Fusion:
+def fuse(graph: Graph, layers: tuple[Layer, ...], foldable: Collection[str] | None = None) -> Fusion:
     """Group the operators of a graph into kernels.
 
     A convolution absorbs a following batch normalisation and ReLU-like activation; a linear layer and
     a residual sum absorb a following ReLU-like activation; each only where nothing else reads the
     value in between.
+
+    Args:
+        graph: The captured model, or what is left of it.
+        layers: Its layers.
+        foldable: The batch normalisations that may be folded, None for all that can be.
     """
     by_node = {layer.node: layer for layer in layers}
     folds: dict[str, Layer] = {}
@@ -81,7 +86,7 @@ def fuse(graph: Graph, layers: tuple[Layer, ...]) -> Fusion:
         absorbed: list[str] = []
         if layer is not None:
             normalisation = foldable_normalisation(graph, layer)
-            if normalisation is not None:
+            if normalisation is not None and (foldable is None or normalisation.name in foldable):
                 folds[normalisation.name] = layer
                 absorbed.append(normalisation.name)
         if layer is not None or is_residual_sum(graph, node):

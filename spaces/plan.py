@@ -73,10 +73,10 @@ class Plan:
     """The whole model under a policy.
 
     Attributes:
-        structure: The dense model's structure.
+        structure: The dense model's structure, without the residual branches that are dropped.
         policy: The policy.
-        kept: Channels kept of every group.
-        layers: Plans of all layers, in execution order.
+        kept: Channels kept of every group, 0 for the inside of a dropped branch.
+        layers: Plans of all layers that are left, in execution order.
         arithmetic: Which kernels compute in integers and which tensors are quantised.
     """
 
@@ -131,7 +131,9 @@ class Plan:
 
 
 def kept_channels(group: ChannelGroup, ratio: float) -> int:
-    """Number of channels a keep ratio leaves: a multiple of the group's step, at least one step."""
+    """Number of channels a keep ratio leaves: a multiple of the group's step; none only where it is 0."""
+    if ratio == 0.0:
+        return 0
     return max(1, round(ratio * group.size / group.step)) * group.step
 
 
@@ -148,6 +150,7 @@ def plan(structure: Structure, policy: Policy) -> Plan:
         choice = policy.choices.get(f"{group.name}/channels")
         if isinstance(choice, Keep):
             kept[group.name] = kept_channels(group, choice.ratio)
+    structure = structure.without([name for name, count in kept.items() if count == 0])
     layers = tuple(plan_layer(structure, policy, kept, layer) for layer in structure.layers)
     integer = frozenset(p.layer.node for p in layers if p.activation_bits == 8)
     factorised = frozenset(p.layer.node for p in layers if p.rank is not None)
@@ -182,6 +185,9 @@ def check_units(structure: Structure, policy: Policy) -> None:
             raise PolicyError(unknown_name("unit", name, structure.units))
         if structure.units[name]:
             raise PolicyError(f"unit {name!r} is frozen: {structure.units[name]}")
+        if isinstance(choice, Keep) and choice.ratio == 0.0 and name.rpartition("/")[0] not in structure.branches:
+            reason = "it is not the inside of a residual branch that nothing else needs"
+            raise PolicyError(f"unit {name!r} cannot keep no channel: {reason}")
         if isinstance(choice, Factorised):
             layer = structure.layer(name.rpartition("/")[0])
             limit = min(layer.out_channels, layer.columns) - 1

@@ -28,6 +28,7 @@ class SpaceSettings:
         keep: Fractions of channels offered (1 is always offered as dense).
         rank: Fractions of a layer's break-even rank offered.
         bits: Weight widths offered, those the device allows.
+        depth: Whether whole residual branches may be dropped, where nothing else needs their inside.
         exclude: Globs of layers and groups that stay dense.
         pin: Glob of unit names (`fc/weights`) to the one choice they take.
     """
@@ -35,6 +36,7 @@ class SpaceSettings:
     keep: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
     rank: tuple[float, ...] = (0.25, 0.5, 0.75)
     bits: tuple[int, ...] = (8, 4, 3, 2)
+    depth: bool = True
     exclude: tuple[str, ...] = ()
     pin: Mapping[str, Choice] = field(default_factory=dict, hash=False)
 
@@ -98,6 +100,8 @@ class SearchSpace:
 def describe(choice: Choice) -> str:
     """Return a choice in a few words, such as `keep 0.5` or `4-bit weights, 8-bit activations`."""
     match choice:
+        case Keep(0.0):
+            return "drop the branch"
         case Keep(ratio):
             return f"keep {ratio:g}"
         case Factorised(_, rank):
@@ -128,6 +132,8 @@ def build_space(
         legal: Sequence[Choice]
         if kind == "channels":
             legal, refused = _keep_options(structure.group(subject), devices, settings)
+            if settings.depth and _may_drop(structure, subject, settings):
+                legal, refused = [*legal, Keep(0.0)], []
         elif kind == "weights":
             legal, refused = _weight_options(devices, settings)
         else:
@@ -144,6 +150,12 @@ def _excluded(structure: Structure, subject: str, kind: str, settings: SpaceSett
     names = (subject, *structure.group(subject).producers) if kind == "channels" else (subject,)
     patterns = (p for p in settings.exclude if any(fnmatch.fnmatchcase(name, p) for name in names))
     return next((f"excluded by {pattern!r}" for pattern in patterns), "")
+
+
+def _may_drop(structure: Structure, group: str, settings: SpaceSettings) -> bool:
+    """Whether a group is the inside of a droppable branch of which no layer is excluded."""
+    branch = structure.branches.get(group)
+    return branch is not None and not any(_excluded(structure, n, "weights", settings) for n in branch.layers)
 
 
 def _execution_order(structure: Structure, options: dict[str, Options]) -> dict[str, Options]:

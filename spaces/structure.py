@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from paretopress.spaces.branches import Branch, find_branches, without_branches
 from paretopress.spaces.coupling import ChannelGroup, Coupling, analyse_coupling
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import PolicyError, unknown_name
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from paretopress.spaces.capture import Capture
 
+MAX_REMAINS = 256   # remembered combinations of dropped branches
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -32,6 +35,8 @@ class Structure:
         fusion: Kernels and foldable batch normalisations.
         state: Shape and element width in bytes of every tensor in the model's state.
         aliases: State name to the first name of the same tensor.
+        dropped: Branches that are gone from the graph: this is what is left of a dense model.
+        replaced: For every residual sum and activation that went with them the node read instead.
     """
 
     graph: Graph
@@ -40,6 +45,8 @@ class Structure:
     fusion: Fusion
     state: Mapping[str, tuple[tuple[int, ...], int]]
     aliases: Mapping[str, str]
+    dropped: tuple[Branch, ...] = ()
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def units(self) -> dict[str, str]:
@@ -61,6 +68,30 @@ class Structure:
     def subsamplings(self) -> tuple[Subsampling, ...]:
         """Chains of data-moving operators that an integer runtime runs as one convolution."""
         return find_subsamplings(self.graph)
+
+    @cached_property
+    def branches(self) -> dict[str, Branch]:
+        """Residual branches that can be dropped, by the name of the group inside."""
+        found = find_branches(self.graph, self.layers, self.coupling, self.fusion, self.state, self.aliases)
+        return {name: branch for name, branch in found.items() if not self.units[f"{name}/channels"]}
+
+    def without(self, groups: Collection[str]) -> Structure:
+        """What is left of a dense model without the branches that these groups are the inside of."""
+        if not groups:
+            return self
+        key = frozenset(groups)
+        if key not in self._remains:
+            if len(self._remains) >= MAX_REMAINS:
+                self._remains.clear()
+            self._remains[key] = _remains(self, tuple(self.branches[name] for name in sorted(key)))
+        return self._remains[key]
+
+    @cached_property
+    def _remains(self) -> dict[frozenset[str], Structure]:
+        return {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
     @cached_property
     def folded_layers(self) -> frozenset[str]:
@@ -107,6 +138,22 @@ def analyse(captured: Capture, model: torch.nn.Module) -> Structure:
     state = {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in tensors}
     fusion = fuse(graph, layers)
     return Structure(graph, _unique(layers), analyse_coupling(graph), fusion, state, captured.aliases)
+
+
+def _remains(structure: Structure, branches: tuple[Branch, ...]) -> Structure:
+    graph, replaced = without_branches(structure.graph, branches)
+    applied = (kernel.layer for kernel in structure.fusion.kernels if kernel.layer is not None)
+    applied_layers = tuple(layer for layer in applied if layer.node in graph.by_name)
+    gone = {name for branch in branches for name in branch.state}
+    return replace(
+        structure,
+        graph=graph,
+        layers=tuple(layer for layer in structure.layers if layer.node in graph.by_name),
+        fusion=fuse(graph, applied_layers, structure.fusion.folds.keys()),
+        state={name: entry for name, entry in structure.state.items() if name not in gone},
+        dropped=branches,
+        replaced=replaced,
+    )
 
 
 def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

@@ -94,9 +94,9 @@ def test_choice_round_trip(choice):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Keep(0.0), "outside (0, 1]"),
-        (lambda: Keep(1.01), "outside (0, 1]"),
-        (lambda: Keep(float("nan")), "outside (0, 1]"),
+        (lambda: Keep(-0.01), "outside [0, 1]"),
+        (lambda: Keep(1.01), "outside [0, 1]"),
+        (lambda: Keep(float("nan")), "outside [0, 1]"),
         (lambda: Factorised("svd", 0), "rank 0 is below 1"),
         (lambda: Factorised("sdv", 2), "did you mean 'svd'"),
         (lambda: Weights(5), "5 weight bits are not offered (allowed: 2, 3, 4, 8)"),

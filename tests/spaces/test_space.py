@@ -173,7 +173,7 @@ def test_check_names_what_is_offered():
     built = space("projection", keep=(0.5,))
     built.check(DENSE)
     built.check(Policy.of({"conv1/channels": Keep(0.5)}))
-    with pytest.raises(PolicyError, match=r"does not offer keep 0\.25 \(allowed: dense, keep 0\.5\)"):
+    with pytest.raises(PolicyError, match=r"does not offer keep 0\.25 \(allowed: dense, keep 0\.5, drop the branch\)"):
         built.check(Policy.of({"conv1/channels": Keep(0.25)}))
     with pytest.raises(PolicyError, match="did you mean 'conv1/channels'"):
         built.check(Policy.of({"conv11/channels": Keep(0.5)}))
