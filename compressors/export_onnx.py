@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from paretopress.compressors.network import Network, Part, argument_changes, pointwise
+from paretopress.compressors.onnx_passes import rewrite
 from paretopress.compressors.program import Program, Values, apply_layer, call
 from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.documents import write_atomic
@@ -43,6 +44,7 @@ def export_onnx(program: Program, network: Network, path: Path) -> None:
     Raises:
         DiskError: The file cannot be written.
     """
+    program = program.under(network.plan.structure)
     module = _ExportModule(program, network)
     inputs = tuple(_example(program, node) for node in program.graph.inputs)
     shapes = tuple({0: torch.export.Dim.AUTO} if program.graph.dynamic_batch else None for _ in inputs)
@@ -54,7 +56,7 @@ def export_onnx(program: Program, network: Network, path: Path) -> None:
             input_names=list(program.graph.inputs),
         )
     assert onnx_program is not None
-    proto = onnx_program.model_proto
+    proto = rewrite(onnx_program.model_proto)
     write_atomic(path, lambda stream: stream.write(proto.SerializeToString(deterministic=True)))
 
 
@@ -244,6 +246,8 @@ def session(path: Path, threads: int = 1) -> Any:  # noqa: ANN401 - onnxruntime 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # The default rounds the activations of weight-only linear layers to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
     )
