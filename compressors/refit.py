@@ -8,8 +8,9 @@ survivors only: it costs two forward passes over the calibration set and one sol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from paretopress.compressors.least_squares import refit_from_moments
 from paretopress.compressors.moments import Moments
 from paretopress.compressors.network import Network, Part, runner
 from paretopress.compressors.program import Program, Values
-from paretopress.compressors.tuning import Tuning, changed_nodes, with_integer_biases
+from paretopress.compressors.tuning import Tuning, changed_nodes, tune, with_integer_biases
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
@@ -82,7 +83,7 @@ class _Refit(Tuning):
         target = self._target(layer, goal, values)
         moments = Moments()
         accumulate(moments, layer.layer, x, self.generator, groups=1, targets=target)
-        weight, bias = self.entries.float_matrix(layer, self.network.selection)
+        weight, _ = self.entries.float_matrix(layer, self.network.selection)
         if moments.count < OBSERVATIONS_PER_COLUMN * weight.shape[1]:
             return None
         second = moments.second_moments()[0]
@@ -109,8 +110,39 @@ def refit(
         seed: Seed of the sampled output positions.
         progress: Called with nodes done and in all.
     """
-    left = program.under(plan.structure)
-    state = _Refit(program, entries.stitch(plan), entries, inputs, seed)
+    return _solve_all(_Refit(program, entries.stitch(plan), entries, inputs, seed), inputs, frozenset(), progress)[0]
+
+
+def settle(entries: Entries, plan: Plan) -> tuple[Network, Mapping[str, Any]]:
+    """Return the network that a plan is judged by: tuned, and solved again where branches are dropped.
+
+    What a dropped branch did is shared by the layers around it, which tuning alone does not see: on a
+    ResNet-20 without two of its nine blocks tuning loses 17 points of accuracy, solving again 1.5.
+
+    Args:
+        entries: Memoised compressed layers of the model.
+        plan: What to build.
+
+    Returns:
+        The network, and the values of the output nodes on the calibration's tuning samples.
+    """
+    program, calibration = entries.program, entries.calibration
+    if not plan.structure.dropped:
+        return tune(program, entries.stitch(plan), calibration)
+    state = _Refit(program, entries.stitch(plan), entries, calibration.inputs, seed=0)
+    state.dense, state.followed = dict(calibration.values), {node.name for node in program.graph.nodes}
+    skip = frozenset(node.name for node in state.left.graph.operators() if node.name not in state.changed)
+    return _solve_all(state, calibration.inputs, skip)
+
+
+def _solve_all(
+    state: _Refit,
+    inputs: Sequence[Tensor],
+    skip: frozenset[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Network, Mapping[str, Any]]:
+    """Run the pass; nodes in `skip` keep their dense values on the tuning samples."""
+    left, known = state.left, state.calibration.values
 
     def quantise(tensor: str, value: Tensor) -> Tensor:
         return state.quantise(tensor, value)
@@ -123,5 +155,5 @@ def refit(
         return value
 
     with torch.inference_mode():
-        left.run(inputs, evaluate)
-    return with_integer_biases(replace(state.network, parts=state.parts, ranges=state.ranges))
+        values = left.run(inputs, evaluate, cached={name: known[name] for name in skip}, skip=skip)
+    return with_integer_biases(replace(state.network, parts=state.parts, ranges=state.ranges)), values

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from paretopress.compressors.compressed_model import run_batches
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.network import Network
-from paretopress.compressors.tuning import tune
+from paretopress.compressors.refit import settle
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.costs import CostModel, violations
 from paretopress.evaluators.divergence import divergence
@@ -108,7 +108,7 @@ class CandidateEvaluator:
         program, calibration = self.entries.program, self.entries.calibration
         if policy.is_dense:
             return calibration.base, 0.0
-        network, values = tune(program, self.entries.stitch(plan(program.structure, policy)), calibration)
+        network, values = settle(self.entries, plan(program.structure, policy))
         dense = [calibration.values[name] for name in program.graph.outputs]
         return network, divergence(dense, [values[name] for name in program.graph.outputs])
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from paretopress.compressors.entries import Entries
-from paretopress.compressors.tuning import tune
+from paretopress.compressors.refit import settle
 from paretopress.evaluators.divergence import divergence
 from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, choice_to_plain
 from paretopress.spaces.plan import plan
@@ -93,8 +93,7 @@ def _share_activation_noise(
 def substitution_loss(entries: Entries, policy: Policy) -> float:
     """The divergence of the model under a policy, on the calibration's tuning samples."""
     program, calibration = entries.program, entries.calibration
-    network = entries.stitch(plan(program.structure, policy))
-    _, values = tune(program, network, calibration)
+    _, values = settle(entries, plan(program.structure, policy))
     dense = [calibration.values[name] for name in program.graph.outputs]
     return min(WORST_LOSS, divergence(dense, [values[name] for name in program.graph.outputs]))
 

@@ -17,7 +17,7 @@ from paretopress.compressors.goals import layer_goals
 from paretopress.compressors.network import forward
 from paretopress.compressors.program import build_program
 from paretopress.compressors.realise import realise
-from paretopress.compressors.refit import refit
+from paretopress.compressors.refit import refit, settle
 from paretopress.compressors.tuning import tune
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.plan import plan
@@ -200,6 +200,21 @@ def test_refit_brings_it_nearer_to_the_dense_model_than_tuning(dropped):
     planned = case.plan(*groups)
     network = refit(case.program, case.entries, planned, (case.inputs,))
     assert error(case, network) < error(case, case.tuned(planned))
+
+
+def test_what_a_dropped_branch_is_judged_by_is_solved_again_and_anything_else_is_tuned(resnet):
+    planned = resnet.plan("blocks.1.conv1", integers=True)
+    calibration = resnet.entries.calibration
+    network, values = settle(resnet.entries, planned)
+    assert error(resnet, network) < error(resnet, resnet.tuned(planned))
+    again = refit(resnet.program, resnet.entries, planned, calibration.inputs)
+    assert torch.allclose(forward(resnet.program, network, (resnet.inputs,)),
+                          forward(resnet.program, again, (resnet.inputs,)), atol=0.05)
+    (output,) = values.values()
+    assert torch.allclose(output, forward(resnet.program, network, calibration.inputs), atol=0.05)
+    whole = resnet.plan(integers=True)
+    same = forward(resnet.program, settle(resnet.entries, whole)[0], (resnet.inputs,))
+    assert torch.equal(same, forward(resnet.program, resnet.tuned(whole), (resnet.inputs,)))
 
 
 def test_a_value_that_others_read_keeps_its_meaning():
