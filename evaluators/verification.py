@@ -133,6 +133,32 @@ def verify_artifacts(
     return results
 
 
+def time_artifacts(
+    report: Callable[[str], None], folders: Sequence[str], baseline: str, inputs: Sequence[Tensor], runs: int
+) -> list[Timing | str]:
+    """Time the ONNX files of artefacts one after the other, each in turn with the dense model.
+
+    Args:
+        report: Called with each folder when it is done.
+        folders: Artefacts with their ONNX files.
+        baseline: ONNX file of the dense model.
+        inputs: One tensor per model input, batch 1 where the batch is dynamic.
+        runs: Counted runs of each.
+
+    Returns:
+        Per folder the times, or one line that says what failed.
+    """
+    reference = session(Path(baseline))
+    results: list[Timing | str] = []
+    for folder in folders:
+        try:
+            results.append(time_alternately(session(Path(folder) / ONNX), reference, inputs, runs))
+        except Exception as error:  # noqa: BLE001 - one failing artefact must not lose the others
+            results.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        report(folder)
+    return results
+
+
 def _verify(
     model: nn.Module, task: Task, reference: Any, holdout: Batches, metrics: Sequence[Metric], runs: int  # noqa: ANN401
 ) -> Verified:

@@ -43,7 +43,7 @@ class SearchSection(_Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
     importance: Literal["obs", "taylor", "l2", "l1"] = "obs"
-    finalists: Annotated[int, Field(ge=1)] = 18
+    finalists: Annotated[int, Field(ge=1)] = 22
     workers: Annotated[int, Field(ge=1)] | None = None
     ray: str | None = None
 

@@ -62,7 +62,7 @@ class SearchSettings:
     executor: str = "serial"
     sampler: str = "nsga2"
     importance: str = "obs"
-    finalists: int = 18
+    finalists: int = 22
     space: SpaceSettings = field(default_factory=SpaceSettings)
     timing_runs: int = 200
     name: str = "search"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ from paretopress.compressors.network import dense_network
 from paretopress.compressors.realise import realise
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import Data, prepare
-from paretopress.evaluators.timing import host_description
+from paretopress.evaluators.timing import Timing, host_description
 from paretopress.evaluators.verification import (
     ONNX,
     Task,
@@ -23,6 +26,7 @@ from paretopress.evaluators.verification import (
     add_onnx,
     measured_plain,
     output_digest,
+    time_artifacts,
     verify_artifacts,
 )
 from paretopress.search.clean_process import call_in_clean_process
@@ -154,16 +158,48 @@ def _policies_of_front(path: Path) -> list[str] | None:
 
 
 def _verify(problem: Problem, tasks: Sequence[Task], baseline: Path, observer: Observer) -> list[Verified | str]:
+    """Check artefacts in as many clean processes as there are cores, then time them one by one in another."""
     observer.stage("verify", len(tasks))
-    timed = any(device.runs_here() for device in problem.costs.devices)
-    arguments = (
-        problem.model, list(tasks), str(baseline), problem.data.holdout, problem.data.metrics,
-        problem.settings.timing_runs, timed,
-    )
-    results: list[Verified | str] = call_in_clean_process(
-        verify_artifacts, arguments, on_report=lambda folder: observer.advance(1, f"#{Path(folder).name}")
-    )
+    processes = max(1, min(len(tasks), len(os.sched_getaffinity(0))))
+    lock = threading.Lock()
+
+    def on_report(folder: str) -> None:
+        with lock:
+            observer.advance(1, f"#{Path(folder).name}")
+
+    def check(part: Sequence[Task]) -> list[Verified | str]:
+        arguments = (problem.model, list(part), str(baseline), problem.data.holdout, problem.data.metrics, 0, False)
+        found: list[Verified | str] = call_in_clean_process(verify_artifacts, arguments, on_report=on_report)
+        return found
+
+    with ThreadPoolExecutor(processes) as pool:
+        parts = list(pool.map(check, [tasks[start::processes] for start in range(processes)]))
+    results: list[Verified | str] = ["not verified"] * len(tasks)
+    for start, part in enumerate(parts):
+        results[start::processes] = part
+    if any(device.runs_here() for device in problem.costs.devices):
+        _time(problem, tasks, results, baseline, observer)
     return results
+
+
+def _time(
+    problem: Problem, tasks: Sequence[Task], results: list[Verified | str], baseline: Path, observer: Observer
+) -> None:
+    """Add times to the results. Nothing else of this run is at work meanwhile."""
+    graph = problem.program.graph
+    batch = problem.data.holdout.first(1 if graph.dynamic_batch else graph.batch)[0]
+    inputs = problem.program.flatten_inputs(batch.args, batch.kwargs)
+    sound = [index for index, result in enumerate(results) if isinstance(result, Verified)]
+    observer.stage("time", len(sound))
+    timings: list[Timing | str] = call_in_clean_process(
+        time_artifacts,
+        ([tasks[index].folder for index in sound], str(baseline), inputs, problem.settings.timing_runs),
+        on_report=lambda folder: observer.advance(1, f"#{Path(folder).name}"),
+    )
+    for index, timing in zip(sound, timings, strict=True):
+        result = results[index]
+        if isinstance(result, Verified):
+            results[index] = timing if isinstance(timing, str) else replace(result, timing=timing)
 
 
 def verify_one(folder: Path, model: nn.Module, data: Data, observer: Observer, runs: int) -> dict[str, Any]:
