@@ -69,7 +69,7 @@ class CostModel:
         names = {"size", "macs", *self.latency_names}
         for device in self.devices:
             names.add(f"peak_memory@{device.id}")
-            if device.plain.get("energy"):
+            if device.document.active_power_mw is not None:
                 names.add(f"energy@{device.id}")
         if objective in names:
             return (objective,)

@@ -1,0 +1,129 @@
+"""Costs under the names users see, budgets, and choices that do not pay."""
+
+import pytest
+
+from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay, violations
+from paretopress.hardware_profiles.catalogue import load_profile
+from paretopress.hardware_profiles.profile import DeviceProfile
+from paretopress.spaces.choices import Weights
+from paretopress.spaces.errors import ConfigError
+from paretopress.spaces.plan import plan
+from paretopress.spaces.policy import DENSE, Policy
+
+ZEN, PHONE, BOARD, GPU = "x86-zen4-vnni-onnxruntime", "cortex-a76-tflite", "stm32-h7a3", "h200-sxm"
+
+
+@pytest.fixture(scope="module")
+def several():
+    return CostModel(tuple(load_profile(name) for name in (ZEN, BOARD, GPU)))
+
+
+def test_names_say_whether_they_are_milliseconds(several):
+    assert several.latency_names == (f"latency@{ZEN}", f"latency@{BOARD}", f"relative@{GPU}")
+
+
+@pytest.mark.parametrize(
+    ("objective", "names"),
+    [
+        ("size", ("size",)),
+        ("macs", ("macs",)),
+        ("latency", (f"latency@{ZEN}", f"latency@{BOARD}", f"relative@{GPU}")),
+        (f"latency@{ZEN}", (f"latency@{ZEN}",)),
+        (f"latency@{GPU}", (f"relative@{GPU}",)),
+        ("peak_memory", (f"peak_memory@{GPU}", f"peak_memory@{BOARD}", f"peak_memory@{ZEN}")),
+        ("energy", (f"energy@{BOARD}",)),
+        (f"peak_memory@{BOARD}", (f"peak_memory@{BOARD}",)),
+    ],
+)
+def test_an_objective_stands_for_every_target(several, objective, names):
+    assert several.resolve(objective) == names
+
+
+@pytest.mark.parametrize(
+    ("objective", "nearest"),
+    [("latncy", "latency"), (f"latency@{BOARD}x", f"latency@{BOARD}"), (f"energy@{ZEN}", ZEN), ("sizes", "size")],
+)
+def test_unknown_objectives_name_the_nearest(several, objective, nearest):
+    with pytest.raises(ConfigError, match=f"did you mean '.*{nearest}'"):
+        several.resolve(objective)
+
+
+def test_every_resolved_name_is_predicted(small):
+    """Energy is known where the profile knows the power: active power times latency."""
+    powered = DeviceProfile.from_plain(
+        {**load_profile(PHONE).plain, "active_power_mw": load_profile(BOARD).plain["active_power_mw"]}, "test"
+    )
+    model = CostModel((load_profile(ZEN), powered, load_profile(GPU)))
+    planned = plan(small.structure, DENSE)
+    costs = model.predict(planned)
+    for objective in ("size", "macs", "latency", "peak_memory", "energy"):
+        for name in model.resolve(objective):
+            assert costs[name] > 0.0
+    assert costs[f"energy@{PHONE}"] == pytest.approx(122.44 * costs[f"latency@{PHONE}"])   # mW x ms = uJ
+    low_high = model.interval(planned)
+    assert set(low_high) == {f"latency@{ZEN}", f"latency@{PHONE}"}   # what only ranks has no milliseconds
+    for name, (low, high) in low_high.items():
+        assert low <= costs[name] <= high
+
+
+def test_violations_are_in_the_cost_s_unit_and_skip_what_is_not_known():
+    budgets = (("a", "size", 100.0), ("b", "latency@x", 2.0), ("c", "unknown", 1.0))
+    assert violations(budgets, {"size": 150.0, "latency@x": 1.5}) == {"a": 50.0, "b": -0.5}
+
+
+def test_limits_forgive_rounding_and_know_the_direction():
+    falling = Limits((("size <=1KB", "size", 1000.0),), 0.93, "max")
+    assert falling.names == ("size <=1KB", "max_drop")
+    assert falling.check({"size": 900.0}, 0.95)["max_drop"] == pytest.approx(-0.02)
+    assert falling.check({"size": 900.0}, 0.93 - 1e-12) == {"size <=1KB": -100.0, "max_drop": 0.0}
+    assert falling.check({"size": 900.0}, 0.90)["max_drop"] == pytest.approx(0.03)
+    assert falling.check({"size": 900.0}, None) == {"size <=1KB": -100.0}
+    rising = Limits((), 2.0, "min")
+    assert rising.check({}, 2.5)["max_drop"] == pytest.approx(0.5)
+    assert rising.check({}, 1.5)["max_drop"] == pytest.approx(-0.5)
+
+
+def gains(small, unit, choice):
+    dense = small.costs.predict(plan(small.structure, DENSE))
+    alone = small.costs.predict(plan(small.structure, Policy.of({unit: choice})))
+    return {name: 1.0 - alone[name] / dense[name] for name in (f"latency@{ZEN}", "size")}
+
+
+def test_what_saves_only_bytes_is_kept_with_a_label_or_dropped_with_a_reason(small):
+    kept, size_only = drop_what_does_not_pay(small.structure, small.space, small.costs)
+    faster, nothing = drop_what_does_not_pay(small.structure, small.space, small.costs, size_matters=False)
+    assert size_only
+    assert nothing == {}
+    assert faster.log10_size < kept.log10_size
+    dropped = {
+        (unit, choice) for unit, options in kept.options.items() for choice in options
+        if choice is not None and choice not in faster.options.get(unit, ())
+    }
+    assert len(dropped) == len(size_only)
+    for unit, choice in dropped:
+        gain = gains(small, unit, choice)
+        assert gain[f"latency@{ZEN}"] < 0.0025
+        assert gain["size"] > 0.0
+        assert (unit, "saves only bytes, and size is not asked for") in {
+            (name, reason) for name, _, reason in faster.dropped
+        }
+    for unit, options in faster.options.items():   # what stays saves time, alone or among its like
+        for choice in options[1:]:
+            assert gains(small, unit, choice)[f"latency@{ZEN}"] > 0.0015 or isinstance(choice, Weights)
+
+
+def test_an_integer_layer_pays_among_integer_neighbours_or_not_at_all(small):
+    """8 bits in the depthwise layer: judged among float and among 8-bit neighbours, priced here by hand."""
+    faster, _ = drop_what_does_not_pay(small.structure, small.space, small.costs, size_matters=False)
+    every = {name: Weights(8) for name, frozen in small.structure.units.items() if name.endswith("/weights") and not frozen}
+    for unit in every:
+        rest = {name: choice for name, choice in every.items() if name != unit}
+        with_it, without = (
+            small.costs.predict(plan(small.structure, Policy.of(chosen)))[f"latency@{ZEN}"] for chosen in (every, rest)
+        )
+        alone = gains(small, unit, Weights(8))[f"latency@{ZEN}"] > 0.002
+        pays = alone or with_it < without * 0.998
+        assert (Weights(8) in faster.options.get(unit, ())) == pays
+    assert any(Weights(8) in faster.options.get(unit, ()) for unit in every)
+    assert any(Weights(8) not in faster.options.get(unit, ()) for unit in every)
