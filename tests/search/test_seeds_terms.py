@@ -1,0 +1,73 @@
+"""The seeds' cost terms add up to what the whole plan costs, with dropped branches and subsampling shortcuts."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from paretopress.evaluators.costs import CostModel
+from paretopress.hardware_profiles.catalogue import load_profile
+from paretopress.search.seeds import FactorGraph
+from paretopress.spaces.capture import capture
+from paretopress.spaces.choices import Keep, Weights
+from paretopress.spaces.cost_view import cost_view
+from paretopress.spaces.plan import plan
+from paretopress.spaces.policy import Policy
+from paretopress.spaces.space import SpaceSettings, build_space
+from paretopress.spaces.structure import analyse
+
+
+class Block(nn.Module):
+    def __init__(self, cin, cout):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(cin, cout, 3, cout // cin, 1), nn.Conv2d(cout, cout, 3, 1, 1)
+        self.extra = cout - cin
+
+    def forward(self, x):
+        y = self.conv2(F.relu(self.conv1(x)))
+        if self.extra:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+        return F.relu(y + x)
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.Sequential(Block(8, 8), Block(8, 16), Block(16, 16))
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.fc(F.adaptive_avg_pool2d(self.blocks(F.relu(self.stem(x))), 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model, example = ResNet().eval(), (torch.randn(2, 3, 16, 16),)
+    structure = analyse(capture(model, example), model)
+    profile = load_profile("x86-zen4-vnni-onnxruntime")
+    space = build_space(structure, [profile.capabilities()], SpaceSettings(keep=(0.5,), rank=(), bits=(8,)))
+    return structure, space, profile, FactorGraph(structure, space, CostModel((profile,))).terms()
+
+
+BLOCKS = ("blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1")
+
+
+@pytest.mark.parametrize("integers", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("ratios", [(), (0.0,), (None, 0.0), (0.5, 0.0), (0.0, 0.0, 0.0), (0.5, None, 0.0)], ids=str)
+def test_terms_add_up_to_the_kernels_of_the_plan(parts, integers, ratios):
+    structure, space, profile, (time, size) = parts
+    keeps = {f"{g}/channels": Keep(r) for g, r in zip(BLOCKS, ratios, strict=False) if r is not None}
+    integer = {f"{layer.name}/weights": Weights(8) for layer in structure.layers} if integers else {}
+    choices = {**keeps, **integer}
+    planned, dense = plan(structure, Policy.of(choices)), plan(structure, Policy())
+
+    def total(terms):
+        return sum(values[tuple(space.options[u].index(choices.get(u)) for u in units)] for units, values in terms)
+
+    whole = float(profile.kernel_cost(list(cost_view(dense).kernels)).sum())
+    left = float(profile.kernel_cost(list(cost_view(planned).kernels)).sum())
+    offset = CostModel((profile,)).predict(dense)["latency@x86-zen4-vnni-onnxruntime"] * 1000 - whole
+    assert total(time) * (whole + offset) == pytest.approx(left, rel=1e-9)
+    stored = sum(layer.stored_bytes for layer in planned.layers)
+    assert total(size) * dense.stored_bytes == pytest.approx(stored, rel=1e-9)
