@@ -119,10 +119,10 @@ class CandidateEvaluator:
 
     def _run(self, network: Network) -> tuple[tuple[Tensor, ...], dict[str, float]]:
         program, samples = self.entries.program, self.samples
-        collected = []
         with torch.inference_mode():
-            for batch in samples:
-                collected.append(run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs)))
+            collected = [
+                run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs)) for batch in samples
+            ]
         outputs = concatenate_outputs(collected)
         flat = tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
         return flat, score(self.metrics, outputs, samples.targets)

@@ -152,9 +152,11 @@ def _broken_budgets(
             if budget.violation(accuracy, dense_accuracy) > 0.0:
                 broken.append(f"accuracy drop {abs(dense_accuracy - accuracy) * 100:.2f}pp exceeds {budget.text}")
             continue
-        for name in problem.costs.resolve(budget.objective):
-            if budget.violation(values[name], baseline[name]) > 0.0:
-                broken.append(f"{name} {values[name]:.4g} exceeds {budget.text}")
+        broken += [
+            f"{name} {values[name]:.4g} exceeds {budget.text}"
+            for name in problem.costs.resolve(budget.objective)
+            if budget.violation(values[name], baseline[name]) > 0.0
+        ]
     return broken
 
 

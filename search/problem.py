@@ -106,7 +106,7 @@ class Problem:
     def objectives(self) -> dict[str, str]:
         """Objective names with their directions."""
         first = self.data.metrics[0]
-        return {first.name: first.direction, **{name: "min" for name in self.cost_objectives}}
+        return {first.name: first.direction, **dict.fromkeys(self.cost_objectives, "min")}
 
     @property
     def cost_objectives(self) -> tuple[str, ...]:
@@ -121,14 +121,13 @@ class Problem:
 
     def limits(self, accuracy: float) -> Limits:
         """Budgets as numbers, given the dense model's accuracy on the search set."""
-        costs, worst = [], None
-        for budget in self.settings.budgets:
-            if not budget.on_cost:
-                worst = budget.resolve(accuracy)
-                continue
-            for name in self.costs.resolve(budget.objective):
-                costs.append((f"{name} {budget.text}", name, budget.resolve(self.baseline[name])))
-        return Limits(tuple(costs), worst, self.data.metrics[0].direction)
+        budgets = self.settings.budgets
+        costs = tuple(
+            (f"{name} {budget.text}", name, budget.resolve(self.baseline[name]))
+            for budget in budgets if budget.on_cost for name in self.costs.resolve(budget.objective)
+        )
+        worst = [budget.resolve(accuracy) for budget in budgets if not budget.on_cost]
+        return Limits(costs, worst[-1] if worst else None, self.data.metrics[0].direction)
 
     def limits_without_accuracy(self) -> Limits:
         """Budgets on costs alone: they are checked before anything is scored."""
@@ -143,7 +142,7 @@ class Problem:
             keeps = [choice for choice in choices if isinstance(choice, Keep) and choice.ratio > 0.0]
             if keeps:
                 half[unit] = min(keeps, key=lambda keep: abs(keep.ratio - 0.5))
-        found = {"uniform int8": integer, "uniform half width": half}
+        found: dict[str, Mapping[str, Any]] = {"uniform int8": integer, "uniform half width": half}
         return {name: self.policy(choices) for name, choices in found.items() if choices}
 
     def policy(self, choices: Mapping[str, Any]) -> Policy:

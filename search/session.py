@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
 
 from paretopress.compressors.calibration import calibrate
-from paretopress.compressors.entries import IMPORTANCES, Entries, Importance
+from paretopress.compressors.entries import IMPORTANCES, Entries
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.sensitivity import SensitivityTable, measure_sensitivity
@@ -33,6 +33,9 @@ from paretopress.search.seeds import exact_seeds
 from paretopress.search.verified import verify_finalists
 from paretopress.spaces.documents import read_document, write_json
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
+
+if TYPE_CHECKING:
+    from paretopress.compressors.entries import Importance
 
 __all__ = ["Observer", "SearchSettings", "run_search"]
 
@@ -129,7 +132,11 @@ def run_search(
     path = run_path or default_run_path(problem)
     config = {"seed": settings.seed, "settings": settings.to_plain(), "model": model_name, "data": data_name}
     fingerprints = {**problem.fingerprints(), "versions": _versions()}
-    with Run.open(path, fingerprints, config, fresh=fresh) as run, torch_threads(THREADS), torch.random.fork_rng(devices=[]):
+    with (
+        Run.open(path, fingerprints, config, fresh=fresh) as run,
+        torch_threads(THREADS),
+        torch.random.fork_rng(devices=[]),
+    ):
         prepared = prepare_search(problem, run.path, watcher)
         deadline = None if settings.seconds is None else started + settings.seconds
         records = _explore(prepared, run, watcher, deadline)
@@ -158,13 +165,14 @@ def prepare_search(problem: Problem, path: Path, observer: Observer) -> Prepared
     observer.stage("calibrate", len(batches))
     calibration = calibrate(
         problem.program, batches, tuning_samples=TUNING_SAMPLES, seed=problem.settings.seed,
-        progress=lambda done, total: observer.advance(),
+        progress=lambda _done, _total: observer.advance(),
     )
-    importance: Importance = problem.settings.importance  # type: ignore[assignment] - checked above
+    importance = cast("Importance", problem.settings.importance)   # `_check_settings` refuses others
     entries = Entries(problem.program, calibration, importance)
     samples = problem.data.search.first(SEARCH_SAMPLES)
+    limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
-        entries, problem.costs, samples, problem.data.metrics, problem.limits_without_accuracy(), problem.cost_objectives
+        entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
     evaluator = open_ended.ready(problem.limits)
     return Prepared(problem, evaluator, _table(problem, entries, path, observer))
@@ -177,9 +185,10 @@ def _table(problem: Problem, entries: Entries, path: Path, observer: Observer) -
         return SensitivityTable(losses)
     total = sum(len(options) - 1 for options in problem.space.options.values())
     observer.stage("sensitivity", total)
-    table = measure_sensitivity(entries, problem.space, lambda done, total: observer.advance())
-    losses = {unit: list(row) for unit, row in table.losses.items()}
-    write_json(stored, {"key": key, "losses": losses, "options": table.to_plain(problem.space)})
+    table = measure_sensitivity(entries, problem.space, lambda _done, _total: observer.advance())
+    plain = {"key": key, "losses": {unit: list(row) for unit, row in table.losses.items()},
+             "options": table.to_plain(problem.space)}
+    write_json(stored, plain)
     return table
 
 

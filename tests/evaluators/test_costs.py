@@ -116,7 +116,8 @@ def test_what_saves_only_bytes_is_kept_with_a_label_or_dropped_with_a_reason(sma
 def test_an_integer_layer_pays_among_integer_neighbours_or_not_at_all(small):
     """8 bits in the depthwise layer: judged among float and among 8-bit neighbours, priced here by hand."""
     faster, _ = drop_what_does_not_pay(small.structure, small.space, small.costs, size_matters=False)
-    every = {name: Weights(8) for name, frozen in small.structure.units.items() if name.endswith("/weights") and not frozen}
+    units = small.structure.units
+    every = {name: Weights(8) for name, frozen in units.items() if name.endswith("/weights") and not frozen}
     for unit in every:
         rest = {name: choice for name, choice in every.items() if name != unit}
         with_it, without = (

@@ -74,7 +74,8 @@ def test_a_cached_prefix_changes_nothing(small):
         for name in outputs:
             torch.testing.assert_close(fast[name], whole[name], rtol=1e-5, atol=1e-5)
         dense = [small.calibration.values[name] for name in outputs]
-        assert substitution_loss(small.entries, Policy.of({unit: choice})) == divergence(dense, list(fast[n] for n in outputs))
+        expected = divergence(dense, [fast[name] for name in outputs])
+        assert substitution_loss(small.entries, Policy.of({unit: choice})) == expected
     assert skipped > len(choices_of(small.space))   # the prefix is really left out
 
 

@@ -123,7 +123,7 @@ def test_policies_of_another_model_name_the_unknown_units(tiny_run, tiny, tiny_s
     stored = Policy.load(tiny_run.path / "policies" / "1.yaml")
     assert problem.plan(stored).stored_bytes > 0
     strange = Policy.of({unit.replace("second", "secnd"): choice for unit, choice in stored})
-    with pytest.raises(PolicyError, match="secnd/weights.*second/weights"):
+    with pytest.raises(PolicyError, match=r"secnd/weights.*second/weights"):
         problem.plan(strange)
 
 

@@ -43,12 +43,15 @@ def test_the_ledger_fills_the_disk(tiny_run, finish, search_tiny, assert_refused
 def test_an_artefact_that_cannot_be_stored_leaves_the_ledger_whole(
     tiny, tiny_run, tiny_settings, finish, search_tiny, assert_refused, tmp_path
 ):
-    """The ONNX file of the baseline is the first file above 20,000 bytes."""
+    """The ONNX file of the baseline is the largest file, and one byte too large."""
+    stored = tiny_run.path / "models" / "0"
+    largest = (stored / "model.onnx").stat().st_size
+    assert largest == max(path.stat().st_size for path in stored.iterdir())
     run = tmp_path / "run"
     shutil.copytree(tiny_run.path, run)
     shutil.rmtree(run / "models")
     before = {name: (run / name).read_bytes() for name in ("trials.jsonl", "run.yaml", "front.json")}
-    result = finish(*search_tiny(run), preexec_fn=functools.partial(limit_files, 20_000))
+    result = finish(*search_tiny(run), preexec_fn=functools.partial(limit_files, largest - 1))
     assert_refused(result, 74, "model.onnx", "the disk is full")
     assert {name: (run / name).read_bytes() for name in before} == before
     assert sorted(entry.name for entry in (run / "models" / "0").iterdir()) == [

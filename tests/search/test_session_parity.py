@@ -40,6 +40,7 @@ def test_reloaded_models_equal_those_in_memory_and_onnx_agrees(points):
 def test_verification_s_parity_is_what_an_independent_reload_finds(tiny, tiny_run, points):
     """The same comparison by hand, through the public `load` and a plain ONNX Runtime session."""
     import onnxruntime
+
     from paretopress import load
 
     inputs, targets = tiny.module.data().holdout

@@ -161,9 +161,9 @@ def test_the_clean_process_answers_reports_and_raises():
     assert result == "abab"
     assert pid != os.getpid()
     assert heard == ["half way"]
-    with pytest.raises(DiskError, match="^cannot write x: the disk is full$"):
+    with pytest.raises(DiskError, match=r"^cannot write x: the disk is full$"):
         call_in_clean_process(refuse, (DiskError("cannot write x: the disk is full"),))
-    with pytest.raises(ArtifactError, match="^verification failed: ZeroDivisionError: a b$"):
+    with pytest.raises(ArtifactError, match=r"^verification failed: ZeroDivisionError: a b$"):
         call_in_clean_process(refuse, (ZeroDivisionError("a\nb"),))
     with pytest.raises(ArtifactError, match=r"the verifying process died \(exit code 7\)"):
         call_in_clean_process(die, ())
