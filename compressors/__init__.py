@@ -1,0 +1,1 @@
+"""Calibration, compression with compensation, realisation, artefacts and ONNX."""

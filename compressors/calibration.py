@@ -73,12 +73,15 @@ class Calibration:
             y = apply_parts(self.base, layer, x, _no_ranges)
             if layer.layer.node in layers:
                 y = y.detach().requires_grad_(True) if not y.requires_grad else y
-                y.register_hook(lambda gradient, y=y: products.append(_per_channel(gradient * y, group.size)))
+                y.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient, y=y: products.append(_per_channel(gradient * y, group.size))
+                )
             return y
 
         with torch.enable_grad():
             values = program.run(self.inputs, runner(program, self.base, apply=apply))
-            _own_prediction_loss([values[name] for name in program.graph.outputs]).backward()
+            loss = _own_prediction_loss([values[name] for name in program.graph.outputs])
+            loss.backward()  # type: ignore[no-untyped-call]
         if not products:
             raise DataError(f"group {group.name!r}: no gradient reaches its producers")
         return torch.stack(products).sum(dim=0)

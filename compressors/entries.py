@@ -164,8 +164,7 @@ class Entries:
         level = self._level(axes[1], selection)
         shapes = [shape for _, shape in layer_plan.parts]
         if layer_plan.rank is None:
-            key = (layer.name, level)
-            matrix = self._matrix(key, layer, axes, selection, bits)
+            matrix = self._matrix((layer.name, level), layer, axes, selection, bits)
             return (matrix.rows(rows).part(shapes[0]),)
         key = (layer.name, level, self._level(axes[0], selection), layer_plan.rank)
         first, second, moments, inner = self._factors(key, layer, axes, selection, layer_plan.rank)

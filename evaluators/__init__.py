@@ -1,0 +1,1 @@
+"""Numbers for a policy: metrics, divergence, predicted costs, verification."""

@@ -1,0 +1,1 @@
+"""The search: exact seeds, exploration, durable runs, verified fronts."""

@@ -108,13 +108,13 @@ def product(left: SetTable, right: SetTable, grid: Grid) -> SetTable:
         _bulk(left, right, cells, cell_left[cells], cell_right[cells], bool(single[cells].all()))
         for cells in _chunks(light, pairs)
     ]
-    for cell in heavy:
-        a = slice(left.offsets[cell_left[cell]], left.offsets[cell_left[cell] + 1])
-        b = slice(right.offsets[cell_right[cell]], right.offsets[cell_right[cell] + 1])
-        dense = grid.exact or rounded or pairs[cell] > EXACT_PAIRS
+    for one in heavy:
+        a = slice(left.offsets[cell_left[one]], left.offsets[cell_left[one] + 1])
+        b = slice(right.offsets[cell_right[one]], right.offsets[cell_right[one] + 1])
+        dense = grid.exact or rounded or pairs[one] > EXACT_PAIRS
         merge = _merge_on_grid if dense else _merge_exactly
         low, at_left, at_right = merge(left.low[a], left.loss[a], right.low[b], right.loss[b], grid)
-        parts.append((np.full(len(low), cell), low, at_left + a.start, at_right + b.start))
+        parts.append((np.full(len(low), one), low, at_left + a.start, at_right + b.start))
         rounded = rounded or (dense and not grid.exact)
     cell, low, at_left, at_right = _collect(parts, grid.ceiling)
     parents = tuple((step, entry[at_left]) for step, entry in left.parents)
@@ -299,7 +299,7 @@ def _merge_on_grid(
     cheaper = np.concatenate(([np.inf], np.minimum.accumulate(best)[:-1]))
     kept = np.flatnonzero(best < cheaper)
     at_b = choice[kept].astype(np.int64)
-    return kept * grid.width, entry[kept - index_b[at_b]], at_b
+    return np.asarray(kept * grid.width, dtype=np.float64), entry[kept - index_b[at_b]], at_b
 
 
 def _collect(parts: list[Candidates], ceiling: float) -> Candidates:

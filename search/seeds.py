@@ -210,7 +210,9 @@ def exact_seeds(
     return Seeds(tuple(found), gap, tuple(found.values()))
 
 
-def spread_by_loss(points: Sequence[FrontPoint], count: int, floor: float = 1e-4, ceiling: float = 1.0) -> list[FrontPoint]:
+def spread_by_loss(
+    points: Sequence[FrontPoint], count: int, floor: float = 1e-4, ceiling: float = 1.0
+) -> list[FrontPoint]:
     """Pick points whose losses are spread evenly on a logarithmic scale between `floor` and `ceiling` nats."""
     losses = np.array([point.loss for point in points])
     picked: dict[int, FrontPoint] = {}

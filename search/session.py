@@ -43,7 +43,7 @@ CALIBRATION_SAMPLES = 1024
 TUNING_SAMPLES = 256
 SEARCH_SAMPLES = 1000     # candidates are ranked on these; finalists are scored on all of them
 SEEDS = 40
-EXPLORATION_SHARE = 0.6   # of the time that is left after the table: the rest builds and verifies finalists
+EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SENSITIVITY = "sensitivity.json"
 THREADS = 1               # results must not depend on how many cores happen to be there
 
@@ -140,7 +140,8 @@ def run_search(
         prepared = prepare_search(problem, run.path, watcher)
         deadline = None if settings.seconds is None else started + settings.seconds
         records = _explore(prepared, run, watcher, deadline)
-        verify_finalists(prepared.problem, prepared.evaluator, run.path, records, lowest, watcher)
+        left = None if deadline is None else deadline - time.monotonic()
+        verify_finalists(prepared.problem, prepared.evaluator, run.path, records, lowest, watcher, left)
     _raise_if_stopped(watcher, path)
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from paretopress.search.clean_process import call_in_clean_process
 from paretopress.search.finalists import Finalist, build, choose
 from paretopress.search.judgement import Candidate, judge
 from paretopress.search.problem import Problem
-from paretopress.search.records import TrialRecord
+from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.run_files import write_front
 from paretopress.spaces.documents import disk_error, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, DiskError, StorageError
@@ -43,7 +44,10 @@ from paretopress.spaces.policy import DENSE, Policy
 if TYPE_CHECKING:
     from paretopress.search.session import Observer
 
-REFIT_SAMPLES = 1024
+REFIT_SAMPLES = 512
+REFIT_EVALUATIONS = 8.0    # a refit with its scoring takes about as long as this many evaluations
+CHECK_SECONDS = 1.0        # reloading, exporting and timing one artefact, at the least
+FEWEST = 8                 # finalists that are verified however short the time
 
 
 def verify_finalists(
@@ -53,6 +57,7 @@ def verify_finalists(
     records: Sequence[TrialRecord],
     lowest: Mapping[str, float],
     observer: Observer,
+    seconds: float | None = None,
 ) -> None:
     """Build, store and verify the finalists of a run, and write its front.
 
@@ -63,15 +68,15 @@ def verify_finalists(
         records: Its trials.
         lowest: Best reachable predicted costs.
         observer: Hears about progress.
+        seconds: Time left, None for no limit: fewer finalists are picked where it is short.
 
     Raises:
         DiskError: A file cannot be written.
         ArtifactError: The verifying process died.
     """
     named = {"dense": problem.policy({}), **problem.comparisons()}
-    chosen = choose(
-        records, problem.objectives, evaluator.limits, problem.settings.finalists, tuple(named.values())
-    )
+    count = finalists_in_time(records, problem.settings.finalists, seconds)
+    chosen = choose(records, problem.objectives, evaluator.limits, count, tuple(named.values()))
     wanted: list[tuple[str | None, Policy]] = [*named.items(), *((None, record.policy) for record in chosen)]
     _prepare_folders(path, [policy for _, policy in wanted])
     observer.stage("refit", len(wanted))
@@ -94,6 +99,15 @@ def verify_finalists(
         for finalist, task in zip(finalists, stored, strict=True)
     ]
     write_front(path, problem, judge(problem, candidates), lowest, records)
+
+
+def finalists_in_time(records: Sequence[TrialRecord], wanted: int, seconds: float | None) -> int:
+    """How many finalists can be built and verified in the time that is left, by the time evaluations took."""
+    times = [record.seconds for record in records if record.state is TrialState.COMPLETE]
+    if seconds is None or not times:
+        return wanted
+    each = REFIT_EVALUATIONS * statistics.median(times) + CHECK_SECONDS
+    return min(wanted, max(FEWEST, int(seconds / each)))
 
 
 def _store(
