@@ -104,7 +104,7 @@ def _own_prediction_loss(outputs: Sequence[Any]) -> Tensor:
     return total
 
 
-def _no_ranges(tensor: str, value: Tensor) -> Tensor:
+def _no_ranges(_: str, value: Tensor) -> Tensor:
     return value
 
 

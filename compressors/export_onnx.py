@@ -145,7 +145,8 @@ class _ExportModule(nn.Module):
 
     def _dequantise(self, tensor: str, integers: Tensor) -> Tensor:
         value: Tensor = torch.onnx.ops.symbolic(
-            "DequantizeLinear", [integers, *self._range(tensor)], dtype=torch.float32, shape=integers.shape, version=OPSET
+            "DequantizeLinear", [integers, *self._range(tensor)], dtype=torch.float32, shape=integers.shape,
+            version=OPSET,
         )
         return value
 
@@ -203,7 +204,8 @@ class _ExportModule(nn.Module):
 
     def _weight(self, name: str, part: Part) -> Tensor:
         """Integer weights behind DequantizeLinear, one scale per output channel."""
-        assert part.integers is not None and part.scales is not None
+        assert part.integers is not None
+        assert part.scales is not None
         integers = self._constant(f"{name}.weight_integers", part.integers.reshape(part.weight.shape))
         scales = self._constant(f"{name}.weight_scales", part.scales)
         zeros = self._constant(f"{name}.weight_zeros", torch.zeros_like(part.scales, dtype=torch.int8))

@@ -36,7 +36,8 @@ def normalisation_affine(program: Program, name: str) -> tuple[Tensor, Tensor]:
     node = program.graph.by_name[name]
     mean, variance = (_parameter(program, node, argument) for argument in ("running_mean", "running_var"))
     gamma, beta = (_parameter(program, node, argument) for argument in ("weight", "bias"))
-    assert mean is not None and variance is not None
+    assert mean is not None
+    assert variance is not None
     scale = torch.rsqrt(variance.double() + float(node.arguments["eps"]))
     if gamma is not None:
         scale = scale * gamma.double()

@@ -128,7 +128,7 @@ def runner(
     arithmetic = plan.arithmetic
     program = program.under(plan.structure)
     folds = plan.structure.fusion.folds if network.folded else {}
-    apply = apply or (lambda layer, x, values: apply_parts(network, layer, x, quantise_known))
+    apply = apply or (lambda layer, x, _: apply_parts(network, layer, x, quantise_known))
 
     def quantise_known(tensor: str, value: Tensor) -> Tensor:
         return quantise_tensor(value, *network.ranges[arithmetic.range_of(tensor)])

@@ -80,7 +80,8 @@ class _Rewriter:
         mode = next((attribute.s for attribute in pad.attribute if attribute.name == "mode"), b"constant")
         automatic = attributes.get("auto_pad")
         fixed = automatic is None or automatic.s in (b"", b"NOTSET")
-        if amounts is None or value != zero or mode != b"constant" or not fixed or (len(pad.input) > 3 and pad.input[3]):
+        chosen_axes = len(pad.input) > 3 and bool(pad.input[3])
+        if amounts is None or value != zero or mode != b"constant" or not fixed or chosen_axes:
             return
         half = len(amounts) // 2
         if any(amounts[:2]) or any(amounts[half : half + 2]) or any(amount < 0 for amount in amounts):

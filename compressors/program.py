@@ -202,5 +202,6 @@ def _check_same(
     for one, other in zip(expected, found, strict=True):
         if isinstance(one, Tensor) and not torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True):
             raise UnsupportedModelError(
-                "the captured graph does not compute what the model computes; does its forward depend on state or chance?"
+                "the captured graph does not compute what the model computes; "
+                "does its forward depend on state or chance?"
             )

@@ -119,7 +119,8 @@ def tune(
     tuning = Tuning(program, network, calibration)
     changed = changed_nodes(program, network) if cached else None
     program = program.under(network.plan.structure)
-    skip = frozenset(n.name for n in program.graph.operators() if n.name not in changed) if changed is not None else frozenset()
+    names = frozenset(node.name for node in program.graph.operators())
+    skip = frozenset() if changed is None else names - changed
     with torch.inference_mode():
         values = program.run(
             calibration.inputs, runner(program, network, apply=tuning.apply, quantise=tuning.quantise),
@@ -156,7 +157,7 @@ def changed_nodes(program: Program, network: Network) -> frozenset[str]:
     starts = {layer.layer.node for layer in plan.layers if layer.touched or layer.shape != layer.layer.shape}
     starts |= set(plan.arithmetic.ranges) & set(program.graph.by_name)
     starts |= set(plan.arithmetic.integer_kernels)
-    starts -= {name for name in program.graph.inputs}
+    starts -= set(program.graph.inputs)
     for name in plan.arithmetic.ranges:
         if name in plan.arithmetic.sources:
             starts.discard(name)

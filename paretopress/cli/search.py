@@ -41,7 +41,9 @@ def effort_options(command: Command) -> Command:
                 "--seed", type=click.IntRange(min=0), help="Seed of everything that is drawn.  [default: 0]"
             ),
             click.option(
-                "--workers", type=click.IntRange(min=1), help="Processes that evaluate.  [default: one per core; 1 with --trials]"
+                "--workers",
+                type=click.IntRange(min=1),
+                help="Processes that evaluate.  [default: one per core; 1 with --trials]",
             ),
             click.option(
                 "--run",

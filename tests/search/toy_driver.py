@@ -23,10 +23,7 @@ def main():
 
     cloudpickle.register_pickle_by_value(toys)
     evaluate = toys.ToyEvaluator(budget=70.0, delay=float(delay))
-    if int(workers) == 1:
-        executor = SerialExecutor(evaluate, threads=None)
-    else:
-        executor = ProcessExecutor(evaluate, int(workers))
+    executor = SerialExecutor(evaluate, threads=None) if int(workers) == 1 else ProcessExecutor(evaluate, int(workers))
     choices = {"layer0/weights": toys.BITS[1]}, {"layer2/channels": toys.WIDTHS[2]}
     seeds = [DENSE, *map(Policy.of, choices)]
     settings = ExplorationSettings(sampler, int(trials), seed=3, population=8)
