@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,11 +15,11 @@ from paretopress.compressors.entries import Entries
 from paretopress.compressors.network import Network
 from paretopress.compressors.refit import settle
 from paretopress.evaluators.batches import Batches
-from paretopress.evaluators.costs import CostModel, violations
+from paretopress.evaluators.costs import CostModel, runs_everywhere, violations
 from paretopress.evaluators.divergence import divergence
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.evaluators.metrics import Metric, concatenate_outputs, score
-from paretopress.spaces.plan import plan
+from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 
 HOPELESS_DIVERGENCE = 1.0   # nats: such a model agrees with the dense one hardly better than chance
@@ -84,6 +85,8 @@ class CandidateEvaluator:
         program = self.entries.program
         planned = plan(program.structure, policy)
         costs = self.costs.predict(planned)
+        if not runs_everywhere(costs):
+            return self._refused(planned, costs)
         values = {name: costs[name] for name in self.objectives}
         over = self.limits.check(costs, None)
         for label, name, limit in self.limits.costs:
@@ -97,6 +100,12 @@ class CandidateEvaluator:
         scores = self.score(network)
         accuracy = scores["accuracy"]
         return Evaluation(State.COMPLETE, {**scores, **values}, self.limits.check(costs, accuracy)).checked()
+
+    def _refused(self, planned: Plan, costs: Mapping[str, float]) -> Evaluation:
+        """Screen what a target cannot execute: its time is unknown, so that no violation can be compared."""
+        values = {name: costs[name] for name in self.objectives if math.isfinite(costs[name])}
+        reason = "; ".join(self.costs.refusals(planned).values())
+        return Evaluation(State.SCREENED, values, {}, f"screened by cost: {reason}")
 
     def ready(self, limits: Callable[[float], Limits]) -> CandidateEvaluator:
         """Return the evaluator with the dense outputs and the budgets that follow from the dense accuracy."""

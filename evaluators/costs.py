@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paretopress.hardware_profiles.profile import DeviceProfile
-from paretopress.spaces.choices import Choice
+from paretopress.spaces.choices import Choice, Weights
 from paretopress.spaces.cost_view import cost_view
-from paretopress.spaces.errors import ConfigError, unknown_name
+from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
+from paretopress.spaces.kernels import CostView
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace, describe
@@ -37,28 +39,45 @@ class CostModel:
 
         Returns:
             `latency@ID` (ms) or `relative@ID`, `peak_memory@ID` (bytes), `energy@ID` (microjoules) where
-            the profile knows its power, `size` (stored bytes) and `macs`.
+            the profile knows its power, `size` (stored bytes) and `macs`. Time and energy are infinite where
+            the device cannot execute the plan.
         """
         view = cost_view(planned)
         costs: dict[str, float] = {"size": float(planned.stored_bytes), "macs": float(view.macs)}
         for device, name in zip(self.devices, self.latency_names, strict=True):
-            costs[name] = device.relative_cost(view) if device.tier == "T0" else device.latency_ms(view).mid
             memory = device.memory(view)
             costs[f"peak_memory@{device.id}"] = float(memory.peak_activation_bytes)
-            energy = device.energy_mj(view)
+            try:
+                costs[name] = device.relative_cost(view) if device.tier == "T0" else device.latency_ms(view).mid
+                energy = device.energy_mj(view)
+            except ProfileError:   # a figure that is not known is never 0
+                costs[name] = math.inf
+                if _knows_energy(device):
+                    costs[f"energy@{device.id}"] = math.inf
+                continue
             if energy is not None:
                 costs[f"energy@{device.id}"] = energy.mid * 1000.0
         return costs
 
     def interval(self, planned: Plan) -> dict[str, tuple[float, float]]:
-        """Return the predicted interval in ms of every `latency@ID`."""
+        """Return the predicted interval in ms of every `latency@ID` whose device can execute the plan."""
         view = cost_view(planned)
         found = {}
         for device in self.devices:
-            if device.tier != "T0":
+            if device.tier == "T0":
+                continue
+            try:
                 estimate = device.latency_ms(view)
-                found[f"latency@{device.id}"] = (estimate.low, estimate.high)
+            except ProfileError:
+                continue
+            found[f"latency@{device.id}"] = (estimate.low, estimate.high)
         return found
+
+    def refusals(self, planned: Plan) -> dict[str, str]:
+        """Return the devices that cannot execute a plan, each with one line that says why."""
+        view = cost_view(planned)
+        found = {device.id: _refusal(device, view) for device in self.devices}
+        return {name: f"{name} cannot run it: {reason}" for name, reason in found.items() if reason}
 
     def resolve(self, objective: str) -> tuple[str, ...]:
         """Return the cost names a user's objective stands for: `latency` is the latency on every target.
@@ -69,7 +88,7 @@ class CostModel:
         names = {"size", "macs", *self.latency_names}
         for device in self.devices:
             names.add(f"peak_memory@{device.id}")
-            if device.document.active_power_mw is not None:
+            if _knows_energy(device):
                 names.add(f"energy@{device.id}")
         if objective in names:
             return (objective,)
@@ -84,10 +103,74 @@ class CostModel:
         raise ConfigError(unknown_name("objective", objective, [*names, "latency"]))
 
 
+def _refusal(device: DeviceProfile, view: CostView) -> str:
+    """Why a device cannot execute a plan, `""` where it can."""
+    try:
+        device.relative_cost(view)   # every tier prices kernels and conversions by this
+    except ProfileError as error:
+        return " ".join(str(error).split()).removeprefix(f"{device.id} ").removeprefix("cannot run ")
+    return ""
+
+
+def _knows_energy(device: DeviceProfile) -> bool:
+    return device.document.active_power_mw is not None and device.document.latency is not None
+
+
+def runs_everywhere(costs: Mapping[str, float]) -> bool:
+    """Whether predicted costs are those of a plan that every target can execute."""
+    return all(math.isfinite(value) for value in costs.values())
+
+
+def integer_policy(space: SearchSpace) -> Policy:
+    """The lightest change that makes every layer compute in integers, where the space offers one."""
+    choices: dict[str, Choice] = {}
+    for unit, options in space.options.items():
+        integer = next((c for c in options if isinstance(c, Weights) and c.activations == 8), None)
+        if integer is not None:
+            choices[unit] = integer
+    return Policy.of(choices)
+
+
+def runnable_options(structure: Structure, space: SearchSpace, costs: CostModel) -> dict[str, list[int]]:
+    """Return per unit the numbers of its options that every target can execute.
+
+    Where some target refuses the dense model, each option is tried among 8-bit layers, the one form such
+    devices run. Where that is refused too, nothing can be told apart and every option counts.
+    """
+    everything = {unit: list(range(len(options))) for unit, options in space.options.items()}
+    integer = integer_policy(space)
+    if not costs.refusals(plan(structure, Policy())) or costs.refusals(plan(structure, integer)):
+        return everything
+    runnable = {
+        unit: [number for number in numbers
+               if not costs.refusals(plan(structure, integer.replace({unit: space.options[unit][number]})))]
+        for unit, numbers in everything.items()
+    }
+    return {unit: numbers or everything[unit] for unit, numbers in runnable.items()}
+
+
+def drop_what_cannot_run(structure: Structure, space: SearchSpace, costs: CostModel) -> SearchSpace:
+    """Remove the choices that leave an operator no target's profile knows, such as a float one on an MCU.
+
+    The dense choice of a unit stays, whether a target can execute it or not: spaces begin with it.
+    """
+    integer = integer_policy(space)
+    for unit, numbers in runnable_options(structure, space, costs).items():
+        for number, choice in enumerate(space.options[unit]):
+            if choice is None or number in numbers:
+                continue
+            refusals = costs.refusals(plan(structure, integer.replace({unit: choice})))
+            space = space.without({unit: [choice]}, {unit: "; ".join(refusals.values())})
+    return space
+
+
 def drop_what_does_not_pay(
     structure: Structure, space: SearchSpace, costs: CostModel, size_matters: bool = True
 ) -> tuple[SearchSpace, dict[str, str]]:
     """Remove the choices that save neither time nor bytes on any target, by pricing each alone.
+
+    Where a target cannot execute the dense model, each is priced among 8-bit layers too; what makes a layer
+    executable at all pays.
 
     Args:
         structure: The model.
@@ -99,7 +182,10 @@ def drop_what_does_not_pay(
     Returns:
         The smaller space, and the choices that save only bytes as `unit: choice` to the label.
     """
-    dense = costs.predict(plan(structure, Policy()))
+    contexts = [Policy()]
+    if costs.refusals(plan(structure, Policy())):
+        contexts.append(integer_policy(space))
+    before = [costs.predict(plan(structure, context)) for context in contexts]
     removed: dict[str, list[Choice]] = {}
     reasons: dict[str, str] = {}
     size_only: dict[str, str] = {}
@@ -107,11 +193,10 @@ def drop_what_does_not_pay(
         for choice in options:
             if choice is None or len(options) == 1:
                 continue
-            alone = costs.predict(plan(structure, Policy.of({unit: choice})))
-            faster = any(alone[name] < dense[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names)
-            in_context = _pays_with_neighbours(structure, costs, unit, choice)
-            smaller = alone["size"] < dense["size"]
-            if faster or in_context:
+            after = [costs.predict(plan(structure, context.replace({unit: choice}))) for context in contexts]
+            faster = any(_saves_time(costs, new, old) for new, old in zip(after, before, strict=True))
+            smaller = after[0]["size"] < before[0]["size"]
+            if faster or _pays_with_neighbours(structure, costs, unit, choice):
                 continue
             if smaller and size_matters:
                 size_only[f"{unit}: {describe(choice)}"] = "size only"
@@ -135,7 +220,12 @@ def _pays_with_neighbours(structure: Structure, costs: CostModel, unit: str, cho
     without = {name: value for name, value in others.items() if name != f"{subject}/weights"}
     all_costs = costs.predict(plan(structure, Policy.of(others)))
     rest_costs = costs.predict(plan(structure, Policy.of(without)))
-    return any(all_costs[name] < rest_costs[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names)
+    return _saves_time(costs, all_costs, rest_costs)
+
+
+def _saves_time(costs: CostModel, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+    """Whether a change saves time on any target, or makes the plan executable there."""
+    return any(new[name] < old[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names)
 
 
 def violations(budgets: Sequence[tuple[str, str, float]], costs: Mapping[str, float]) -> dict[str, float]:

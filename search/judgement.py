@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from paretopress.evaluators.costs import runs_everywhere
 from paretopress.evaluators.verification import Verified, drop_interval, measured_plain
 from paretopress.search.correlation import kendall, spearman
 from paretopress.search.finalists import Finalist
@@ -41,7 +43,8 @@ class Judged:
 
     Attributes:
         candidate: The candidate.
-        costs: Measured (or, where the target cannot run here, predicted) objectives to be minimised.
+        costs: Measured (or, where the target cannot run here, predicted) objectives to be minimised;
+            infinite where a target cannot execute the candidate, which is then infeasible.
         feasible: Whether it meets every budget on these values.
         knee: Whether it is the knee of the front.
         why_not: Why it is not on the front, None where it is.
@@ -111,11 +114,19 @@ def _judge_alone(problem: Problem, candidate: Candidate, dense: Candidate) -> Ju
         "macs": int(candidate.predicted["macs"]),
     }
     values = _values(problem, candidate, verified)
-    broken = _broken_budgets(problem, candidate, dense, values, accuracy, dense_accuracy)
+    broken = _refusals(problem, candidate)
+    broken += _broken_budgets(problem, candidate, dense, values, accuracy, dense_accuracy)
     if verified.parity.problem:
         broken.append(f"parity: {verified.parity.problem}")
     costs = (drop, *(values[name] for name in problem.cost_objectives))
     return Judged(candidate, costs, not broken, False, "; ".join(broken) or None, measured)
+
+
+def _refusals(problem: Problem, candidate: Candidate) -> list[str]:
+    """Why targets cannot execute a candidate, one line each."""
+    if runs_everywhere(candidate.predicted):
+        return []
+    return list(problem.costs.refusals(problem.plan(candidate.finalist.policy)).values())
 
 
 def _values(problem: Problem, candidate: Candidate, verified: Verified) -> dict[str, float]:
@@ -155,7 +166,7 @@ def _broken_budgets(
         broken += [
             f"{name} {values[name]:.4g} exceeds {budget.text}"
             for name in problem.costs.resolve(budget.objective)
-            if budget.violation(values[name], baseline[name]) > 0.0
+            if math.isfinite(values[name]) and budget.violation(values[name], baseline[name]) > 0.0
         ]
     return broken
 
@@ -226,6 +237,7 @@ def _latency_error(problem: Problem, candidates: Sequence[Candidate]) -> dict[st
         (candidate.predicted[f"latency@{device.id}"], candidate.verified.timing.median)
         for candidate in candidates
         if device is not None and isinstance(candidate.verified, Verified) and candidate.verified.timing is not None
+        and math.isfinite(candidate.predicted[f"latency@{device.id}"])
     ]
     if device is None or not pairs:
         return {"device": None, "points": 0, "spearman": None, "median_abs_pct": None}
@@ -252,11 +264,16 @@ def _proxies(candidates: Sequence[Candidate]) -> dict[str, float | None]:
 
 
 def _volume(judged: Sequence[Judged], names: Sequence[str]) -> float:
-    """Hypervolume of (accuracy drop, time on the first target, size) against the dense model and a 10pp drop."""
+    """Hypervolume of (accuracy drop, time on the first target, size) against the dense model and a 10pp drop.
+
+    Where the target cannot execute the dense model, the slowest verified point that it can stands for its time.
+    """
     rows = [point for point in judged if point.why_not is None]
     if not rows:
         return 0.0
     columns = [1, 1 + names.index("size")]
-    dense = np.array(judged[0].costs)[columns]
+    known = np.array([np.array(point.costs)[columns] for point in judged if point.costs])
+    slowest = np.where(np.isfinite(known), known, 0.0).max(axis=0)
+    dense = np.where(np.isfinite(known[0]), known[0], slowest)
     costs = np.array([[max(0.0, point.costs[0] / 0.1), *(np.array(point.costs)[columns] / dense)] for point in rows])
     return hypervolume(costs, np.ones(costs.shape[1]))

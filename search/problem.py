@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,13 @@ from paretopress.compressors.program import Program, build_program
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
-from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay
+from paretopress.evaluators.costs import (
+    CostModel,
+    drop_what_cannot_run,
+    drop_what_does_not_pay,
+    integer_policy,
+    runs_everywhere,
+)
 from paretopress.evaluators.data import Data, PreparedData, prepare
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.exact import CostTerm, ExactProblem, cheapest
@@ -89,7 +96,7 @@ class Problem:
         costs: Target devices.
         space: Legal choices that pay.
         size_only: Choices that save only bytes.
-        baseline: Predicted costs of the dense model.
+        baseline: Predicted costs of the dense model; infinite where a device cannot execute it.
         settings: The user's settings.
     """
 
@@ -185,7 +192,8 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     Raises:
         UnsupportedModelError: The model cannot be captured.
         DataError: The data is unusable.
-        ConfigError: A setting is wrong, or asks for milliseconds on a device that only ranks.
+        ConfigError: A setting is wrong, asks for milliseconds on a device that only ranks, or for a
+            fraction of what the dense model takes on a device that cannot execute it.
         ProfileError: An unknown or malformed device profile.
     """
     prepared = prepare(data)
@@ -196,9 +204,12 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     costs = CostModel(devices)
     _refuse_times_without_basis(costs, settings.budgets)
     space = build_space(program.structure, [device.capabilities() for device in devices], settings.space)
+    space = drop_what_cannot_run(program.structure, space, costs)
     space, size_only = drop_what_does_not_pay(program.structure, space, costs)
     baseline = costs.predict(plan(program.structure, DENSE))
-    return Problem(model, program, prepared, costs, space, size_only, baseline, settings)
+    problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings)
+    _refuse_fractions_of_nothing(problem)
+    return problem
 
 
 def _with_directions(budgets: Sequence[Budget], direction: Literal["max", "min"]) -> tuple[Budget, ...]:
@@ -222,8 +233,28 @@ def _refuse_times_without_basis(costs: CostModel, budgets: Sequence[Budget]) -> 
                 )
 
 
+def _refuse_fractions_of_nothing(problem: Problem) -> None:
+    """Refuse relative budgets on costs that the dense model does not have. Raises `ConfigError`."""
+    for budget in problem.settings.budgets:
+        if not budget.on_cost or budget.kind == "absolute":
+            continue
+        for name in problem.costs.resolve(budget.objective):
+            if math.isfinite(problem.baseline[name]):
+                continue
+            base, _, device = name.partition("@")
+            example = "a number such as '<=5ms'"
+            integer = problem.costs.predict(problem.plan(integer_policy(problem.space)))[name]
+            if math.isfinite(integer) and base in ("latency", "energy"):
+                unit = "ms" if base == "latency" else "uJ"
+                example = f"a number such as '<={integer:.3g}{unit}', which all layers at 8 bits take"
+            raise ConfigError(
+                f"budget {budget.objective}={budget.text}: {device} cannot run the dense model, so there is "
+                f"nothing to be relative to (allowed: {example})"
+            )
+
+
 def reachable(problem: Problem) -> dict[str, float]:
-    """The lowest predicted value of every cost over the whole space.
+    """The lowest predicted value of every cost over what every target can execute; infinite without any.
 
     Exact for stored bytes, and for time up to the conversions between formats. What a budget asks for and
     neither policy reaches, such as memory or the time on one of several devices, is descended to.
@@ -231,16 +262,17 @@ def reachable(problem: Problem) -> dict[str, float]:
     structure = problem.program.structure
     time, size = FactorGraph(structure, problem.space, problem.costs).terms()
     options = {unit: len(choices) for unit, choices in problem.space.options.items()}
-    policies = [DENSE]
+    policies = [DENSE] if runs_everywhere(problem.baseline) else [DENSE, integer_policy(problem.space)]
     for terms in (time, size):
         if options:
             exact = ExactProblem(options=options, losses={}, costs=tuple(CostTerm(u, t) for u, t in terms))
             policies.append(policy_of(problem.space, cheapest(exact).assignment, structure.fingerprint))
-    priced = [problem.costs.predict(problem.plan(policy)) for policy in policies]
-    lowest = {name: min(costs[name] for costs in priced) for name in priced[0]}
+    priced = [(problem.costs.predict(problem.plan(policy)), policy) for policy in policies]
+    priced = [pair for pair in priced if runs_everywhere(pair[0])] or priced
+    lowest = {name: min(costs[name] for costs, _ in priced) for name in priced[0][0]}
     for _, name, limit in problem.limits_without_accuracy().costs:
-        if lowest[name] > limit:
-            start = min(zip(priced, policies, strict=True), key=lambda pair: pair[0][name])[1]
+        if math.isfinite(lowest[name]) and lowest[name] > limit:
+            start = min(priced, key=lambda pair: pair[0][name])[1]
             lowest[name] = _descend(problem, name, start, lowest[name])
     return lowest
 
@@ -253,14 +285,23 @@ def _descend(problem: Problem, name: str, policy: Policy, value: float) -> float
         for unit, options in problem.space.options.items():
             for choice in options:
                 neighbour = policy.replace({unit: choice})
-                cost = problem.costs.predict(problem.plan(neighbour))[name]
-                if cost < value:
-                    policy, value, improved = neighbour, cost, True
+                costs = problem.costs.predict(problem.plan(neighbour))
+                if costs[name] < value and runs_everywhere(costs):
+                    policy, value, improved = neighbour, costs[name], True
     return value
 
 
 def check_feasible(problem: Problem, lowest: Mapping[str, float]) -> None:
-    """Stop before the search where a cost budget is out of reach. Raises `InfeasibleError`."""
+    """Stop before the search where no candidate can be executed or a cost budget is out of reach.
+
+    Raises:
+        InfeasibleError: With the operator that a target cannot execute, or the best reachable value.
+    """
+    if not runs_everywhere(lowest):
+        refusals = problem.costs.refusals(problem.plan(integer_policy(problem.space)))
+        raise InfeasibleError(
+            f"no candidate can run on every target: with 8 bits wherever they are offered, {'; '.join(refusals.values())}"
+        )
     for label, name, limit in problem.limits_without_accuracy().costs:
         if lowest[name] > limit:
             raise InfeasibleError(
@@ -272,6 +313,8 @@ def check_feasible(problem: Problem, lowest: Mapping[str, float]) -> None:
 def show_cost(name: str, value: float) -> str:
     """Return a cost with its unit."""
     base = name.partition("@")[0]
+    if not math.isfinite(value):
+        return "nothing that runs"
     if base == "latency":
         return f"{value:.4g} ms predicted"
     if base in ("size", "peak_memory"):

@@ -111,7 +111,7 @@ def _finalist_row(point: Judged) -> dict[str, Any]:
     if isinstance(verified, Verified):
         row |= {"accuracy": verified.scores["accuracy"], "size_bytes": verified.size_bytes,
                 "onnx_bytes": verified.onnx_bytes}
-    return {**row, **{f"predicted_{name}": value for name, value in point.candidate.predicted.items()}}
+    return {**row, **{f"predicted_{name}": finite(value) for name, value in point.candidate.predicted.items()}}
 
 
 def _measured_row(point: Judged) -> dict[str, Any]:

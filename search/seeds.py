@@ -8,16 +8,19 @@ neighbours and are left out here: every seed is priced again with the whole plan
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paretopress.evaluators.costs import CostModel
+from paretopress.evaluators.costs import CostModel, runnable_options
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
 from paretopress.spaces.choices import Choice, Keep, Weights
 from paretopress.spaces.cost_view import kernels_of, merged_sums
+from paretopress.spaces.errors import ProfileError
 from paretopress.spaces.fusion import FusedKernel
 from paretopress.spaces.kernels import Kernel
 from paretopress.spaces.plan import Plan, kept_channels, plan, plan_layer
@@ -25,6 +28,7 @@ from paretopress.spaces.policy import DENSE, Policy
 from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.structure import Structure
 
+UNKNOWN_PRICE = 1e3   # times the dearest known kernel: what a device cannot execute is avoided, yet adds up
 MIXES = (1.0, 0.75, 0.5, 0.25, 0.0)   # weight of relative time against relative size
 
 
@@ -62,11 +66,17 @@ class FactorGraph:
                 self.droppable.setdefault(name, []).append(group)
 
     def terms(self) -> tuple[list[tuple[tuple[str, ...], np.ndarray]], list[tuple[tuple[str, ...], np.ndarray]]]:
-        """Return the terms of relative time (1 = dense) and of relative size (1 = dense)."""
+        """Return the terms of relative time (1 = dense) and of relative size (1 = dense).
+
+        Where a device cannot execute the dense model, its time is relative to the 8-bit model's.
+        """
         time, size = [], []
         owners = self._owners()
         dense_costs = self.costs.predict(self.dense)
-        scale = [1.0 / max(dense_costs[name], 1e-12) for name in self.costs.latency_names]
+        integer_costs = self.costs.predict(self.contexts[8])
+        whole = [next((costs[name] for costs in (dense_costs, integer_costs) if math.isfinite(costs[name])), 1.0)
+                 for name in self.costs.latency_names]
+        scale = [1.0 / max(value, 1e-12) for value in whole]
         for fused in self.structure.fusion.kernels:
             units = self._units(fused, owners.get(fused.main))
             if not units:
@@ -161,25 +171,61 @@ class FactorGraph:
         place = np.repeat(np.arange(len(spans)), spans)
         rows = np.array([index[kernel] for kernel in kernels], dtype=np.int64)
         for device, factor in zip(self.costs.devices, scale, strict=True):
-            prices = device.kernel_cost(distinct)
+            prices = kernel_prices(device, distinct)
             unit = factor / 1000.0 if device.tier != "T0" else factor
             total += np.bincount(place, weights=prices[rows] * unit, minlength=len(spans))
         return total / len(self.costs.devices)
 
 
+def kernel_prices(device: DeviceProfile, kernels: Sequence[Kernel]) -> np.ndarray:
+    """Price kernels, shape (n,); those that the device cannot execute get a large finite price.
+
+    Whether a kernel is known depends on its family and its widths alone.
+    """
+    try:
+        return device.kernel_cost(kernels)
+    except ProfileError:
+        pass
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        alike.setdefault((kernel.family, kernel.weight_bits, kernel.activation_bits), []).append(index)
+    prices = np.full(len(kernels), np.nan)
+    for members in alike.values():
+        try:
+            prices[members] = device.kernel_cost([kernels[index] for index in members])
+        except ProfileError:
+            continue
+    known = prices[~np.isnan(prices)]
+    dearest = float(known.max()) if len(known) else 1.0
+    return np.where(np.isnan(prices), UNKNOWN_PRICE * dearest, prices)
+
+
 def exact_fronts(
     structure: Structure, space: SearchSpace, table: SensitivityTable, costs: CostModel
 ) -> dict[float, ExactFront]:
-    """Solve the whole (cost, loss) front for several mixes of relative time and relative size."""
+    """Solve the whole (cost, loss) front for several mixes of relative time and relative size.
+
+    Options that some target cannot execute are left out of every mix.
+    """
     time, size = FactorGraph(structure, space, costs).terms()
-    losses = {unit: np.array(row, dtype=np.float64) for unit, row in table.losses.items()}
-    options = {unit: len(choices) for unit, choices in space.options.items()}
+    runnable = runnable_options(structure, space, costs)
+    losses = {unit: np.array(row, dtype=np.float64)[runnable[unit]] for unit, row in table.losses.items()}
+    options = {unit: len(numbers) for unit, numbers in runnable.items()}
     fronts = {}
     for mix in MIXES:
-        scaled = [CostTerm(units, mix * values) for units, values in time if mix > 0.0]
-        scaled += [CostTerm(units, (1.0 - mix) * values) for units, values in size if mix < 1.0]
-        fronts[mix] = solve_front(ExactProblem(options=options, losses=losses, costs=tuple(scaled)))
+        scaled = [_term(units, mix * values, runnable) for units, values in time if mix > 0.0]
+        scaled += [_term(units, (1.0 - mix) * values, runnable) for units, values in size if mix < 1.0]
+        front = solve_front(ExactProblem(options=options, losses=losses, costs=tuple(scaled)))
+        fronts[mix] = replace(front, points=tuple(
+            replace(point, assignment={unit: runnable[unit][n] for unit, n in point.assignment.items()})
+            for point in front.points
+        ))
     return fronts
+
+
+def _term(units: tuple[str, ...], values: np.ndarray, runnable: Mapping[str, Sequence[int]]) -> CostTerm:
+    """A cost term over the options that can be executed."""
+    return CostTerm(units, values[np.ix_(*(runnable[unit] for unit in units))])
 
 
 def policy_of(space: SearchSpace, assignment: Mapping[str, int], model: str) -> Policy:

@@ -1,9 +1,11 @@
 """Costs under the names users see, budgets, and choices that do not pay."""
 
+import math
+
 import pytest
 
 from paretopress.evaluators.candidate import Limits
-from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay, violations
+from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay, runs_everywhere, violations
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.choices import Weights
@@ -65,6 +67,19 @@ def test_every_resolved_name_is_predicted(small):
     assert set(low_high) == {f"latency@{ZEN}", f"latency@{PHONE}"}   # what only ranks has no milliseconds
     for name, (low, high) in low_high.items():
         assert low <= costs[name] <= high
+
+
+def test_what_a_device_cannot_execute_is_infinite_there_and_nowhere_else(several, small):
+    planned = plan(small.structure, DENSE)
+    costs = several.predict(planned)
+    assert {name for name, value in costs.items() if value == math.inf} == {f"latency@{BOARD}", f"energy@{BOARD}"}
+    assert all(value > 0.0 for value in costs.values())
+    assert not runs_everywhere(costs)
+    assert set(several.interval(planned)) == {f"latency@{ZEN}"}
+    refusals = several.refusals(planned)
+    assert set(refusals) == {BOARD}
+    assert refusals[BOARD].startswith(f"{BOARD} cannot run it: kernel ")
+    assert "int8" in refusals[BOARD]
 
 
 def test_violations_are_in_the_cost_s_unit_and_skip_what_is_not_known():
