@@ -298,9 +298,9 @@ def check_feasible(problem: Problem, lowest: Mapping[str, float]) -> None:
         InfeasibleError: With the operator that a target cannot execute, or the best reachable value.
     """
     if not runs_everywhere(lowest):
-        refusals = problem.costs.refusals(problem.plan(integer_policy(problem.space)))
+        refusals = problem.costs.refusals(problem.plan(integer_policy(problem.space))).values()
         raise InfeasibleError(
-            f"no candidate can run on every target: with 8 bits wherever they are offered, {'; '.join(refusals.values())}"
+            f"no candidate can run on every target: with 8 bits wherever they are offered, {'; '.join(refusals)}"
         )
     for label, name, limit in problem.limits_without_accuracy().costs:
         if lowest[name] > limit:
