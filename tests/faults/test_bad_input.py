@@ -110,7 +110,8 @@ def test_two_drivers_do_not_share_a_run(command, assert_refused, search_tiny, co
 
 
 def test_artefacts_of_another_model_are_refused(command, assert_refused, tiny_run):
-    result = command("verify", tiny_run.path / "models" / "1", "--model", "broken_factories:other", "--data", "tiny:data")
+    folder = tiny_run.path / "models" / "1"
+    result = command("verify", folder, "--model", "broken_factories:other", "--data", "tiny:data")
     assert_refused(result, 2, "another model")
 
 

@@ -244,7 +244,8 @@ def test_policies_carry_the_fingerprints_of_the_run(toys, tmp_path):
 def test_a_pinned_unit_keeps_its_one_choice(toys, tmp_path):
     options = {**toys.toy_options(), "layer9/weights": (Weights(4),)}
     space = OptionSpace.of(options)
-    assert all(space.policy(genome).choices["layer9/weights"] == Weights(4) for genome in (space.dense, space.genome_at(7)))
+    for genome in (space.dense, space.genome_at(7)):
+        assert space.policy(genome).choices["layer9/weights"] == Weights(4)
     assert space.policy(space.genome(DENSE)).choices == {"layer9/weights": Weights(4)}
 
 
