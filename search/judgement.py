@@ -257,6 +257,6 @@ def _volume(judged: Sequence[Judged], names: Sequence[str]) -> float:
     if not rows:
         return 0.0
     columns = [1, 1 + names.index("size")]
-    dense = np.array(judged[0].costs)[columns]
+    dense = np.maximum(np.array(judged[0].costs)[columns], 1e-12)   # a model without weights has no bytes
     costs = np.array([[max(0.0, point.costs[0] / 0.1), *(np.array(point.costs)[columns] / dense)] for point in rows])
     return hypervolume(costs, np.ones(costs.shape[1]))
