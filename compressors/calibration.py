@@ -48,7 +48,7 @@ class Calibration:
 
     Attributes:
         folded: Layer node to folded weight and bias.
-        layers: Layer node to its statistics.
+        layers: Layer node to its statistics; frozen layers have none.
         base: The folded dense network.
         inputs: The samples that candidates are tuned on, one tensor per model input.
         values: Values of every node of the folded dense network on `inputs`.
@@ -137,8 +137,9 @@ def calibrate(
         DataError: The activations are not finite.
     """
     base = base_network(program)
-    moments = {layer.node: Moments() for layer in program.structure.layers}
-    outputs = {layer.node: OutputStatistics() for layer in program.structure.layers}
+    free = [layer for layer in program.structure.layers if not layer.frozen]
+    moments = {layer.node: Moments() for layer in free}
+    outputs = {layer.node: OutputStatistics() for layer in free}
     generator = torch.Generator().manual_seed(seed)
 
     def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
@@ -153,7 +154,7 @@ def calibrate(
             if progress:
                 progress(index + 1, len(batches))
     layers = {}
-    for layer in program.structure.layers:
+    for layer in free:
         second = moments[layer.node].second_moments().clone()
         mean, std = outputs[layer.node].finish()
         layers[layer.node] = LayerStatistics(second[0] if layer.groups == 1 else second, mean, std)

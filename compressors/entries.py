@@ -159,6 +159,8 @@ class Entries:
     def parts(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Part, ...]:
         """The real layers of one layer plan, from the dense statistics."""
         layer, bits = layer_plan.layer, layer_plan.weight_bits
+        if layer.frozen:
+            return (Part(*self.calibration.folded[layer.node]),)
         axes = self._axes(layer)
         rows = axis_index(axes[0], selection)
         level = self._level(axes[1], selection)

@@ -105,7 +105,7 @@ class _ExportModule(nn.Module):
             return None if tensor is None else self._constant(node.target, tensor)
         if network.folded and node.name in self.program.structure.fusion.folds:
             value = values[node.inputs[0]]
-        elif node.name in network.plan.by_node:
+        elif node.name in network.plan.by_node and not network.plan.by_node[node.name].layer.frozen:
             value = self._layer(network.plan.by_node[node.name], node, values)
         elif node.name in network.plan.subsamplings:
             return self._subsample(network.plan.subsamplings[node.name], node, values)

@@ -145,7 +145,7 @@ def runner(
             return network.state.get(node.target)
         if node.name in folds:
             value = values[node.inputs[0]]
-        elif node.name in plan.by_node:
+        elif node.name in plan.by_node and not plan.by_node[node.name].layer.frozen:
             layer = plan.by_node[node.name]
             source = node.inputs[0]
             x = read(source, values) if layer.activation_bits == 8 else values[source]

@@ -107,7 +107,9 @@ class Program:
 
     def outputs(self, values: Values) -> Any:  # noqa: ANN401 - whatever the user's model returns
         """Nest the output nodes' values as the model returns them."""
-        return pytree.tree_unflatten([values[name] for name in self.graph.outputs], self.capture.output_spec)
+        names = iter(self.graph.outputs)
+        flat = [values[next(names)] if present else None for present in self.capture.outputs]
+        return pytree.tree_unflatten(flat, self.capture.output_spec)
 
     def downstream(self, changed: Sequence[str]) -> frozenset[str]:
         """The nodes whose values depend on any of `changed`, those included."""

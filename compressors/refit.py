@@ -68,7 +68,7 @@ class _Refit(Tuning):
         """Solve a layer on its compressed inputs, then tune it."""
         node = layer.layer.node
         self.follow(self.awaited[node])
-        solvable = layer.layer.kind in (LayerKind.CONV, LayerKind.LINEAR) and not layer.layer.frozen
+        solvable = layer.layer.kind is not LayerKind.GROUPED and not layer.layer.frozen
         if solvable and node in self.changed:
             parts = self._solve(layer, x, values)
             if parts is not None:
@@ -82,13 +82,17 @@ class _Refit(Tuning):
         goal = self.goals.get(layer.layer.node, Goal(layer.layer.node, "", stands_in=False))
         target = self._target(layer, goal, values)
         moments = Moments()
-        accumulate(moments, layer.layer, x, self.generator, groups=1, targets=target)
+        accumulate(moments, layer.layer, x, self.generator, groups=layer.groups, targets=target)
         weight, _ = self.entries.float_matrix(layer, self.network.selection)
         if moments.count < OBSERVATIONS_PER_COLUMN * weight.shape[1]:
             return None
-        second = moments.second_moments()[0]
-        fitted, intercept = refit_from_moments(moments.cross()[0], second, DAMPING, weight)
-        return layer_parts(layer, Matrix(fitted, intercept), second)
+        second, cross = moments.second_moments(), moments.cross()
+        solved = [
+            refit_from_moments(one, inputs, DAMPING, prior)
+            for one, inputs, prior in zip(cross, second, weight.chunk(len(second)), strict=True)
+        ]
+        matrix = Matrix(torch.cat([fitted for fitted, _ in solved]), torch.cat([intercept for _, intercept in solved]))
+        return layer_parts(layer, matrix, second[0] if layer.groups == 1 else second)
 
 
 def refit(

@@ -54,6 +54,7 @@ class SpaceSection(_Strict):
     keep: list[Fraction] = list(SpaceSettings().keep)
     rank: list[Fraction] = list(SpaceSettings().rank)
     bits: list[Literal[2, 3, 4, 8]] = list(SpaceSettings().bits)  # type: ignore[arg-type]
+    depth: bool = SpaceSettings().depth
     exclude: list[str] = []
     pin: dict[str, dict[str, Any]] = {}
 
@@ -242,6 +243,7 @@ def _space(section: SpaceSection, source: str) -> SpaceSettings:
         keep=tuple(section.keep),
         rank=tuple(section.rank),
         bits=tuple(section.bits),
+        depth=section.depth,
         exclude=tuple(section.exclude),
         pin=pins,
     )

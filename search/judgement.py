@@ -275,5 +275,6 @@ def _volume(judged: Sequence[Judged], names: Sequence[str]) -> float:
     known = np.array([np.array(point.costs)[columns] for point in judged if point.costs])
     slowest = np.where(np.isfinite(known), known, 0.0).max(axis=0)
     dense = np.where(np.isfinite(known[0]), known[0], slowest)
+    dense = np.maximum(dense, 1e-12)   # a model without weights has no bytes
     costs = np.array([[max(0.0, point.costs[0] / 0.1), *(np.array(point.costs)[columns] / dense)] for point in rows])
     return hypervolume(costs, np.ones(costs.shape[1]))

@@ -41,7 +41,7 @@ __all__ = ["Observer", "SearchSettings", "run_search"]
 
 CALIBRATION_SAMPLES = 1024
 TUNING_SAMPLES = 256
-SEARCH_SAMPLES = 1000     # candidates are ranked on these; finalists are scored on all of them
+SEARCH_SAMPLES = 1000     # candidates and finalists are scored on the first of them
 SEEDS = 40
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SENSITIVITY = "sensitivity.json"

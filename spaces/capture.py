@@ -30,6 +30,7 @@ class Capture:
     Attributes:
         graph: The forward pass as plain data.
         output_spec: How the flat outputs are nested in what the model returns.
+        outputs: Node of every flat output, `""` where the model returns None there.
         keywords: Names of the inputs that are passed by keyword, in the order of the capture.
         aliases: State name to the first name of the same tensor, for tied weights.
         constants: Tensors that the model's code creates, by name.
@@ -37,6 +38,7 @@ class Capture:
 
     graph: Graph
     output_spec: pytree.TreeSpec
+    outputs: tuple[str, ...]
     keywords: tuple[str, ...]
     aliases: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
@@ -73,7 +75,17 @@ def capture(
     aliases = _aliases(frozen)
     graph = _to_graph(program, batch, notes, aliases)
     constants = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
-    return Capture(graph, program.call_spec.out_spec, tuple(kwargs), aliases, constants)
+    outputs = _output_names(next(node for node in program.graph.nodes if node.op == "output"))
+    return Capture(graph, program.call_spec.out_spec, outputs, tuple(kwargs), aliases, constants)
+
+
+def _output_names(output: torch.fx.Node) -> tuple[str, ...]:
+    """Node of every flat output, `""` for None."""
+    leaves = pytree.tree_leaves(output.args[0])
+    constant = next((leaf for leaf in leaves if leaf is not None and not isinstance(leaf, torch.fx.Node)), None)
+    if constant is not None:
+        raise UnsupportedModelError(f"the model returns {constant!r}, which is not a tensor")
+    return tuple("" if leaf is None else leaf.name for leaf in leaves)
 
 
 def _batch_size(inputs: list[torch.Tensor]) -> int:
@@ -172,7 +184,7 @@ def _to_graph(
             if node.op == "input" and isinstance(fx_node.meta["val"], torch.Tensor):
                 dynamic &= not is_concrete_int(fx_node.meta["val"].shape[0])
         elif fx_node.op == "output":
-            outputs = tuple(value.name for value in pytree.tree_leaves(fx_node.args[0]) if value is not None)
+            outputs = tuple(name for name in _output_names(fx_node) if name)
             node = Node("output", "output", outputs)
         elif fx_node.op == "call_function":
             node = _operator(fx_node, batch)

@@ -2,8 +2,8 @@
 
 Run `python -m paretopress.demo.train [--output FOLDER] [--seed 0] [--epochs 80]`. The files beside this
 script were written by it. It needs `pip install paretopress[demo]`, takes some minutes on one core,
-downloads nothing, and gives the same files again on the same machine and versions. The hyperparameters were
-chosen on the search set; the holdout set is scored once, at the end.
+downloads nothing, and gives the same files again on the same machine and versions. Hyperparameters were not
+tuned: the first setting tried was kept. No set but train is looked at before the scores at the end.
 """
 
 from __future__ import annotations

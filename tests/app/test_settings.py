@@ -81,6 +81,11 @@ def test_an_empty_file_gives_the_defaults(write):
         assert getattr(settings, name) == getattr(default, name), name
 
 
+def test_branches_may_be_dropped_unless_the_space_says_no():
+    assert search_settings({}).space.depth
+    assert not search_settings({"space": {"depth": False}}).space.depth
+
+
 def test_workers_are_one_per_core_unless_a_number_of_trials_asks_for_repeatable_runs():
     timed = search_settings({"search": {"time": "1m"}})
     cores = min(8, len(os.sched_getaffinity(0)))

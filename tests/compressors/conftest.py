@@ -1,6 +1,7 @@
-"""Makes the models of this folder importable under importlib mode."""
+"""Makes the models of this folder, and the zoo of `tests/spaces`, importable under importlib mode."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "spaces")]

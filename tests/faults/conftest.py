@@ -87,20 +87,20 @@ DOCUMENTS = {
 
 
 @pytest.fixture(scope="session")
-def faulty(tiny):
+def broken_factories(tiny):
     """The tiny project with factories and settings that are wrong in one way each."""
-    (tiny.folder / "faulty.py").write_text(FAULTY)
+    (tiny.folder / "broken_factories.py").write_text(FAULTY)
     for name, text in DOCUMENTS.items():
         (tiny.folder / name).write_text(text)
     return tiny
 
 
 @pytest.fixture
-def command(faulty, monkeypatch, capfd):
+def command(broken_factories, monkeypatch, capfd):
     """Run the command line in this process, in the project's folder; returns (exit code, stdout, stderr)."""
     from paretopress.cli import main
 
-    monkeypatch.chdir(faulty.folder)
+    monkeypatch.chdir(broken_factories.folder)
 
     def run(*arguments):
         with pytest.raises(SystemExit) as ended:

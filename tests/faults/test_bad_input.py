@@ -13,18 +13,18 @@ TARGET = "x86-zen4-vnni-onnxruntime"
     [
         ("tiny:nothing", "tiny:data", ("unknown function 'nothing'",)),
         ("tinny:model", "tiny:data", ("module 'tinny' not found", "did you mean 'tiny'?")),
-        ("faulty:branching", "tiny:data", ("faulty.py:16",)),
-        ("tiny:model", "faulty:empty", ("calibration", "empty")),
-        ("tiny:model", "faulty:nan", ("calibration: input 0 holds NaN", "row 5")),
-        ("tiny:model", "faulty:wrong_shape", ("calibration", "(3, 8, 8)", "(1, 8, 8)")),
-        ("tiny:model", "faulty:other_model_s_shape", ("expected", "tiny.py:18")),
-        ("tiny:model", "faulty:overlapping", ("2 of 202 holdout samples also stand in search", "row 200")),
-        ("tiny:model", "faulty:nan_metric", ("metric", "nan")),
+        ("broken_factories:branching", "tiny:data", ("broken_factories.py:16",)),
+        ("tiny:model", "broken_factories:empty", ("calibration", "empty")),
+        ("tiny:model", "broken_factories:nan", ("calibration: input 0 holds NaN", "row 5")),
+        ("tiny:model", "broken_factories:wrong_shape", ("calibration", "(3, 8, 8)", "(1, 8, 8)")),
+        ("tiny:model", "broken_factories:other_model_s_shape", ("expected", "tiny.py:18")),
+        ("tiny:model", "broken_factories:overlapping", ("2 of 202 holdout samples also stand in search", "row 200")),
+        ("tiny:model", "broken_factories:nan_metric", ("metric", "nan")),
     ],
 )
 def test_factories(command, assert_refused, search_tiny, tmp_path, model, data, texts):
     assert_refused(command(*search_tiny(tmp_path / "run", model=model, data=data)), 2, *texts)
-    assert not (tmp_path / "run" / "trials.jsonl").exists() or data == "faulty:nan_metric"
+    assert not (tmp_path / "run" / "trials.jsonl").exists() or data == "broken_factories:nan_metric"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,8 @@ def test_two_drivers_do_not_share_a_run(command, assert_refused, search_tiny, co
 
 
 def test_artefacts_of_another_model_are_refused(command, assert_refused, tiny_run):
-    result = command("verify", tiny_run.path / "models" / "1", "--model", "faulty:other", "--data", "tiny:data")
+    folder = tiny_run.path / "models" / "1"
+    result = command("verify", folder, "--model", "broken_factories:other", "--data", "tiny:data")
     assert_refused(result, 2, "another model")
 
 

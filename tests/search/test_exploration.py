@@ -241,6 +241,14 @@ def test_policies_carry_the_fingerprints_of_the_run(toys, tmp_path):
     assert {(record.policy.model, record.policy.space) for record in live} == {("m1", "s1")}
 
 
+def test_a_pinned_unit_keeps_its_one_choice(toys, tmp_path):
+    options = {**toys.toy_options(), "layer9/weights": (Weights(4),)}
+    space = OptionSpace.of(options)
+    for genome in (space.dense, space.genome_at(7)):
+        assert space.policy(genome).choices["layer9/weights"] == Weights(4)
+    assert space.policy(space.genome(DENSE)).choices == {"layer9/weights": Weights(4)}
+
+
 def test_what_is_wrong_is_said_in_one_line(toys, tmp_path):
     settings = ExplorationSettings(trials=1)
     unit, choice = Policy.of({"layer9/weights": Weights(4)}), Policy.of({"layer0/channels": Keep(0.1)})
@@ -249,7 +257,7 @@ def test_what_is_wrong_is_said_in_one_line(toys, tmp_path):
     with pytest.raises(PolicyError, match=r"Keep\(ratio=0.1\) is not an option of unit 'layer0/channels'"):
         search(tmp_path / "b", toys.ToyEvaluator(), toys.toy_options(), settings, [choice])
     with pytest.raises(ConfigError, match="first option must be dense"):
-        search(tmp_path / "c", toys.ToyEvaluator(), {"a/weights": (Weights(4),)}, settings)
+        search(tmp_path / "c", toys.ToyEvaluator(), {"a/weights": (Weights(8), Weights(4))}, settings)
     with pytest.raises(ConfigError, match="unknown sampler 'nsga'; did you mean 'nsga2'"):
         ExplorationSettings("nsga", 1)
     with pytest.raises(ConfigError, match="needs a number of trials or a time"):

@@ -225,7 +225,7 @@ class Residual(nn.Module):
         self.outer, self.fc = nn.Conv2d(16, 8, 3, padding=1), nn.Linear(8, 4)
 
     def forward(self, x):
-        x = F.avg_pool2d(self.stem(x), 2)
+        x = F.max_pool2d(self.stem(x), 2)
         x = F.relu(x + self.outer(F.relu(self.inner(x))))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
