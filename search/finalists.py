@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,13 +53,15 @@ def choose(
     limits: Limits,
     count: int,
     keep: Sequence[Policy] = (),
+    samples: int = 0,
 ) -> list[TrialRecord]:
     """Pick well-spread candidates by divergence and costs.
 
     The best accuracy among many candidates on few samples is mostly luck. The divergence from the dense
     model ranks them with far less noise, so a candidate counts with the accuracy that candidates of its
-    divergence have (isotonic regression over all trials): two thirds are picked by it, the others by the
-    divergence itself.
+    divergence have (isotonic regression over all trials). Two thirds are picked by it, in steps of half a
+    standard error: what the samples cannot tell apart is told apart by time and bytes. The others are
+    picked by the divergence itself.
 
     Args:
         records: All trials.
@@ -66,6 +69,7 @@ def choose(
         limits: Budgets.
         count: How many to pick.
         keep: Policies that are verified anyway and need not be picked.
+        samples: Samples that accuracies were measured on, 0 to take them as exact.
     """
     kept = {policy.hash for policy in keep}
     complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
@@ -74,14 +78,23 @@ def choose(
     pool = [record for record in others if _allowed(record, expected[record.number], limits)]
     if not pool:
         return sorted(others, key=lambda r: sum(max(0.0, value) for value in r.constraints.values()))[:count]
-    sign = -1.0 if limits.direction == "max" else 1.0
+    losses = np.array([expected[record.number] for record in pool]) * (-1.0 if limits.direction == "max" else 1.0)
+    step = accuracy_step(float(np.median([record.values["accuracy"] for record in complete])), samples)
     costs = costs_of(pool, {name: way for name, way in objectives.items() if name != "accuracy"})
-    by_accuracy = np.column_stack([[sign * expected[record.number] for record in pool], costs])
+    levels = np.floor((losses - losses.min()) / step) if step else losses
+    by_accuracy = np.column_stack([levels, costs])
     by_divergence = np.column_stack([[record.values["divergence"] for record in pool], costs])
     first = spread_fronts(by_accuracy, -(-2 * count // 3))
     second = [index for index in spread_fronts(by_divergence, count) if index not in first]
     chosen = [*first, *second][:count]
     return sorted((pool[index] for index in chosen), key=lambda record: record.number)
+
+
+def accuracy_step(accuracy: float, samples: int) -> float:
+    """Half a standard error of an accuracy on so many samples; 0 for metrics that are not between 0 and 1."""
+    if not samples or not 0.0 < accuracy < 1.0:
+        return 0.0
+    return 0.5 * math.sqrt(accuracy * (1.0 - accuracy) / samples)
 
 
 def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:

@@ -76,7 +76,8 @@ def verify_finalists(
     """
     named = {"dense": problem.policy({}), **problem.comparisons()}
     count = finalists_in_time(records, problem.settings.finalists, seconds)
-    chosen = choose(records, problem.objectives, evaluator.limits, count, tuple(named.values()))
+    samples = evaluator.samples.count
+    chosen = choose(records, problem.objectives, evaluator.limits, count, tuple(named.values()), samples)
     wanted: list[tuple[str | None, Policy]] = [*named.items(), *((None, record.policy) for record in chosen)]
     _prepare_folders(path, [policy for _, policy in wanted])
     observer.stage("refit", len(wanted))
