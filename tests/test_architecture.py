@@ -24,7 +24,7 @@ def exists(module):
 
 def lint(folder, layers):
     """Run import-linter with the layers of a contract; a module that is not written yet is optional."""
-    pytest.importorskip("importlinter", reason="import-linter is in the extra 'lint'")
+    pytest.importorskip("importlinter", reason="import-linter is in the extra 'test'")
     named = [" | ".join(n if exists(n) else f"({n})" for n in layer.split(" | ")) for layer in layers]
     config = folder / "contract.toml"
     config.write_text(
