@@ -232,8 +232,12 @@ def _calibrated(model: LatencyModel, timed: Sequence[Timed]) -> LatencyModel:
 
 
 def with_interval(model: LatencyModel, result: Accuracy) -> LatencyModel:
-    """Store the residual quantiles of held-out networks as the prediction interval."""
-    return replace(model, low=result.low, high=result.high)
+    """Store the residual quantiles of held-out networks as the prediction interval.
+
+    The prediction itself always lies inside: a few networks, measured in a hurry, may all turn out faster
+    (or all slower) than predicted.
+    """
+    return replace(model, low=min(1.0, result.low), high=max(1.0, result.high))
 
 
 def kernel_accuracy(

@@ -169,6 +169,12 @@ class Latency(Strict):
     interval_low: Positive
     interval_high: Positive
 
+    @model_validator(mode="after")
+    def _around_the_prediction(self) -> Latency:
+        if not self.interval_low.value <= 1.0 <= self.interval_high.value:
+            raise ValueError("interval_low is at most 1 and interval_high at least 1: they multiply the prediction")
+        return self
+
 
 class Validation(Strict):
     """How far predictions were from measurements that no coefficient has seen."""

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from paretopress.hardware_profiles.accuracy import accuracy, spearman
 from paretopress.hardware_profiles.correction import INPUTS, fit_trees, from_text, shape_inputs, to_text
 from paretopress.hardware_profiles.features import columns, matrix
-from paretopress.hardware_profiles.fit import fit_model, network_us
+from paretopress.hardware_profiles.fit import fit_model, network_us, with_interval
 from paretopress.hardware_profiles.networks import MODES, random_network
 from paretopress.hardware_profiles.terms import X86, derived_families
 from paretopress.hardware_profiles.timing import Timed
@@ -122,3 +122,11 @@ def test_accuracy_of_known_errors():
     assert result.mape == pytest.approx((0 + 0.05 + 1.0 + 0.5) / 4)
     assert result.within10 == 0.5
     assert result.n == 4
+
+
+@pytest.mark.parametrize(("factor", "low", "high"), [(0.9, 0.9, 1.0), (1.1, 1.0, 1.1)])
+def test_the_interval_holds_the_prediction_even_where_all_held_out_networks_are_on_one_side(factor, low, high):
+    predicted = np.array([1.0, 2.0, 3.0])
+    fitted = fit_model("device", simulated(40), trees=False)
+    model = with_interval(fitted.model, accuracy(predicted, factor * predicted))
+    assert (model.low, model.high) == pytest.approx((low, high))

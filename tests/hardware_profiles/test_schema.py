@@ -45,6 +45,8 @@ REFUSALS = [
     ((*LEAF, "value"), "7", r"latency\.session_us\.value: input should be a valid number"),
     ((*LEAF, "value"), -1.0, r"latency\.session_us\.value: .*greater than or equal to 0"),
     (LEAF, 7.3, r"latency\.session_us: input should be a valid dictionary"),
+    (("latency", "interval_low", "value"), 1.1, r"latency: .*interval_low is at most 1"),
+    (("latency", "interval_high", "value"), 0.9, r"latency: .*interval_high at least 1"),
     (("memory", "sram_bytes", "value"), 0, r"memory\.sram_bytes\.value: .*greater than 0"),
     (("validation",), [], "a T1 profile needs at least one validation entry"),
     (("latency",), KeyError, "a T1 profile needs a latency section"),
