@@ -264,7 +264,12 @@ def load(folder: str | Path, model_factory: ModelFactory) -> CompressedModel:
     Raises:
         ArtifactError: A file is missing, extra, truncated or altered, or the model is another one.
     """
-    folder = Path(folder)
+    # Inside `torch.inference_mode()` nothing could be captured, and the tensors could never be changed again.
+    with torch.inference_mode(mode=False):
+        return _load(Path(folder), model_factory)
+
+
+def _load(folder: Path, model_factory: ModelFactory) -> CompressedModel:
     contents = read_folder(folder, (TENSORS, DELTA, POLICY))
     delta = _read_delta(contents[DELTA], str(folder / DELTA))
     tensors = _read_tensors(contents[TENSORS], str(folder / TENSORS))

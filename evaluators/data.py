@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ class Data:
     Attributes:
         calibration: Inputs that statistics are taken from; may be the search set.
         search: What candidates are scored on.
-        holdout: What finalists are verified on; must share no sample with search or train.
+        holdout: What finalists are verified on; must share no sample with calibration, search or train.
         metric: `(outputs, targets) -> float` (maximised), a `Metric`, or `{name: either}`, the first of which
             is the objective `accuracy`.
         train: What retraining and distillation may use.
@@ -81,7 +81,7 @@ def prepare(data: Data, batch_size: int = BATCH_SIZE) -> PreparedData:
 
     Raises:
         DataError: One line naming the set and batch: empty, not finite, counts or shapes that do not match,
-            or samples of search or train that also stand in holdout.
+            or samples of calibration, search or train that also stand in holdout.
         ConfigError: A malformed metric.
     """
     metrics = normalise_metric(data.metric)
@@ -96,8 +96,8 @@ def prepare(data: Data, batch_size: int = BATCH_SIZE) -> PreparedData:
         calibration = normalise_set(data.calibration, "calibration", batch_size, needs_targets=False)
     for other in (calibration, holdout, *([train] if train else [])):
         _require_same_samples(search, other)
-    for seen in (search, *([train] if train else [])):
-        _require_disjoint(seen, holdout)
+    others = [search, *([] if calibration.whole is search.whole else [calibration]), *([train] if train else [])]
+    _require_unseen(holdout, others)
     sets = [one.fingerprint if one else None for one in (calibration, search, holdout, train)]
     identity = fingerprint([sets, batch_size, [metric.identity() for metric in metrics]])
     return PreparedData(calibration, search, holdout, train, metrics, identity)
@@ -111,11 +111,13 @@ def _require_same_samples(expected: Batches, got: Batches) -> None:
         raise DataError(f"{got.name} does not fit {expected.name}: {difference}")
 
 
-def _require_disjoint(seen: Batches, holdout: Batches) -> None:
-    known = set(seen.row_hashes())
-    shared = [row for row, digest in enumerate(holdout.row_hashes()) if digest in known]
-    if shared:
-        raise DataError(
-            f"{len(shared)} of {holdout.count} holdout samples also stand in {seen.name} "
-            f"(first: row {shared[0]}); holdout must be data that nothing else has seen"
-        )
+def _require_unseen(holdout: Batches, others: Sequence[Batches]) -> None:
+    rows = holdout.row_hashes()
+    for seen in others:
+        known = set(seen.row_hashes())
+        shared = [row for row, digest in enumerate(rows) if digest in known]
+        if shared:
+            raise DataError(
+                f"{len(shared)} of {holdout.count} holdout samples also stand in {seen.name} "
+                f"(first: row {shared[0]}); holdout must be data that nothing else has seen"
+            )

@@ -18,7 +18,15 @@ from paretopress.spaces.errors import ConfigError, DataError, unknown_name
 
 Direction = Literal["max", "min"]
 PRIMARY = "accuracy"
-COST_NAMES = frozenset({"latency", "size", "macs", "peak_memory", "energy"})
+# Names that costs and figures of a candidate carry beside the metrics, in trials, in `measured` and in tables.
+COST_NAMES = frozenset({"latency", "relative", "size", "macs", "peak_memory", "energy"})
+RESERVED = COST_NAMES | {
+    "divergence", "feasible", "knee", "why_not", "id", "name", "policy", "policy_hash", "tier", "host", "device",
+    "latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_baseline_iqr", "speedup", "runs", "parity",
+    "size_bytes", "size_bytes_baseline", "disk_bytes", "onnx_bytes", "peak_memory_bytes",
+    "accuracy_baseline", "accuracy_drop", "accuracy_drop_interval", "accuracy_interval", "accuracy_search",
+    "accuracy_stitched",
+}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -120,7 +128,7 @@ def normalise_metric(metric: MetricLike | Mapping[str, MetricLike]) -> tuple[Met
         metric: A callable (maximised), a `Metric`, or a mapping of names to either.
 
     Raises:
-        ConfigError: The mapping is empty, or a name is malformed, taken twice, or the name of a cost.
+        ConfigError: The mapping is empty, or a name is malformed, taken twice, or reserved.
     """
     if not isinstance(metric, Mapping):
         return (_named(metric, PRIMARY, ""),)
@@ -129,11 +137,17 @@ def normalise_metric(metric: MetricLike | Mapping[str, MetricLike]) -> tuple[Met
     for name in metric:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(f"metric name {name!r}: allowed are letters, digits and _, a letter first")
-        if name in COST_NAMES:
-            raise ConfigError(f"metric name {name!r} is taken by a cost ({', '.join(sorted(COST_NAMES))})")
+        if name in RESERVED:
+            raise ConfigError(
+                f"metric name {name!r} is reserved for a cost or another figure of a candidate "
+                f"(allowed: any other name, such as {f'my_{name}'!r})"
+            )
     first, *others = metric.items()
     if PRIMARY in dict(others):
-        raise ConfigError(f"metric name {PRIMARY!r} belongs to the first metric, which is {first[0]!r} here")
+        raise ConfigError(
+            f"metric name {PRIMARY!r} belongs to the first metric, which is {first[0]!r} here "
+            f"(allowed: put {PRIMARY!r} first, or name it otherwise)"
+        )
     return (_named(first[1], PRIMARY, first[0]), *(_named(value, name, name) for name, value in others))
 
 

@@ -177,6 +177,7 @@ def broken(value):
         ({"search": [(X[:9], Y[:9]), (X[9:30, :1], Y[9:30])]}, "search batch 1 differs from batch 0"),
         ({"calibration": [(X[:9], Y[:9]), X[9:]]}, "calibration batch 1 differs.*: one has targets"),
         ({"holdout": (X[28:], Y[28:])}, r"2 of 32 holdout samples also stand in search \(first: row 0\)"),
+        ({"calibration": X[25:33]}, r"3 of 30 holdout samples also stand in calibration \(first: row 0\)"),
         ({"train": X[40:41]}, r"1 of 30 holdout samples also stand in train \(first: row 10\)"),
     ],
 )

@@ -77,7 +77,11 @@ def test_a_bare_metric_keeps_its_direction():
     [
         ({}, "empty"),
         ({"ok": top1, "accuracy": top1}, "belongs to the first"),
-        ({"latency": top1}, "taken by a cost"),
+        ({"latency": top1}, r"'latency' is reserved .*allowed: any other name, such as 'my_latency'"),
+        ({"f1": top1, "divergence": top1}, "'divergence' is reserved"),
+        ({"f1": top1, "latency_ms": top1}, "'latency_ms' is reserved"),
+        ({"relative": top1}, "'relative' is reserved"),
+        ({"latency@local": top1}, "letters, digits"),
         ({"f1@x": top1}, "letters, digits"),
         ({"f1": 3}, "expected a callable, got int"),
         ("top1", "expected a callable, got str"),
@@ -86,6 +90,11 @@ def test_a_bare_metric_keeps_its_direction():
 def test_malformed_metrics_are_refused(metric, says):
     with pytest.raises(ConfigError, match=says):
         normalise_metric(metric)
+
+
+def test_names_that_only_resemble_reserved_ones_are_allowed():
+    metrics = normalise_metric({"f1": top1, "accuracy_top5": top1, "latency_score": top1, "sizes": top1})
+    assert [metric.name for metric in metrics] == ["accuracy", "accuracy_top5", "latency_score", "sizes"]
 
 
 def test_an_unknown_direction_names_the_allowed_ones():
