@@ -25,6 +25,7 @@ def read_front(plain: object, folder: Path) -> Front:
     points = tuple(
         read_point(item, folder, f"{source}: points[{i}]") for i, item in enumerate(plain["points"])
     )
+    _check_metric(plain.get("metric"), source)
     others = plain.get("comparisons") or []
     if not isinstance(others, list):
         raise ArtifactError(f"{source}: comparisons: expected a list")
@@ -34,6 +35,17 @@ def read_front(plain: object, folder: Path) -> Front:
         tuple(read_point(item, folder, f"{source}: comparisons[{i}]") for i, item in enumerate(others)),
         dict(plain),
     )
+
+
+def _check_metric(plain: object, source: str) -> None:
+    if plain is None:
+        return
+    if (
+        not isinstance(plain, Mapping)
+        or not isinstance(plain.get("name"), str)
+        or plain.get("direction") not in ("max", "min")
+    ):
+        raise ArtifactError(f"{source}: metric: expected a name and a direction, max or min, got {plain!r:.60}")
 
 
 def read_point(plain: object, folder: Path, source: str) -> Point:

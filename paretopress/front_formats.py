@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paretopress.tables import HEADINGS, cells, plain_text
+from paretopress.tables import cells, headings, plain_text
 
 if TYPE_CHECKING:
     from paretopress.result import Front, Point
@@ -53,6 +53,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown_text(front: Front, points: Sequence[Point]) -> str:
     """Return the front as a Markdown table."""
-    lines = [HEADINGS, ["---:"] * (len(HEADINGS) - 1) + [":---"]]
+    names = headings(front)
+    lines = [[plain_text(name) for name in names], ["---:"] * (len(names) - 1) + [":---"]]
     lines += [[plain_text(cell).replace("|", "\\|") for cell in cells(front, point)] for point in points]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

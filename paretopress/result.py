@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretopress.primary_metric import PrimaryMetric
 from paretopress.spaces.documents import read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, nearest
 from paretopress.spaces.policy import Policy
@@ -37,7 +39,7 @@ class Point:
         feasible: Whether the measured values meet all budgets.
         knee: Whether it is the front's knee.
         predicted: Predicted values by objective, such as `latency@local` (ms), `size` (bytes), `macs`.
-        measured: Measured values by name, such as `accuracy` (0 to 1), `latency_ms`, `size_bytes`.
+        measured: Measured values by name, such as `accuracy` (the first metric), `latency_ms`, `size_bytes`.
         why_not: Why the point is not on the front, None where it is.
         folder: The stored model.
     """
@@ -72,7 +74,7 @@ class Point:
             objective: `accuracy`, `latency`, `latency@DEVICE`, `size`, `macs`, `peak_memory`, `energy`.
 
         Returns:
-            Milliseconds, bytes, multiply-accumulates, microjoules or 0 to 1; None where unknown.
+            Milliseconds, bytes, multiply-accumulates, microjoules or the metric's value; None where unknown.
         """
         base, _, device = objective.partition("@")
         measured = self.measured.get(_MEASURED.get(base, base))
@@ -131,6 +133,12 @@ class Front:
     comparisons: tuple[Point, ...] = ()
     plain: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
+    @cached_property
+    def metric(self) -> PrimaryMetric:
+        """The metric that `accuracy` stands for: its name, and whether more or less of it is better."""
+        points = (self.baseline, *self.verified, *self.comparisons)
+        return PrimaryMetric.of_front([point.measured for point in points], self.plain.get("metric"))
+
     @property
     def points(self) -> tuple[Point, ...]:
         """The verified points that no other one beats in everything."""
@@ -160,7 +168,7 @@ class Front:
             raise InfeasibleError("no verified point meets all budgets, so the front has no knee")
         from paretopress.selection import knee_of
 
-        return knee_of(self.feasible)
+        return knee_of(self.feasible, self.metric)
 
     def select(
         self, *, minimize: str = "latency", max_drop: str | None = None, **limits: str | None
@@ -169,8 +177,8 @@ class Front:
 
         Args:
             minimize: The objective: `latency`, `size`, `macs`, `peak_memory`, `energy`, or `accuracy` for the
-                most accurate.
-            max_drop: The allowed loss of accuracy, such as `1pp`.
+                best in the first metric, in its direction.
+            max_drop: The allowed loss of the first metric: `1pp`, or relative such as `2%`.
             **limits: `max_latency="5ms"`, `max_size="-50%"`, `max_macs`, `max_memory`, `max_energy`.
 
         Raises:
@@ -179,7 +187,7 @@ class Front:
         """
         from paretopress.selection import best, keyword_budgets
 
-        return best(self, minimize, keyword_budgets(max_drop, limits))
+        return best(self, minimize, keyword_budgets(max_drop, limits, self.metric.direction))
 
     def table(self, width: int = 100, *, show_all: bool = False) -> str:
         """Return the front as text."""
@@ -255,7 +263,7 @@ class Result:
 
         Args:
             folder: The destination; must not exist or be empty.
-            pick: `knee`, `fastest`, `smallest`, `id:7`, `latency<=5ms`, or a point.
+            pick: `knee`, `fastest`, `smallest`, `id:7`, `latency<=5ms`, `accuracy>=0.97`, or a point.
             overwrite: Replace an earlier export there.
 
         Raises:

@@ -1,19 +1,21 @@
-"""Picking points of a front: `knee`, `fastest`, `smallest`, `id:7`, `latency<=5ms`."""
+"""Picking points of a front: `knee`, `fastest`, `smallest`, `id:7`, `latency<=5ms`, `accuracy>=0.97`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from paretopress.evaluators.budgets import UNITS, Budget, parse_budget
+from paretopress.primary_metric import ACCURACY, PrimaryMetric
 from paretopress.spaces.errors import ConfigError, InfeasibleError, unknown_name
 
 if TYPE_CHECKING:
     from paretopress.result import Front, Point
 
-PICKS = "knee, fastest, smallest, id:N, or a limit such as 'latency<=5ms'"
-_LIMIT = re.compile(r"([A-Za-z_]+(?:@[^<=\s]+)?)\s*(?:<=|≤)\s*(.+)")
+PICKS = "knee, fastest, smallest, id:N, or a limit such as 'latency<=5ms' or 'accuracy>=0.97'"
+_LIMIT = re.compile(r"([A-Za-z][A-Za-z0-9_]*(?:@[^<>=≤≥\s]+)?)\s*(<=|>=|≤|≥)\s*(.+)")
+_VALUE = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)")
 _KEYWORDS = {
     "max_latency": "latency",
     "max_size": "size",
@@ -21,11 +23,14 @@ _KEYWORDS = {
     "max_memory": "peak_memory",
     "max_energy": "energy",
 }
-_COMPARED = ("accuracy", "latency", "size")
+_COMPARED = (ACCURACY, "latency", "size")
+_SIGNS = {"max": ">=", "min": "<="}
 
 
-def keyword_budgets(max_drop: str | None, limits: Mapping[str, str | None]) -> tuple[Budget, ...]:
-    """Turn `max_latency="5ms"` and its like into budgets.
+def keyword_budgets(
+    max_drop: str | None, limits: Mapping[str, str | None], direction: Literal["max", "min"] = "max"
+) -> tuple[Budget, ...]:
+    """Turn `max_latency="5ms"` and its like into budgets; `direction` is that of the first metric.
 
     Raises:
         ConfigError: An unknown keyword or a malformed limit.
@@ -37,7 +42,7 @@ def keyword_budgets(max_drop: str | None, limits: Mapping[str, str | None]) -> t
         if text is not None:
             budgets.append(parse_budget(text, _KEYWORDS[keyword]))
     if max_drop is not None:
-        budgets.append(parse_budget(max_drop, "accuracy"))
+        budgets.append(parse_budget(max_drop, ACCURACY, direction))
     return tuple(budgets)
 
 
@@ -72,30 +77,33 @@ def pick_point(front: Front, pick: str) -> Point:
     match = _LIMIT.fullmatch(text)
     if match is None:
         raise ConfigError(f"--pick {pick!r} is not a pick (allowed: {PICKS})")
+    name, sign, limit = match[1], match[2].replace("≤", "<=").replace("≥", ">="), match[3]
+    if name in (ACCURACY, front.metric.label):
+        return _cheapest(front, _value_budget(front.metric, sign, limit, pick))
+    if sign == ">=":
+        raise ConfigError(f"--pick {pick!r}: a limit on a cost is an upper one, such as 'latency<=5ms'")
     # Within a limit on one cost, the user wants the most accurate point.
-    return best(front, "accuracy", (_budget(match[1], match[2]),))
+    return best(front, ACCURACY, (_budget(name, limit),))
 
 
 def best(front: Front, minimize: str, budgets: Sequence[Budget]) -> Point:
-    """Return the feasible point of the front with the lowest `minimize` (highest accuracy) within budgets.
+    """Return the feasible point of the front with the lowest `minimize` (best first metric) within budgets.
 
-    Ties go to the more accurate, then to the smaller, then to the lower id.
+    Ties go to the one that is better in the first metric, then to the smaller, then to the lower id.
 
     Raises:
         ConfigError: An unknown objective.
         InfeasibleError: No point fits.
     """
-    if minimize.partition("@")[0] not in (*UNITS, "accuracy"):
-        raise ConfigError(unknown_name("objective", minimize, (*UNITS, "accuracy")))
+    if minimize.partition("@")[0] not in (*UNITS, ACCURACY):
+        raise ConfigError(unknown_name("objective", minimize, (*UNITS, ACCURACY)))
     if not front.feasible:
         raise InfeasibleError("no verified point meets all budgets of the run")
     known = [point for point in within(front, budgets) if point.value(minimize) is not None]
     if not known:
         raise InfeasibleError(_nothing_fits(front, minimize, budgets))
-    return min(
-        known,
-        key=lambda point: (_cost(point, minimize), _cost(point, "accuracy"), _cost(point, "size"), point.id),
-    )
+    names = (minimize, ACCURACY, "size")
+    return min(known, key=lambda point: (*(_cost(point, name, front.metric) for name in names), point.id))
 
 
 def within(front: Front, budgets: Sequence[Budget]) -> list[Point]:
@@ -103,8 +111,8 @@ def within(front: Front, budgets: Sequence[Budget]) -> list[Point]:
     return [point for point in front.feasible if all(_meets(point, front.baseline, one) for one in budgets)]
 
 
-def dominates(first: Point, second: Point) -> bool | None:
-    """Tell whether one point is no worse in accuracy, latency and size, and better in one.
+def dominates(first: Point, second: Point, metric: PrimaryMetric) -> bool | None:
+    """Tell whether one point is no worse in the first metric, latency and size, and better in one.
 
     Returns:
         None where neither latency is known, so that the two cannot be compared.
@@ -112,23 +120,40 @@ def dominates(first: Point, second: Point) -> bool | None:
     pairs = [(first.value(name), second.value(name)) for name in _COMPARED]
     if any(mine is None or other is None for mine, other in pairs):
         return None
-    costs = [(_cost(first, name), _cost(second, name)) for name in _COMPARED]
+    costs = [(_cost(first, name, metric), _cost(second, name, metric)) for name in _COMPARED]
     return all(mine <= other for mine, other in costs) and any(mine < other for mine, other in costs)
 
 
-def knee_of(points: Sequence[Point]) -> Point:
-    """Return the knee of points by accuracy, latency and size, leaving out objectives that are not known."""
+def knee_of(points: Sequence[Point], metric: PrimaryMetric) -> Point:
+    """Return the knee of points by the first metric, latency and size, leaving out what is not known."""
     from paretopress.search.pareto import knee
 
     names = [name for name in _COMPARED if all(point.value(name) is not None for point in points)]
-    return points[knee([[_cost(point, name) for name in names] for point in points])]
+    return points[knee([[_cost(point, name, metric) for name in names] for point in points])]
 
 
-def _cost(point: Point, objective: str) -> float:
+def _cost(point: Point, objective: str, metric: PrimaryMetric) -> float:
     value = point.value(objective)
     if value is None:
         return float("inf")
-    return -value if objective == "accuracy" else value
+    return metric.cost(value) if objective == ACCURACY else value
+
+
+def _cheapest(front: Front, budget: Budget) -> Point:
+    """Return the fastest point within a limit on the metric, or the smallest where no time is known."""
+    timed = any(point.value("latency") is not None for point in within(front, (budget,)))
+    return best(front, "latency" if timed else "size", (budget,))
+
+
+def _value_budget(metric: PrimaryMetric, sign: str, limit: str, pick: str) -> Budget:
+    """Read the limit of `accuracy>=0.97`, `accuracy>=97%` or, of a metric to be minimised, `accuracy<=0.031`."""
+    match = _VALUE.fullmatch(limit.strip())
+    wanted = _SIGNS[metric.direction]
+    if sign != wanted or match is None or (match[2] and not metric.is_share):
+        example = "'accuracy>=0.97' or 'accuracy>=97%'" if metric.is_share else f"'{metric.label}{wanted}NUMBER'"
+        raise ConfigError(f"--pick {pick!r} is no limit on this run's metric (allowed: {example})")
+    value = float(match[1]) / (100.0 if match[2] else 1.0)
+    return Budget(ACCURACY, "absolute", value, f"{sign}{limit}", metric.direction)
 
 
 def _meets(point: Point, baseline: Point, budget: Budget) -> bool:
@@ -144,16 +169,16 @@ def _nothing_fits(front: Front, minimize: str, budgets: Sequence[Budget]) -> str
     for name in dict.fromkeys(budget.objective for budget in budgets):
         values = [value for point in front.feasible if (value := point.value(name)) is not None]
         if values:
-            extreme = max(values) if name == "accuracy" else min(values)
-            reachable.append(f"{name} {_in_units(name, extreme)}")
+            extreme = min(values, key=front.metric.cost) if name == ACCURACY else min(values)
+            reachable.append(f"{name} {_in_units(front, name, extreme)}")
     best_values = f"; the front reaches {', '.join(reachable)}" if reachable else ""
     return f"no verified point meets {shown}{best_values}"
 
 
-def _in_units(objective: str, value: float) -> str:
+def _in_units(front: Front, objective: str, value: float) -> str:
     from paretopress.tables import shown
 
-    return shown(objective, value)
+    return front.metric.shown(value) if objective == ACCURACY else shown(objective, value)
 
 
 def _by_id(front: Front, text: str) -> Point:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paretopress.evaluators.budgets import UNITS
+from paretopress.primary_metric import ACCURACY, PrimaryMetric
 from paretopress.selection import dominates
 
 if TYPE_CHECKING:
@@ -16,16 +17,13 @@ if TYPE_CHECKING:
     from paretopress.result import Front, Point
 
 WIDTH = 100
-HEADINGS = ("#", "accuracy", "latency", "predicted", "size", "MACs", "note")
 
 
 def shown(objective: str, value: float | None) -> str:
-    """Return a value with its unit, three digits: `4.21 ms`, `115 kB`, `98.6 %`."""
+    """Return a cost with its unit, three digits: `4.21 ms`, `115 kB`. Metrics: see `PrimaryMetric.shown`."""
     if value is None:
         return "–"
     base = objective.partition("@")[0]
-    if base == "accuracy":
-        return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.4g}"
     scales = {
         "latency": (("s", 1e3), ("ms", 1.0), ("µs", 1e-3)),
         "energy": (("J", 1e6), ("mJ", 1e3), ("µJ", 1.0)),
@@ -141,15 +139,21 @@ def plain_table(
 def _front_table(front: Front, points: Sequence[Point]) -> Table:
     from rich.text import Text
 
-    table = plain_table("", HEADINGS, (), right=HEADINGS[:6])
+    names = headings(front)
+    table = plain_table("", names, (), right=names[:6])
     for point in points:
         style = "bold green" if point.knee else "dim" if not point.on_front or not point.feasible else ""
         table.add_row(*(Text(plain_text(cell), style=style) for cell in cells(front, point)))
     return table
 
 
+def headings(front: Front) -> tuple[str, ...]:
+    """Return the front's column names; the first metric goes by the user's name for it."""
+    return ("#", front.metric.label, "latency", "predicted", "size", "MACs", "note")
+
+
 def cells(front: Front, point: Point) -> list[str]:
-    """Return a point's row under `HEADINGS`."""
+    """Return a point's row under `headings`."""
     return [
         str(point.id),
         _accuracy(front, point),
@@ -178,16 +182,12 @@ def note(point: Point, front: Front) -> str:
 
 
 def _accuracy(front: Front, point: Point) -> str:
-    value, dense = point.value("accuracy"), front.baseline.value("accuracy")
+    value, dense = point.value(ACCURACY), front.baseline.value(ACCURACY)
+    text = front.metric.shown(value)
     if value is None or dense is None or point is front.baseline:
-        return shown("accuracy", value)
-    if 0 <= value <= 1 and 0 <= dense <= 1:
-        return f"{shown('accuracy', value)} ({100 * (value - dense):+.1f} pp)"
-    return (
-        f"{shown('accuracy', value)} ({(value - dense) / abs(dense):+.1%})"
-        if dense
-        else shown("accuracy", value)
-    )
+        return text
+    change = front.metric.change(value, dense)
+    return f"{text} ({change})" if change else text
 
 
 def _latency(front: Front, point: Point) -> str:
@@ -222,7 +222,7 @@ def _comparison_table(front: Front) -> Table:
     knee = next((point for point in front.verified if point.knee), None)
     rows = []
     for point in front.comparisons:
-        answer = _comparison(knee, point)
+        answer = _comparison(front, knee, point)
         rows.append(
             [
                 plain_text(point.name or point.id),
@@ -234,18 +234,18 @@ def _comparison_table(front: Front) -> Table:
         )
     return plain_table(
         "Beside it, verified alike",
-        ("", "accuracy", "latency", "size", "knee wins in all"),
+        ("", front.metric.label, "latency", "size", "knee wins in all"),
         rows,
-        right=("accuracy", "latency", "size"),
+        right=(front.metric.label, "latency", "size"),
     )
 
 
-def _comparison(knee: Point | None, point: Point) -> str:
+def _comparison(front: Front, knee: Point | None, point: Point) -> str:
     if knee is None:
         return "no knee"
     if knee.policy_hash == point.policy_hash:
         return "is the knee"
-    return {True: "yes", False: "no", None: "unknown"}[dominates(knee, point)]
+    return {True: "yes", False: "no", None: "unknown"}[dominates(knee, point, front.metric)]
 
 
 def first_target(front: Front) -> str | None:
@@ -276,7 +276,7 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
         )
     lines.append("; ".join(parts))
     lines += _accuracy_facts(front)
-    budgets = [_budget_text(budget) for budget in plain.get("budgets") or []]
+    budgets = [_budget_text(budget, front.metric) for budget in plain.get("budgets") or []]
     if budgets:
         lines.append(f"budgets: {', '.join(budgets)}")
     if hidden > 0:
@@ -286,17 +286,14 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
 
 
 def _accuracy_facts(front: Front) -> list[str]:
-    """Return what the accuracies stand on, with the knee's interval, or the dense model's."""
+    """Return what the metric's values stand on, with the interval of the knee's drop where it is a share."""
+    better = "" if front.metric.is_share else f" ({'more' if front.metric.direction == 'max' else 'less'} is better)"
+    text = f"{front.metric.label}{better} on holdout data that the search never saw"
     known = [point for point in front.verified if point.knee and point.measured.get("accuracy_drop_interval")]
-    if known:
+    if known and front.metric.is_share:
         low, high = known[0].measured["accuracy_drop_interval"]
-        text = f"; the knee's drop: {100 * low:.1f} to {100 * high:.1f} pp (95 % interval)"
-        return [f"accuracy on holdout data that the search never saw{text}"]
-    interval = front.baseline.measured.get("accuracy_interval")
-    if not interval:
-        return []
-    low, high = (shown("accuracy", value) for value in interval)
-    return [f"accuracy on holdout data that the search never saw; dense: {low} to {high} (95 % interval)"]
+        text += f"; the knee's drop: {100 * low:.1f} to {100 * high:.1f} pp (95 % interval)"
+    return [text]
 
 
 def _host_text(host: object) -> str:
@@ -308,10 +305,11 @@ def _host_text(host: object) -> str:
     )
 
 
-def _budget_text(budget: object) -> str:
+def _budget_text(budget: object, metric: PrimaryMetric) -> str:
     if not isinstance(budget, Mapping):
         return str(budget)
-    name = "accuracy drop" if budget.get("objective") == "accuracy" else budget.get("objective", "?")
+    objective = budget.get("objective", "?")
+    name = f"{metric.label} {'drop' if metric.direction == 'max' else 'rise'}" if objective == ACCURACY else objective
     return f"{name} {budget.get('limit', '?')}"
 
 

@@ -63,7 +63,8 @@ def front_command(run: Path, limits: Sequence[str], show_all: bool, form: str, a
     "--pick",
     default="knee",
     show_default=True,
-    help="knee, fastest, smallest, id:N, or a limit such as 'latency<=5ms'.",
+    help="knee, fastest, smallest, id:N, or a limit: 'latency<=5ms' (the most accurate within it) or "
+    "'accuracy>=0.97' (the fastest).",
 )
 @click.option(
     "--format",
@@ -83,7 +84,8 @@ def export_command(run: Path, pick: str, form: str, output: Path, force: bool, a
     from paretopress.selection import pick_point
     from paretopress.tables import shown
 
-    point = pick_point(Result.load(run).front, pick)
+    front = Result.load(run).front
+    point = pick_point(front, pick)
     export = export_onnx_file if form == "onnx" else export_folder
     path = export(point, output, force=force)
     if as_json:
@@ -97,8 +99,9 @@ def export_command(run: Path, pick: str, form: str, output: Path, force: bool, a
             }
         )
         return 0
-    values = ", ".join(f"{name} {shown(name, point.value(name))}" for name in ("accuracy", "latency", "size"))
-    click.echo(f"{path}: point {point.id}, {values}")
+    values = ", ".join(f"{name} {shown(name, point.value(name))}" for name in ("latency", "size"))
+    metric = f"{front.metric.label} {front.metric.shown(point.value('accuracy'))}"
+    click.echo(f"{path}: point {point.id}, {metric}, {values}")
     if form == "safetensors":
         next_command(
             f"paretopress verify {shlex.quote(str(path))} --model PKG.MOD:FUNCTION --data PKG.MOD:FUNCTION"

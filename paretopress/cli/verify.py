@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paretopress.cli.options import DATA_OPTION, MODEL_OPTION, common, print_json, terminal_width
 
+if TYPE_CHECKING:
+    from paretopress.primary_metric import PrimaryMetric
+
+_OF_METRIC = ("accuracy", "accuracy_baseline", "accuracy_drop")
 
 @click.command("verify")
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
@@ -19,7 +23,9 @@ from paretopress.cli.options import DATA_OPTION, MODEL_OPTION, common, print_jso
 @common
 def verify_command(output: Path, model: str, data: str, runs: int, as_json: bool) -> int:
     """Check an exported model: files, accuracy on the holdout data, and time in ONNX Runtime here."""
+    from paretopress.evaluators.metrics import normalise_metric
     from paretopress.factories import load_data, load_model
+    from paretopress.primary_metric import PrimaryMetric
     from paretopress.progress import observing
     from paretopress.search.session import verify_artifact
     from paretopress.spaces.errors import ArtifactError
@@ -27,18 +33,29 @@ def verify_command(output: Path, model: str, data: str, runs: int, as_json: bool
     if not output.is_dir():
         raise ArtifactError(f"{output}: not a folder with an exported model")
     with observing(plain=as_json) as observer:
-        found = verify_artifact(output, load_model(model), load_data(data), observer, timing_runs=runs)
+        network, sets = load_model(model), load_data(data)
+        found = verify_artifact(output, network, sets, observer, timing_runs=runs)
+    measured = found["measured"]
+    value, dense = measured["accuracy"], measured["accuracy_baseline"]
+    metric = PrimaryMetric.of(normalise_metric(sets.metric)[0], (value, dense))
+    measured["accuracy_drop"] = metric.drop(value, dense)
     if as_json:
         print_json(found)
     else:
-        click.echo(measured_text(found["measured"], terminal_width()), nl=False)
+        click.echo(measured_text(measured, terminal_width(), metric), nl=False)
     if found["parity_problem"]:
         raise ArtifactError(f"{output}: {found['parity_problem']}")
     return 0
 
 
-def measured_text(measured: Mapping[str, Any], width: int) -> str:
-    """Return measured values as a table of names and values with their units."""
+def measured_text(measured: Mapping[str, Any], width: int, metric: PrimaryMetric) -> str:
+    """Return measured values as a table of names and values with their units.
+
+    Args:
+        measured: What `verify_artifact` measured.
+        width: Columns of the terminal.
+        metric: What `accuracy` stands for.
+    """
     from paretopress.tables import plain_table, render
 
     flat: dict[str, Any] = {}
@@ -47,7 +64,17 @@ def measured_text(measured: Mapping[str, Any], width: int) -> str:
             flat |= {f"{key}: {name}": inner for name, inner in value.items()}
         else:
             flat[key] = value
-    rows = [[_name(key), _value(key, value)] for key, value in flat.items()]
+    drop, dense = flat.get("accuracy_drop"), flat.get("accuracy_baseline")
+    rows = []
+    for key, value in flat.items():
+        name = _name(key)
+        if key in _OF_METRIC:
+            name = name.replace("accuracy", metric.label, 1)
+            is_drop = key == "accuracy_drop" and drop is not None
+            text = metric.drop_shown(drop, dense) if is_drop else metric.shown(value)
+        else:
+            text = _value(key, value)
+        rows.append([name, text])
     return render([plain_table("", ("measured", "value"), rows)], width)
 
 
@@ -56,16 +83,15 @@ def _name(key: str) -> str:
 
 
 def _value(key: str, value: object) -> str:
+    from paretopress.evaluators.metrics import RESERVED
     from paretopress.tables import shown
 
     if isinstance(value, list | tuple):
         return " to ".join(_value(key, item) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
-    if "_bytes" in key:
+    if key in RESERVED and "_bytes" in key:
         return shown("size", value)
-    if "_ms" in key:
+    if key in RESERVED and "_ms" in key:
         return shown("latency", value)
-    if key.startswith("accuracy"):
-        return f"{100 * value:+.2f} pp" if "drop" in key else shown("accuracy", value)
     return shown("macs", value) if key == "macs" else f"{value:g}"

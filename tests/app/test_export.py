@@ -25,6 +25,9 @@ from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleErro
         ("latency <= -60%", 1),
         ("size<=1KB", 1),
         ("macs<=20K", 1),
+        ("accuracy>=0.985", 1),
+        ("accuracy >= 98 %", 2),
+        ("accuracy>=.987", 0),
     ],
 )
 def test_picks(run, pick, number):
@@ -39,6 +42,10 @@ def test_picks(run, pick, number):
         ("latencies<=5ms", ConfigError, "did you mean 'latency'?"),
         ("latency<=5", ConfigError, "the unit is missing"),
         ("latency<=1us", InfeasibleError, "the front reaches latency 90.0 µs"),
+        ("latency>=1us", ConfigError, "a limit on a cost is an upper one"),
+        ("accuracy>=0.99", InfeasibleError, "the front reaches accuracy 98.9 %"),
+        ("accuracy<=0.99", ConfigError, "allowed: 'accuracy>=0.97' or 'accuracy>=97%'"),
+        ("accuracy>=1pp", ConfigError, "allowed: 'accuracy>=0.97'"),
     ],
 )
 def test_bad_picks(run, pick, error, text):
@@ -68,9 +75,9 @@ def test_the_knee_is_derived_where_none_is_marked(run, tmp_path):
 def test_dominates_needs_all_three_objectives(run):
     front = Result.load(run).front
     by_id = {point.id: point for point in front.verified}
-    assert dominates(by_id[1], by_id[4]) is True
-    assert dominates(by_id[1], by_id[2]) is False
-    assert dominates(by_id[1], by_id[1]) is False
+    assert dominates(by_id[1], by_id[4], front.metric) is True
+    assert dominates(by_id[1], by_id[2], front.metric) is False
+    assert dominates(by_id[1], by_id[1], front.metric) is False
 
 
 def test_exported_folder_loads_and_equals_the_stored_model(cli, run, tmp_path):
