@@ -82,10 +82,12 @@ class PrimaryMetric:
 
 
 def _direction(measured: Iterable[Mapping[str, Any]]) -> Literal["max", "min"]:
-    names = (ACCURACY, "accuracy_baseline", "accuracy_drop")
     for one in measured:
-        value, dense, drop = (one.get(name) for name in names)
-        if _is_number(value) and _is_number(dense) and _is_number(drop) and (dense - value) * drop:
+        figures = [one.get(name) for name in (ACCURACY, "accuracy_baseline", "accuracy_drop")]
+        if not all(map(_is_number, figures)):
+            continue
+        value, dense, drop = map(float, figures)   # type: ignore[arg-type]
+        if (dense - value) * drop:
             return "max" if (dense - value) * drop > 0 else "min"
     return "max"
 

@@ -264,8 +264,10 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
     plain, measured = front.plain, front.baseline.measured
     lines = []
     host = _host_text(plain.get("host"))
-    timed = f"latency: median of {measured['runs']} alternated runs" if measured.get("runs") else "latency"
-    if host:
+    if not any(point.measured.get("latency_ms") for point in front.verified):
+        lines.append("latency: the upper end of what is predicted; no target of this run can be timed on this machine")
+    elif host:
+        timed = f"latency: median of {measured['runs']} alternated runs" if measured.get("runs") else "latency"
         lines.append(f"{timed} on {host}; ±: half the interquartile range")
     error = plain.get("latency_error") or {}
     parts = [f"target {first_target(front) or '–'}", f"seed {plain.get('seed', '–')}"]

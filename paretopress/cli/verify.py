@@ -64,14 +64,13 @@ def measured_text(measured: Mapping[str, Any], width: int, metric: PrimaryMetric
             flat |= {f"{key}: {name}": inner for name, inner in value.items()}
         else:
             flat[key] = value
-    drop, dense = flat.get("accuracy_drop"), flat.get("accuracy_baseline")
     rows = []
     for key, value in flat.items():
         name = _name(key)
         if key in _OF_METRIC:
             name = name.replace("accuracy", metric.label, 1)
-            is_drop = key == "accuracy_drop" and drop is not None
-            text = metric.drop_shown(drop, dense) if is_drop else metric.shown(value)
+            is_drop = key == "accuracy_drop"
+            text = metric.drop_shown(value, flat.get("accuracy_baseline")) if is_drop else metric.shown(value)
         else:
             text = _value(key, value)
         rows.append([name, text])

@@ -107,6 +107,9 @@ def test_latency_that_cannot_be_measured_here_is_labelled_predicted_and_bounded_
     row = next(line for line in front.table().splitlines() if line.split()[:1] == ["1"])
     assert "5.00 ms predicted" in row
     assert "3.00 ms" in row
+    facts = " ".join(front.table().split())
+    assert "latency: the upper end of what is predicted" in facts
+    assert "test machine" not in facts   # nothing was timed on it
 
 
 @pytest.mark.parametrize(
