@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paretopress.spaces.fusion import FusedKernel, is_residual_sum
+from paretopress.spaces.fusion import FusedKernel, is_residual_sum, pads_with_zeros
 from paretopress.spaces.graph import Graph, Node
 from paretopress.spaces.kernels import Family
 from paretopress.spaces.layers import LayerKind
+from paretopress.spaces.pooling import averages_positions
+from paretopress.spaces.shortcuts import PADDINGS
 from paretopress.spaces.structure import Structure
 
 MOVES = frozenset((
@@ -137,9 +139,8 @@ def _activation_inputs(graph: Graph, node: Node) -> list[str]:
 
 def moves_data(node: Node) -> bool:
     """Whether an operator only moves values, so that it works on integers as on floats."""
-    if node.short_op in ("pad", "constant_pad_nd"):
-        value = node.arguments.get("value")
-        return node.arguments.get("mode", "constant") == "constant" and value in (None, 0, 0.0)
+    if node.short_op in PADDINGS:
+        return pads_with_zeros(node)
     if node.short_op == "max_pool2d":
         return list(node.arguments.get("dilation") or [1, 1]) in ([1, 1], [1])
     return node.short_op in MOVES
@@ -150,7 +151,7 @@ def _can_run_in_integers(graph: Graph, node: Node) -> bool:
         return True
     # Windowed average pooling has integer kernels too, but runtimes run them far slower than in floats.
     averages = node.short_op in ("avg_pool2d", "adaptive_avg_pool2d") and all(size == 1 for size in node.shape[2:])
-    return averages or node.short_op in ("cat", "concat")
+    return averages or averages_positions(node) or node.short_op in ("cat", "concat")
 
 
 def _wanted(

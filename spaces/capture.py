@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from paretopress.spaces.errors import DataError, UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.mutation import without_dead_code, without_mutation
+from paretopress.spaces.pooling import with_pooled_means
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def _to_graph(
         nodes.append(node)
     if not dynamic and not notes:
         notes.append(f"the batch dimension is fixed at {batch} by the model's own code")
-    return Graph(without_dead_code(without_mutation(nodes, places)), batch, dynamic, tuple(notes))
+    written_once = without_dead_code(without_mutation(nodes, places))
+    return Graph(with_pooled_means(written_once), batch, dynamic, tuple(notes))
 
 
 def _placeholder(

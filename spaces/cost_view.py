@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from paretopress.spaces.fusion import FusedKernel, is_free
+from paretopress.spaces.fusion import FusedKernel, convolution_pads, is_free
 from paretopress.spaces.graph import Graph
 from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
 from paretopress.spaces.layers import LayerKind
@@ -95,7 +95,8 @@ def _layer_kernel(
     plan: Plan, layer: LayerPlan, main: str, output: str, part: int, tail: tuple[str, ...], extra: int
 ) -> Kernel:
     """The kernel of a whole layer (`part` 0) or of its first or second factor (1, 2)."""
-    before, after = plan.shape(plan.structure.graph.by_name[main].inputs[0]), plan.shape(main)
+    graph = plan.structure.graph
+    before, after = plan.shape(_unpadded(graph, graph.by_name[main].inputs[0])), plan.shape(main)
     is_linear = layer.layer.kind is LayerKind.LINEAR
     window, stride = layer.layer.window, layer.layer.stride
     input_size = () if is_linear else before[2:]
@@ -115,6 +116,12 @@ def _layer_kernel(
         cin, cout, window, stride, layer.groups, input_size, output_size, rows, tail,
         input_elements + extra, output_elements,
     )
+
+
+def _unpadded(graph: Graph, tensor: str) -> str:
+    """The tensor that is really read where a convolution pads it."""
+    node = graph.by_name[tensor]
+    return node.inputs[0] if convolution_pads(graph, node) else tensor
 
 
 def _subsampling_kernel(plan: Plan, chain: Subsampling) -> Kernel:
@@ -151,7 +158,7 @@ def _plain_kernel(plan: Plan, fused: FusedKernel) -> Kernel:
 def _boundaries(plan: Plan) -> Iterator[Boundary]:
     arithmetic, graph = plan.arithmetic, plan.structure.graph
     for tensor in arithmetic.sources:
-        shape = plan.shape(tensor)
+        shape = plan.shape(_unpadded(graph, tensor))
         yield Boundary(tensor, "quantize", product(shape), len(shape))
     absorbed = {name: kernel.main for kernel in plan.structure.fusion.kernels for name in kernel.absorbed}
     for tensor in (*arithmetic.ranges, *arithmetic.shared):

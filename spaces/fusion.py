@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.kernels import Family
 from paretopress.spaces.layers import Layer, LayerKind
+from paretopress.spaces.shortcuts import PADDINGS
 
 ACTIVATIONS = frozenset(("relu", "relu6", "hardtanh"))
 ADDITIONS = frozenset(("add",))
@@ -99,12 +100,28 @@ def fuse(graph: Graph, layers: tuple[Layer, ...], foldable: Collection[str] | No
 
 
 def is_free(graph: Graph, node: Node) -> bool:
-    """Whether a node costs nothing: it renames memory, or computes sizes."""
-    if node.short_op in FREE or not node.dtype:
+    """Whether a node costs nothing: it renames memory, computes sizes, or is done by the kernel behind it."""
+    if node.short_op in FREE or not node.dtype or convolution_pads(graph, node):
         return True
     if node.short_op == "slice":
         return graph.by_name[node.inputs[0]].shape == node.shape
     return False
+
+
+def convolution_pads(graph: Graph, node: Node) -> bool:
+    """Whether a node is a zero padding that the one convolution behind it does instead, as exported graphs have it."""
+    user = _only_user(graph, node.name)
+    if not pads_with_zeros(node) or user is None or user.op not in ("aten.conv1d.default", "aten.conv2d.default"):
+        return False
+    amounts = node.arguments["pad"]
+    of_positions = len(amounts) <= 2 * (len(node.shape) - 2)
+    return of_positions and user.inputs[0] == node.name and all(isinstance(n, int) and n >= 0 for n in amounts)
+
+
+def pads_with_zeros(node: Node) -> bool:
+    """Whether a node is a padding by zeros."""
+    value, mode = node.arguments.get("value"), node.arguments.get("mode", "constant")
+    return node.short_op in PADDINGS and mode == "constant" and value in (None, 0, 0.0)
 
 
 def is_residual_sum(graph: Graph, node: Node) -> bool:

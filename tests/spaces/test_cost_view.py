@@ -6,14 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from space_zoo import ZOO, specimen
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Factorised, Keep, Weights
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.kernels import Family
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.structure import analyse
 
 
 def counted_macs(model, args, kwargs):
@@ -85,6 +88,57 @@ def test_tensor_read_by_integers_and_floats_pays_the_boundary():
     bits = {kernel.layer: (kernel.weight_bits, kernel.activation_bits) for kernel in view.kernels}
     assert bits["conv1"] == (8, 8)
     assert bits["conv2"] == (32, 32)
+
+
+class Padded(nn.Module):
+    """A convolution behind any padding."""
+
+    def __init__(self, pad):
+        super().__init__()
+        self.conv, self.pad = nn.Conv2d(3, 8, 3), pad
+
+    def forward(self, x):
+        return self.conv(self.pad(x)).mean((2, 3))
+
+
+def padded_and_read_twice(x):
+    padded = F.pad(x, (1, 1))
+    return padded + padded.amax()
+
+
+def kernels_behind(pad, choices):
+    model = Padded(pad)
+    structure = analyse(capture(model, (torch.zeros(2, 3, 8, 8),)), model)
+    return cost_view(plan(structure, Policy.of(choices)))
+
+
+@pytest.mark.parametrize("choices", [{}, {"conv/weights": Weights(8, 8)}], ids=["dense", "int8"])
+@pytest.mark.parametrize("pad", [nn.ZeroPad2d((1, 0, 2, 3)), nn.ConstantPad2d(1, 0.0)])
+def test_a_convolution_pads_with_zeros_itself(pad, choices):
+    view = kernels_behind(pad, choices)
+    assert [kernel.family for kernel in view.kernels] == [Family.CONV, Family.GLOBAL_POOL]
+    assert view.kernels[0].input_elements == 3 * 8 * 8
+    assert view.kernels[0].input_size == (8, 8)
+    assert view.kernels[0].output_size == pad(torch.zeros(1, 1, 6, 6)).shape[2:]
+    assert [(life.first, life.last) for life in view.lifetimes] == [(-1, 0), (0, 1), (1, 2)]
+    converted = [boundary.elements for boundary in view.boundaries if boundary.kind == "quantize"]
+    assert converted == ([3 * 8 * 8] if choices else [])
+
+
+@pytest.mark.parametrize(
+    "pad",
+    [
+        nn.ConstantPad2d(1, 0.5),
+        nn.ReflectionPad2d(1),
+        nn.ZeroPad2d((2, 2, -1, 0)),
+        padded_and_read_twice,
+        lambda x: F.pad(x[:, :2], (0, 0, 0, 0, 0, 1)),
+    ],
+    ids=["other value", "reflection", "crops", "read twice", "channels"],
+)
+def test_other_paddings_are_kernels(pad):
+    families = [kernel.family for kernel in kernels_behind(pad, {}).kernels]
+    assert families.index(Family.CONV) > 0
 
 
 def brute_force_reads(view, planned):
