@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from paretopress.spaces.errors import ProfileError
 FEWEST_NETWORKS = 12
 _HELD_OUT_EVERY = 5
 _NOISY, _TOO_NOISY = 1.25, 4.0
+_THIS_MACHINE = "This machine: "
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")   # as the schema has it
 _FIT_SECONDS = 0.15  # share of the time kept for fitting
 
 Progress = Callable[[float, str], None]
@@ -194,6 +197,33 @@ def onnxruntime_document(
     }
 
 
+def profile_id(text: str) -> str:
+    """Return the id of a profile of one's own.
+
+    Raises:
+        ProfileError: Not an id, or one that names this machine or a shipped profile.
+    """
+    from paretopress.hardware_profiles.catalogue import LOCAL, list_profiles
+
+    if not _ID.fullmatch(text):
+        raise ProfileError(
+            f"profile id {text!r}: allowed are small letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    if text in (LOCAL, *list_profiles()):
+        raise ProfileError(f"profile id {text!r} is taken (allowed: any but {', '.join((LOCAL, *list_profiles()))})")
+    return text
+
+
+def renamed(profile: DeviceProfile, identifier: str) -> DeviceProfile:
+    """Return a measured profile under an id of its own, for targets on other machines.
+
+    Raises:
+        ProfileError: See `profile_id`.
+    """
+    notes = profile.notes.replace(_THIS_MACHINE, "Measured on ", 1)
+    return DeviceProfile.from_plain({**profile.plain, "id": profile_id(identifier), "notes": notes}, identifier)
+
+
 def measure_local(seconds: float = 60, progress: Progress | None = None, seed: int = 0) -> DeviceProfile:
     """Measure this machine and return its profile (`local`), without caching it.
 
@@ -216,6 +246,6 @@ def measure_local(seconds: float = 60, progress: Progress | None = None, seed: i
     if host.family is not None:
         wanted["cpu_family"] = host.family
     content = onnxruntime_document(
-        "local", "T2", f"This machine: {host.description}.", fitted, entries, wanted, source
+        "local", "T2", f"{_THIS_MACHINE}{host.description}.", fitted, entries, wanted, source
     )
     return DeviceProfile.from_plain(content, "local")

@@ -13,7 +13,11 @@ from paretopress.spaces.space import describe
 
 
 def inspection(problem: Problem) -> dict[str, Any]:
-    """Return a model's structure and space as plain data."""
+    """Return a model's structure and space as plain data.
+
+    `objectives` holds, by cost, `minimum`: the lowest predicted value that is reachable, each cost on its own;
+    `baseline`: the dense model's; `limit`: the budget; `satisfiable`: whether the minimum meets it.
+    """
     structure, space = problem.program.structure, problem.space
     view = cost_view(problem.plan(DENSE))
     kernels = {kernel.layer: kernel for kernel in view.kernels if kernel.layer}
@@ -38,8 +42,7 @@ def inspection(problem: Problem) -> dict[str, Any]:
     limits = {name: limit for _, name, limit in problem.limits_without_accuracy().costs}
     feasibility = {
         name: {
-            "minimum": finite(lowest[name]), "baseline": finite(value), "maximum": finite(value),
-            "limit": limits.get(name),
+            "minimum": finite(lowest[name]), "baseline": finite(value), "limit": limits.get(name),
             "satisfiable": None if name not in limits else bool(lowest[name] <= limits[name]),
         }
         for name, value in problem.baseline.items()

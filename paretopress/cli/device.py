@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paretopress.cli.options import common, next_command, print_json, terminal_width
-from paretopress.spaces.errors import ConfigError, unknown_name
+from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
 
 if TYPE_CHECKING:
     from paretopress.hardware_profiles.profile import DeviceProfile
@@ -115,27 +117,55 @@ def show_command(device: str, as_json: bool) -> int:
     "--output",
     "output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the profile to this file, for --target on other machines.",
+    help="Also write the profile to this .yaml file, for --target on other machines.",
 )
+@click.option("--id", "identifier", help="Id of the profile that --output writes.  [default: the file's name]")
 @common
-def measure_command(seconds: float, output: Path | None, as_json: bool) -> int:
+def measure_command(seconds: float, output: Path | None, identifier: str | None, as_json: bool) -> int:
     """Measure this machine with ONNX Runtime, in place of the cached profile 'local'."""
     from paretopress.hardware_profiles.local import cache_path
+    from paretopress.hardware_profiles.measure import renamed
     from paretopress.hardware_profiles.writing import profile_text as document_text
     from paretopress.spaces.documents import write_text
 
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: the folder {output.parent} does not exist")
+    own_id = _own_id(output, identifier)
     profile = _local(seconds, refresh=True, plain=as_json)
-    if output is not None:
+    if output is not None and own_id is not None:
+        profile = renamed(profile, own_id)
         write_text(output, document_text(profile.plain))
     if as_json:
         print_json(profile.plain)
         return 0
     click.echo(profile_text(profile, terminal_width()), nl=False)
     click.echo(f"stored: {cache_path()}" + (f" and {output}" if output else ""), err=True)
-    next_command("paretopress demo")
+    next_command(f"paretopress device show {shlex.quote(str(output))}" if output else "paretopress demo")
     return 0
+
+
+def _own_id(output: Path | None, identifier: str | None) -> str | None:
+    """Return the id of the profile to write, None where none is written; checked before a minute is spent.
+
+    Raises:
+        ConfigError: The file cannot be written, or nothing is written.
+        ProfileError: The id is malformed or taken.
+    """
+    from paretopress.hardware_profiles.measure import profile_id
+
+    if output is None:
+        if identifier is not None:
+            raise ConfigError("--id names the profile that --output writes; give --output as well")
+        return None
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: the folder {output.parent} does not exist")
+    if output.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--output {output}: a profile is YAML; write it to a .yaml file")
+    if identifier is not None:
+        return profile_id(identifier)
+    derived = re.sub(r"[^a-z0-9._-]+", "-", output.stem.lower()).strip("._-")
+    try:
+        return profile_id(derived)
+    except ProfileError as error:
+        raise ProfileError(f"--output {output}: {error}; name the profile with --id") from None
 
 
 def summary(profile: DeviceProfile) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from paretopress.spaces.errors import InfeasibleError
 MOST_ROWS = 40
 LAYER_HEADINGS = ("layer", "kind", "shape", "MACs", "bytes")
 GROUP_HEADINGS = ("group", "channels", "options", "made by, or why it is frozen")
-COST_HEADINGS = ("objective", "minimum", "baseline", "maximum", "limit", "")
+COST_HEADINGS = ("objective", "dense", "best reachable", "limit", "")
 
 
 @click.command("inspect")
@@ -75,8 +75,31 @@ def inspect_command(
     if impossible:
         raise InfeasibleError(_impossible(impossible))
     if not as_json:
-        next_command(f"paretopress search --model {shlex.quote(model)} --data {shlex.quote(data)} --time 5m")
+        next_command(_search_command(settings_file, model, data, targets, limits, max_drop, assignments, plain))
     return 0
+
+
+def _search_command(
+    settings_file: Path | None,
+    model: str,
+    data: str,
+    targets: Sequence[str],
+    limits: Sequence[str],
+    max_drop: str | None,
+    assignments: Sequence[str],
+    plain: Mapping[str, Any],
+) -> str:
+    """Return the command that searches for what was inspected, with the same targets, budgets and settings."""
+    words = ["paretopress", "search", *([str(settings_file)] if settings_file else [])]
+    words += ["--model", model, "--data", data]
+    for option, values in (("--target", targets), ("--max", limits), ("--set", assignments)):
+        for value in values:
+            words += [option, value]
+    if max_drop is not None:
+        words += ["--max-drop", max_drop]
+    if not {"time", "trials"} & set(plain.get("search") or {}):
+        words += ["--time", "5m"]
+    return shlex.join(words)
 
 
 def inspection_text(found: Mapping[str, Any], width: int, most: int | None = MOST_ROWS) -> str:
@@ -104,7 +127,8 @@ def inspection_text(found: Mapping[str, Any], width: int, most: int | None = MOS
     if dropped:
         parts.append(plain_table("Not offered", ("unit", "choice", "reason"), dropped))
     rows = [_objective_cells(name, row) for name, row in found["objectives"].items()]
-    parts.append(plain_table("Feasibility (predicted)", COST_HEADINGS, rows, right=COST_HEADINGS[1:5]))
+    title = "Feasibility (predicted; the best of each on its own)"
+    parts.append(plain_table(title, COST_HEADINGS, rows, right=COST_HEADINGS[1:4]))
     more = sum(max(0, len(rows) - (most or len(rows))) for rows in (layers, groups))
     lines = [f"{len(options)} units, 10^{found['space_log10']:.1f} policies"]
     lines += [f"note: {plain_text(note)}" for note in found["notes"]]
@@ -151,7 +175,7 @@ def _objective_cells(name: str, row: Mapping[str, Any]) -> list[str]:
     from paretopress.tables import shown
 
     verdict = "" if row["satisfiable"] is None else "can be met" if row["satisfiable"] else "impossible"
-    return [name, *(shown(name, row[key]) for key in ("minimum", "baseline", "maximum", "limit")), verdict]
+    return [name, *(shown(name, row[key]) for key in ("baseline", "minimum", "limit")), verdict]
 
 
 def _impossible(rows: Mapping[str, Mapping[str, Any]]) -> str:

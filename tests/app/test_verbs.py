@@ -1,6 +1,7 @@
 """`device`, `doctor`, and the texts of `inspect` and `verify`."""
 
 import json
+import shlex
 
 import pytest
 
@@ -52,11 +53,36 @@ def test_device_measure_stores_shows_and_writes_a_profile_that_loads(cli, monkey
         return profile
 
     monkeypatch.setattr(local, "local_profile", measured)
-    code, out, err = cli("device", "measure", "--seconds", "5", "-o", tmp_path / "mine.yaml")
+    code, out, err = cli("device", "measure", "--seconds", "5", "-o", tmp_path / "My Board.yaml")
     assert (code, calls) == (0, [(True, 5.0)])
-    assert "cortex-a76-tflite" in out
+    assert out.startswith("my-board\n")
     assert "measure this machine" in err
-    assert load_profile(tmp_path / "mine.yaml").plain == profile.plain
+    written = load_profile(tmp_path / "My Board.yaml")
+    assert written.plain == {**profile.plain, "id": "my-board"}
+    assert cli("device", "measure", "-o", tmp_path / "x.yaml", "--id", "board.v2")[0] == 0
+    assert load_profile(tmp_path / "x.yaml").id == "board.v2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("-o", "local.yaml"), "profile id 'local' is taken (allowed: any but local, cortex-a76-tflite"),
+        (("-o", "h200-sxm.yml"), "'h200-sxm' is taken"),
+        (("-o", "ü.yaml"), "profile id '': allowed are small letters"),
+        (("-o", "a.yaml", "--id", "My Board"), "profile id 'My Board': allowed are small letters"),
+        (("-o", "a.json"), "write it to a .yaml file"),
+        (("-o", "nowhere/a.yaml"), "the folder nowhere does not exist"),
+        (("--id", "mine"), "give --output as well"),
+    ],
+)
+def test_device_measure_refuses_an_id_before_it_measures(cli, monkeypatch, arguments, text):
+    from paretopress.hardware_profiles import local
+
+    monkeypatch.setattr(local, "local_profile", lambda **_: pytest.fail("measured"))
+    code, out, err = cli("device", "measure", *arguments)
+    assert (code, out) == (2, "")
+    assert text in err
+    assert err.count("\n") == 1
 
 
 def test_doctor_reports_versions_and_passes_here(cli):
@@ -118,12 +144,11 @@ INSPECTED = {
         "latency@local": {
             "minimum": 0.05,
             "baseline": 0.4,
-            "maximum": 0.41,
             "limit": 1.0,
             "satisfiable": True,
         },
-        "size": {"minimum": 300, "baseline": 5260, "maximum": 5260, "limit": 100.0, "satisfiable": False},
-        "macs": {"minimum": 300, "baseline": 5260, "maximum": 5260, "limit": None, "satisfiable": None},
+        "size": {"minimum": 300, "baseline": 5260, "limit": 100.0, "satisfiable": False},
+        "macs": {"minimum": 300, "baseline": 5260, "limit": None, "satisfiable": None},
     },
     "targets": [{"id": "local", "tier": "T2", "runs_here": True}],
     "notes": ["static batch"],
@@ -137,8 +162,9 @@ def test_inspection_text_shows_options_reasons_and_feasibility():
     assert "first conv 8×1×3×3 4.61 k 288 B 25.0 %" in flat
     assert "first 8 2 first" in flat
     assert "last 4 frozen model output" in flat
-    assert "latency@local 50.0 µs 400 µs 410 µs 1.00 ms can be met" in flat
-    assert "size 300 B 5.26 kB 5.26 kB 100 B impossible" in flat
+    assert "objective dense best reachable limit" in flat
+    assert "latency@local 400 µs 50.0 µs 1.00 ms can be met" in flat
+    assert "size 5.26 kB 300 B 100 B impossible" in flat
     assert "2 units, 10^0.6 policies note: static batch" in flat
     assert "1 more rows" in inspection_text(INSPECTED, 100, most=1)
 
@@ -156,7 +182,20 @@ def test_inspect_finds_what_the_model_holds(cli):
     )
     assert code == 0
     assert "frozen" in out
-    assert "next: paretopress search --model small:model" in err
+    assert "next: paretopress search --model small:model --data small:data --target cortex-a76-tflite --time 5m" in err
+
+
+def test_inspect_suggests_the_search_with_the_targets_budgets_and_settings_that_were_given(cli, tmp_path):
+    (tmp_path / "mine.yaml").write_text("search: {trials: 9}\n")
+    given = (
+        tmp_path / "mine.yaml", "--model", "small:model", "--data", "small:data", "--target", "cortex-a76-tflite",
+        "--target", "stm32-h7a3", "--max", "latency@cortex-a76-tflite=5ms", "--max", "size=-10%",
+        "--set", "space.bits=[8]", "--max-drop", "2%",
+    )
+    code, _, err = cli("inspect", *given)
+    assert code == 0, err
+    suggested = shlex.split(err.splitlines()[-1].removeprefix("next: "))
+    assert suggested == ["paretopress", "search", *map(str, given)]
 
 
 def test_measured_text_has_units():

@@ -4,6 +4,7 @@ import pytest
 from paretopress.hardware_profiles import local, measure
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.networks import random_network
+from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.hardware_profiles.timing import Reference, quiet_mean
 from paretopress.spaces.errors import DiskError, ProfileError
 
@@ -38,6 +39,30 @@ def test_a_real_measurement_gives_a_usable_profile(measured):
     }
     assert bases["conv"] == {"measured"}
     assert bases["matmul"] == bases["other"] == {"derived"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sound"),
+    [("board", True), ("pi-5_v1.2", True), ("5", True), ("", False), ("Board", False), ("-x", False), ("a b", False),
+     ("x\n", False), ("ü", False)],
+)
+def test_ids_of_own_profiles_are_those_of_the_schema(text, sound):
+    plain = load_profile("cortex-a76-tflite").plain
+    if sound:
+        assert measure.profile_id(text) == text
+        assert DeviceProfile.from_plain({**plain, "id": text}, "test").id == text
+        return
+    with pytest.raises(ProfileError, match="allowed are small letters"):
+        measure.profile_id(text)
+
+
+def test_a_measured_profile_gets_an_id_of_its_own(measured):
+    own = measure.renamed(measured, "board")
+    assert own.id == "board"
+    assert own.notes.startswith("Measured on ")
+    assert {**own.plain, "id": "local", "notes": measured.notes} == measured.plain
+    with pytest.raises(ProfileError, match="'local' is taken"):
+        measure.renamed(measured, "local")
 
 
 def test_prediction_ranks_networks_of_very_different_size(measured):
