@@ -105,8 +105,8 @@ class Batches:
         return (self[index] for index in range(len(self)))
 
     def first(self, count: int) -> Batches:
-        """Return the first `count` samples, all where there are fewer."""
-        return replace(self, whole=self.whole.rows(0, count))
+        """Return the first `count` samples, all where there are fewer; a copy does not drag the rest along."""
+        return replace(self, whole=self.whole.rows(0, count, copy=count < self.count))
 
     def row_hashes(self) -> list[bytes]:
         """Return 16 bytes per sample that depend on all its inputs, not on its target."""

@@ -15,15 +15,15 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from paretopress.evaluators.evaluation import Evaluation, State
+from paretopress.search.tasks import Task
 from paretopress.spaces.errors import DiskError, StorageError
-from paretopress.spaces.policy import Policy
 
 
 class Evaluate(Protocol):
-    """What evaluates one policy; executors that leave this process need it to be picklable."""
+    """What does one task, mostly to evaluate a policy; executors that leave this process need it to be picklable."""
 
-    def __call__(self, policy: Policy) -> Evaluation:
-        """Return the objectives and constraints of `policy`."""
+    def __call__(self, task: Task, /) -> Evaluation:
+        """Return what came of `task`: of a policy its objectives and constraints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Executor(Protocol):
     def pending(self) -> int:
         """How many submitted evaluations have not been returned by `next_result`."""
 
-    def submit(self, number: int, policy: Policy) -> None:
-        """Start the evaluation of `policy`, or queue it where every worker is busy."""
+    def submit(self, number: int, task: Task) -> None:
+        """Start a task, or queue it where every worker is busy."""
 
     def next_result(self, timeout_seconds: float | None = None) -> Outcome | None:
         """Return the next finished evaluation, in the order of finishing.
@@ -93,8 +93,8 @@ def timed_out(seconds: float) -> Evaluation:
     return failed(f"timeout after {seconds:g} s")
 
 
-def evaluate_safely(evaluate: Evaluate, policy: Policy) -> tuple[Evaluation, float]:
-    """Evaluate one policy; an exception or a value that is not finite becomes a failure with a reason.
+def evaluate_safely(evaluate: Evaluate, task: Task) -> tuple[Evaluation, float]:
+    """Do one task; an exception or a value that is not finite becomes a failure with a reason.
 
     Returns:
         The evaluation and its wall-clock time in seconds.
@@ -105,7 +105,7 @@ def evaluate_safely(evaluate: Evaluate, policy: Policy) -> tuple[Evaluation, flo
     """
     start = time.perf_counter()
     try:
-        found = evaluate(policy)
+        found = evaluate(task)
         result = found.checked() if isinstance(found, Evaluation) else failed(
             f"TypeError: the evaluator returned {type(found).__name__}, not an Evaluation"
         )
@@ -157,7 +157,7 @@ class SerialExecutor:
         """Args are the evaluator and the threads of each evaluation (None: PyTorch's setting as it is)."""
         self._evaluate = evaluate
         self._threads = threads
-        self._queue: deque[tuple[int, Policy]] = deque()
+        self._queue: deque[tuple[int, Task]] = deque()
 
     @property
     def capacity(self) -> int:
@@ -169,17 +169,17 @@ class SerialExecutor:
         """Submitted policies that have not been returned."""
         return len(self._queue)
 
-    def submit(self, number: int, policy: Policy) -> None:
-        """Queue one policy."""
-        self._queue.append((number, policy))
+    def submit(self, number: int, task: Task) -> None:
+        """Queue one task."""
+        self._queue.append((number, task))
 
     def next_result(self, timeout_seconds: float | None = None) -> Outcome | None:  # noqa: ARG002
         """Evaluate the policy that has waited longest. See `Executor.next_result`."""
         if not self._queue:
             raise ValueError("nothing is pending")
-        number, policy = self._queue.popleft()
+        number, task = self._queue.popleft()
         with torch_threads(self._threads):
-            evaluation, seconds = evaluate_safely(self._evaluate, policy)
+            evaluation, seconds = evaluate_safely(self._evaluate, task)
         return Outcome(number, evaluation, seconds)
 
     def close(self) -> None:

@@ -1,23 +1,24 @@
-"""Finalists: which candidates are worth verifying, built by the refit pass."""
+"""Finalists: which candidates are worth building, and which of the built ones are worth verifying."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from paretopress.compressors.entries import Entries
-from paretopress.compressors.network import Network
-from paretopress.compressors.refit import refit
-from paretopress.evaluators.candidate import CandidateEvaluator, Limits
-from paretopress.search.pareto import non_dominated, spread_subset
+from paretopress.evaluators.candidate import Limits
+from paretopress.search.pareto import non_dominated, spread_order
 from paretopress.search.records import TrialRecord, TrialState
-from paretopress.spaces.plan import plan
+from paretopress.search.workload import Built
 from paretopress.spaces.policy import Policy
+
+Array = NDArray[np.float64]
+SMALLEST_DIVERGENCE = 1e-9
+PAIRS_FOR_A_SLOPE = 6          # fewer builds say how much the refit gains, but not how that changes
+SLOPES = (0.3, 1.2)            # of log(divergence after the refit) over log(before it)
 
 
 @dataclass(frozen=True)
@@ -41,53 +42,157 @@ class Finalist:
     tier: str = ""
 
 
-def costs_of(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> np.ndarray:
-    """Objective values to be minimised, `(records, objectives)`."""
-    sign = {"min": 1.0, "max": -1.0}
-    return np.array([[sign[objectives[name]] * record.values[name] for name in objectives] for record in records])
+@dataclass(frozen=True)
+class Prospect:
+    """A candidate as far as it is known.
+
+    Attributes:
+        record: Its trial.
+        accuracy: Accuracy on the search set to be expected of it once it is built.
+        divergence: Divergence on the search set, measured where it is built, else expected.
+        built: Whether it is built.
+        allowed: Whether it is expected to meet every budget.
+    """
+
+    record: TrialRecord
+    accuracy: float
+    divergence: float
+    built: bool
+    allowed: bool
 
 
-def choose(
-    records: Sequence[TrialRecord],
-    objectives: Mapping[str, str],
-    limits: Limits,
-    count: int,
-    keep: Sequence[Policy] = (),
-    samples: int = 0,
-) -> list[TrialRecord]:
-    """Pick well-spread candidates by divergence and costs.
+@dataclass(frozen=True)
+class AccuracyCurve:
+    """The accuracy that candidates of a divergence have: it never rises with divergence.
 
     The best accuracy among many candidates on few samples is mostly luck. The divergence from the dense
-    model ranks them with far less noise, so a candidate counts with the accuracy that candidates of its
-    divergence have (isotonic regression over all trials). Two thirds are picked by it, in steps of half a
-    standard error: what the samples cannot tell apart is told apart by time and bytes. The others are
-    picked by the divergence itself.
+    model ranks them with far less noise. Isotonic regression by pooling adjacent violators (Barlow et al.,
+    "Statistical Inference under Order Restrictions", 1972).
+
+    Attributes:
+        divergences: Rising, shape (n,).
+        accuracies: Of these divergences, shape (n,).
+    """
+
+    divergences: Array
+    accuracies: Array
+
+    @classmethod
+    def fit(cls, divergences: Sequence[float], accuracies: Sequence[float], direction: str) -> AccuracyCurve:
+        """Fit a curve to at least one candidate."""
+        sign = 1.0 if direction == "max" else -1.0
+        order = np.argsort(np.asarray(divergences), kind="stable")
+        blocks: list[list[float]] = []   # [mean, count], means never rising
+        for index in order:
+            blocks.append([sign * accuracies[index], 1.0])
+            while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
+                (first, before), (second, behind) = blocks[-2:]
+                blocks[-2:] = [[(first * before + second * behind) / (before + behind), before + behind]]
+        fitted = np.array([sign * mean for mean, count in blocks for _ in range(int(count))])
+        return cls(np.asarray(divergences, dtype=np.float64)[order], fitted)
+
+    def at(self, divergences: Sequence[float]) -> Array:
+        """Expected accuracies, shape (n,)."""
+        found: Array = np.interp(divergences, self.divergences, self.accuracies)
+        return found
+
+
+def prospects(
+    records: Sequence[TrialRecord], built: Mapping[str, Built], limits: Limits, without: Sequence[Policy] = ()
+) -> list[Prospect]:
+    """What is known of every candidate, in the order of the trials.
+
+    What the builds so far gained by the refit is expected of the others too.
 
     Args:
         records: All trials.
+        built: What was built, by policy hash.
+        limits: Budgets.
+        without: Policies that are verified anyway.
+    """
+    complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
+    if not complete:
+        return []
+    before = [record.values["divergence"] for record in complete]
+    curve = AccuracyCurve.fit(
+        [*before, *(one.divergence for one in built.values())],
+        [*(record.values["accuracy"] for record in complete), *(one.refitted for one in built.values())],
+        limits.direction,
+    )
+    pairs = [(loss, built[r.policy.hash].divergence) for r, loss in zip(complete, before, strict=True)
+             if r.policy.hash in built]
+    after = expected_after_refit(pairs, before)
+    divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
+                   for r, loss in zip(complete, after, strict=True)]
+    left_out = {policy.hash for policy in without}
+    return [
+        Prospect(record, float(accuracy), loss, record.policy.hash in built, _allowed(record, float(accuracy), limits))
+        for record, accuracy, loss in zip(complete, curve.at(divergences), divergences, strict=True)
+        if record.policy.hash not in left_out
+    ]
+
+
+def expected_after_refit(pairs: Sequence[tuple[float, float]], before: Sequence[float]) -> Array:
+    """Divergences to be expected after the refit, shape (n,), never above those before it.
+
+    Args:
+        pairs: (before, after) of what was built.
+        before: Of the candidates in question.
+    """
+    x = np.log(np.maximum(np.asarray(before, dtype=np.float64), SMALLEST_DIVERGENCE))
+    if not pairs:
+        return np.exp(x)
+    logs = np.log(np.maximum(np.asarray(pairs, dtype=np.float64), SMALLEST_DIVERGENCE))
+    spread = float(logs[:, 0].std())
+    slope = 1.0
+    if len(pairs) >= PAIRS_FOR_A_SLOPE and spread > 0.1:
+        slope = float(np.clip(np.polyfit(logs[:, 0], logs[:, 1], 1)[0], *SLOPES))
+    shift = float(np.median(logs[:, 1] - slope * logs[:, 0]))
+    return np.minimum(np.exp(slope * x + shift), np.exp(x))
+
+
+def choose(
+    candidates: Sequence[Prospect], objectives: Mapping[str, str], limits: Limits, count: int, samples: int = 0
+) -> list[Prospect]:
+    """Pick well-spread candidates by divergence and costs.
+
+    A candidate counts with the accuracy that candidates of its divergence have. Two thirds are picked by
+    it, in steps of half a standard error: what the samples cannot tell apart is told apart by time and
+    bytes. The others are picked by the divergence itself.
+
+    Args:
+        candidates: To choose from.
         objectives: Names and directions.
         limits: Budgets.
         count: How many to pick.
-        keep: Policies that are verified anyway and need not be picked.
         samples: Samples that accuracies were measured on, 0 to take them as exact.
+
+    Returns:
+        The picked ones, the most important first: every prefix is spread over the front.
     """
-    kept = {policy.hash for policy in keep}
-    complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
-    expected = dict(zip((r.number for r in complete), expected_accuracies(complete, limits.direction), strict=True))
-    others = [record for record in complete if record.policy.hash not in kept]
-    pool = [record for record in others if _allowed(record, expected[record.number], limits)]
+    pool = [candidate for candidate in candidates if candidate.allowed]
     if not pool:
-        return sorted(others, key=lambda r: sum(max(0.0, value) for value in r.constraints.values()))[:count]
-    losses = np.array([expected[record.number] for record in pool]) * (-1.0 if limits.direction == "max" else 1.0)
-    step = accuracy_step(float(np.median([record.values["accuracy"] for record in complete])), samples)
-    costs = costs_of(pool, {name: way for name, way in objectives.items() if name != "accuracy"})
+        return sorted(candidates, key=lambda one: sum(max(0.0, v) for v in one.record.constraints.values()))[:count]
+    losses = np.array([one.accuracy for one in pool]) * (-1.0 if limits.direction == "max" else 1.0)
+    step = accuracy_step(float(np.median([one.accuracy for one in candidates])), samples)
+    costs = costs_of([one.record for one in pool], {k: way for k, way in objectives.items() if k != "accuracy"})
     levels = np.floor((losses - losses.min()) / step) if step else losses
-    by_accuracy = np.column_stack([levels, costs])
-    by_divergence = np.column_stack([[record.values["divergence"] for record in pool], costs])
-    first = spread_fronts(by_accuracy, -(-2 * count // 3))
-    second = [index for index in spread_fronts(by_divergence, count) if index not in first]
-    chosen = [*first, *second][:count]
-    return sorted((pool[index] for index in chosen), key=lambda record: record.number)
+    first = spread_fronts(np.column_stack([levels, costs]), count)
+    second = spread_fronts(np.column_stack([[one.divergence for one in pool], costs]), count)
+    return [pool[index] for index in _two_to_one(first, second, count)]
+
+
+def _two_to_one(first: Sequence[int], second: Sequence[int], count: int) -> list[int]:
+    """Merge two rankings without repetition: two of the first for each of the second."""
+    rankings = [list(first), list(second)]
+    merged: list[int] = []
+    for turn in range(3 * count):
+        ranking = rankings[1 if turn % 3 == 2 else 0]
+        while ranking and ranking[0] in merged:
+            ranking.pop(0)
+        if ranking:
+            merged.append(ranking.pop(0))
+    return merged[:count]
 
 
 def accuracy_step(accuracy: float, samples: int) -> float:
@@ -102,7 +207,13 @@ def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
     return costs_met and limits.check({}, accuracy).get("max_drop", 0.0) <= 0.0
 
 
-def spread_fronts(costs: np.ndarray, count: int) -> list[int]:
+def costs_of(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> Array:
+    """Objective values to be minimised, `(records, objectives)`."""
+    sign = {"min": 1.0, "max": -1.0}
+    return np.array([[sign[objectives[name]] * record.values[name] for name in objectives] for record in records])
+
+
+def spread_fronts(costs: Array, count: int) -> list[int]:
     """Rows of a cost table: members of the front first, well spread, then of the front behind it.
 
     Args:
@@ -113,61 +224,7 @@ def spread_fronts(costs: np.ndarray, count: int) -> list[int]:
     left = np.arange(len(costs))
     while len(left) and len(chosen) < count:
         front = left[non_dominated(costs[left])]
-        picked = spread_subset(costs[front], min(count - len(chosen), len(front)))
+        picked = spread_order(costs[front], min(count - len(chosen), len(front)))
         chosen += [int(front[index]) for index in picked]
         left = np.setdiff1d(left, front)
     return chosen
-
-
-def expected_accuracies(records: Sequence[TrialRecord], direction: str) -> list[float]:
-    """Accuracy that is expected of each record's divergence: it never rises with divergence.
-
-    Isotonic regression by pooling adjacent violators (Barlow et al., "Statistical Inference under Order
-    Restrictions", 1972).
-    """
-    sign = 1.0 if direction == "max" else -1.0
-    order = sorted(range(len(records)), key=lambda index: (records[index].values["divergence"], records[index].number))
-    blocks: list[list[float]] = []   # [mean, count], means never rising
-    for index in order:
-        blocks.append([sign * records[index].values["accuracy"], 1.0])
-        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
-            (first, before), (second, behind) = blocks[-2:]
-            blocks[-2:] = [[(first * before + second * behind) / (before + behind), before + behind]]
-    fitted = [mean for mean, count in blocks for _ in range(int(count))]
-    result = [0.0] * len(records)
-    for index, mean in zip(order, fitted, strict=True):
-        result[index] = sign * mean
-    return result
-
-
-def build(
-    evaluator: CandidateEvaluator,
-    policy: Policy,
-    inputs: Sequence[Tensor],
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Network, str, float, float]:
-    """Build a finalist by the refit pass; keep the stitched build where that one diverges less.
-
-    Args:
-        evaluator: Scores networks on the search set.
-        policy: What to build.
-        inputs: Calibration samples as one batch.
-        seed: Seed of the refit's sampled positions.
-        progress: Called with nodes done and in all.
-
-    Returns:
-        The network, which build it is, the stitched and the stored accuracy on the search set.
-    """
-    entries: Entries = evaluator.entries
-    stitched, _ = evaluator.build(policy)
-    before = evaluator.score(stitched)
-    if policy.is_dense:
-        return stitched, "dense", before["accuracy"], before["accuracy"]
-    with torch.inference_mode():
-        refitted = refit(entries.program, entries, plan(entries.program.structure, policy), inputs, seed=seed,
-                         progress=progress)
-    after = evaluator.score(refitted)
-    if after["divergence"] <= before["divergence"]:
-        return refitted, "refit", before["accuracy"], after["accuracy"]
-    return stitched, "entries", before["accuracy"], before["accuracy"]

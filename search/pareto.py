@@ -129,6 +129,15 @@ def spread_subset(
         DataError: If `keep` names a row that does not exist or is not finite.
     """
     values = _matrix(costs)
+    chosen = spread_order(values, count, relative_gap, keep)
+    return sorted(chosen, key=lambda row: (*values[row].tolist(), row))
+
+
+def spread_order(
+    costs: ArrayLike, count: int, relative_gap: float = 0.05, keep: Sequence[int] = ()
+) -> list[int]:
+    """Return the rows of `spread_subset` in the order in which they were picked: every prefix is well spread."""
+    values = _matrix(costs)
     chosen = list(dict.fromkeys(int(row) for row in keep))
     for row in chosen:
         if not 0 <= row < len(values) or not np.isfinite(values[row]).all():
@@ -136,7 +145,7 @@ def spread_subset(
     members = np.flatnonzero(non_dominated(values))
     if len(members):
         _grow(values, members, chosen, count, relative_gap)
-    return sorted(chosen, key=lambda row: (*values[row].tolist(), row))
+    return chosen
 
 
 def crowding_distance(costs: ArrayLike) -> FloatArray:

@@ -21,17 +21,17 @@ from types import TracebackType
 from typing import Self
 
 from paretopress.search.executors import Evaluate, Outcome, failed, timed_out, to_payload
+from paretopress.search.tasks import Task
 from paretopress.spaces.errors import ConfigError, ParetopressError
-from paretopress.spaces.policy import Policy
 
 _START = "from paretopress.search.worker import main; main({descriptor}, {parent}, {threads})"
 _STARTS_ALLOWED = 3     # workers that may die in a row before one of them is ready
 
 
 @dataclass
-class _Task:
+class _Job:
     number: int
-    policy: Policy
+    task: Task
     deaths: int = 0
 
 
@@ -50,7 +50,7 @@ class _Worker:
             )
         self.connection = Connection(ours.detach())
         self.ready = False
-        self.task: _Task | None = None
+        self.job: _Job | None = None
         self.started = 0.0
         self._payload = payload
 
@@ -64,11 +64,11 @@ class _Worker:
         with contextlib.suppress(OSError):
             self.connection.send_bytes(message)
 
-    def start(self, task: _Task) -> None:
-        """Give the worker a task."""
-        self.task = task
+    def start(self, job: _Job) -> None:
+        """Give the worker a job."""
+        self.job = job
         self.started = time.monotonic()
-        self._send(pickle.dumps((task.number, task.policy)))
+        self._send(pickle.dumps((job.number, job.task)))
 
     def stop(self) -> None:
         """End the process, at once."""
@@ -116,7 +116,7 @@ class ProcessExecutor:
             raise ConfigError(f"the evaluator cannot be pickled: {type(error).__name__}: {error}") from None
         self._threads = threads
         self._timeout = timeout_seconds
-        self._queue: deque[_Task] = deque()
+        self._queue: deque[_Job] = deque()
         self._finished: deque[Outcome] = deque()
         self._failed_starts = 0
         self._workers = [_Worker(self._payload, threads) for _ in range(workers)]
@@ -129,13 +129,13 @@ class ProcessExecutor:
 
     @property
     def pending(self) -> int:
-        """Submitted policies that have not been returned."""
-        busy = sum(worker.task is not None for worker in self._workers)
+        """Submitted tasks that have not been returned."""
+        busy = sum(worker.job is not None for worker in self._workers)
         return len(self._queue) + len(self._finished) + busy
 
-    def submit(self, number: int, policy: Policy) -> None:
-        """Hand a policy to an idle worker, or queue it."""
-        self._queue.append(_Task(number, policy))
+    def submit(self, number: int, task: Task) -> None:
+        """Hand a task to an idle worker, or queue it."""
+        self._queue.append(_Job(number, task))
         self._dispatch()
 
     def next_result(self, timeout_seconds: float | None = None) -> Outcome | None:
@@ -161,13 +161,13 @@ class ProcessExecutor:
 
     def _dispatch(self) -> None:
         for worker in self._workers:
-            if self._queue and worker.ready and worker.task is None:
+            if self._queue and worker.ready and worker.job is None:
                 worker.start(self._queue.popleft())
 
     def _patience(self, deadline: float | None) -> float | None:
         ends = [] if deadline is None else [deadline]
         if self._timeout is not None:
-            ends += [worker.started + self._timeout for worker in self._workers if worker.task]
+            ends += [worker.started + self._timeout for worker in self._workers if worker.job]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _receive(self, worker: _Worker) -> None:
@@ -183,10 +183,10 @@ class ProcessExecutor:
                 worker.ready = True
                 self._failed_starts = 0
             case ("done", number, evaluation, seconds):
-                worker.task = None
+                worker.job = None
                 self._finished.append(Outcome(number, evaluation, seconds))
             case ("raise", error):
-                worker.task = None
+                worker.job = None
                 raise error
             case ("unloadable", text):
                 raise ConfigError(f"a worker cannot load the evaluator: {text}")
@@ -194,27 +194,27 @@ class ProcessExecutor:
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a dead worker; its task is tried once more, then failed."""
-        words, task = worker.last_words(), worker.task
+        words, job = worker.last_words(), worker.job
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= _STARTS_ALLOWED:
                 raise ParetopressError(f"worker processes die before they are ready ({words})")
         self._replace(worker)
-        if task is None:
+        if job is None:
             return
-        task.deaths += 1
-        if task.deaths == 1:
-            self._queue.appendleft(task)
+        job.deaths += 1
+        if job.deaths == 1:
+            self._queue.appendleft(job)
         else:
             seconds = time.monotonic() - worker.started
-            self._finished.append(Outcome(task.number, failed(f"worker died ({words})"), seconds))
+            self._finished.append(Outcome(job.number, failed(f"worker died ({words})"), seconds))
 
     def _stop_overdue(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            if self._timeout is None or worker.task is None or now - worker.started < self._timeout:
+            if self._timeout is None or worker.job is None or now - worker.started < self._timeout:
                 continue
-            self._finished.append(Outcome(worker.task.number, timed_out(self._timeout), now - worker.started))
+            self._finished.append(Outcome(worker.job.number, timed_out(self._timeout), now - worker.started))
             self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:

@@ -17,16 +17,16 @@ from typing import Any, Self
 
 from paretopress.evaluators.evaluation import Evaluation
 from paretopress.search.executors import Evaluate, Outcome, evaluate_safely, failed, timed_out, to_payload
+from paretopress.search.tasks import Task
 from paretopress.spaces.errors import ConfigError, DiskError, ParetopressError, StorageError
-from paretopress.spaces.policy import Policy
 
 _START_SECONDS = 120.0    # how long an actor may take to load the evaluator
 
 
 @dataclass
-class _Task:
+class _Job:
     number: int
-    policy: Policy
+    task: Task
     deaths: int = 0
     started: float = 0.0
 
@@ -37,7 +37,7 @@ class _Slot:
 
     actor: Any
     reference: Any = None
-    task: _Task | None = None
+    job: _Job | None = None
 
 
 class _Evaluator:
@@ -52,14 +52,14 @@ class _Evaluator:
         """Return True once the evaluator is loaded."""
         return True
 
-    def evaluate(self, policy: Policy) -> tuple[Evaluation, float] | DiskError | StorageError:
-        """Evaluate one policy; errors of the surroundings are returned, because Ray would wrap them."""
+    def evaluate(self, task: Task) -> tuple[Evaluation, float] | DiskError | StorageError:
+        """Do one task; errors of the surroundings are returned, because Ray would wrap them."""
         import sys
 
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(self._threads)
         try:
-            return evaluate_safely(self._evaluate, policy)
+            return evaluate_safely(self._evaluate, task)
         except (DiskError, StorageError) as error:
             return error
 
@@ -99,7 +99,7 @@ class RayExecutor:
         self._timeout = timeout_seconds
         self._threads = threads
         self._capacity = workers
-        self._queue: deque[_Task] = deque()
+        self._queue: deque[_Job] = deque()
         self._finished: deque[Outcome] = deque()
         self._slots: list[_Slot] = []
         try:
@@ -138,21 +138,21 @@ class RayExecutor:
 
     @property
     def pending(self) -> int:
-        """Submitted policies that have not been returned."""
-        busy = sum(slot.task is not None for slot in self._slots)
+        """Submitted tasks that have not been returned."""
+        busy = sum(slot.job is not None for slot in self._slots)
         return len(self._queue) + len(self._finished) + busy
 
-    def submit(self, number: int, policy: Policy) -> None:
-        """Hand a policy to an idle actor, or queue it."""
-        self._queue.append(_Task(number, policy))
+    def submit(self, number: int, task: Task) -> None:
+        """Hand a task to an idle actor, or queue it."""
+        self._queue.append(_Job(number, task))
         self._dispatch()
 
     def _dispatch(self) -> None:
         for slot in self._slots:
-            if self._queue and slot.task is None:
-                slot.task = self._queue.popleft()
-                slot.task.started = time.monotonic()
-                slot.reference = slot.actor.evaluate.remote(slot.task.policy)
+            if self._queue and slot.job is None:
+                slot.job = self._queue.popleft()
+                slot.job.started = time.monotonic()
+                slot.reference = slot.actor.evaluate.remote(slot.job.task)
 
     def next_result(self, timeout_seconds: float | None = None) -> Outcome | None:
         """Return the next finished evaluation. See `Executor.next_result`."""
@@ -163,7 +163,7 @@ class RayExecutor:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while not self._finished:
             self._dispatch()
-            references = [slot.reference for slot in self._slots if slot.task is not None]
+            references = [slot.reference for slot in self._slots if slot.job is not None]
             ready, _ = ray.wait(references, num_returns=1, timeout=self._patience(deadline))
             for slot in [slot for slot in self._slots if slot.reference in ready]:
                 self._receive(slot)
@@ -175,50 +175,50 @@ class RayExecutor:
     def _patience(self, deadline: float | None) -> float | None:
         ends = [] if deadline is None else [deadline]
         if self._timeout is not None:
-            ends += [slot.task.started + self._timeout for slot in self._slots if slot.task]
+            ends += [slot.job.started + self._timeout for slot in self._slots if slot.job]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _receive(self, slot: _Slot) -> None:
         import ray
 
-        task, slot.task = slot.task, None
+        job, slot.job = slot.job, None
         reference, slot.reference = slot.reference, None
-        assert task is not None
+        assert job is not None
         try:
             result = ray.get(reference)
         except ray.exceptions.RayActorError:
-            self._bury(slot, task)
+            self._bury(slot, job)
         except ray.exceptions.RayError as error:
-            self._finish(task, failed(_cause(error)))
+            self._finish(job, failed(_cause(error)))
         else:
             if isinstance(result, ParetopressError):
                 raise result
             evaluation, seconds = result
-            self._finished.append(Outcome(task.number, evaluation, seconds))
+            self._finished.append(Outcome(job.number, evaluation, seconds))
         self._dispatch()
 
-    def _bury(self, slot: _Slot, task: _Task) -> None:
-        """Replace a dead actor; its task is tried once more, then failed."""
+    def _bury(self, slot: _Slot, job: _Job) -> None:
+        """Replace a dead actor; its job is tried once more, then failed."""
         slot.actor = self._actor()
-        task.deaths += 1
-        if task.deaths == 1:
-            self._queue.appendleft(task)
+        job.deaths += 1
+        if job.deaths == 1:
+            self._queue.appendleft(job)
         else:
-            self._finish(task, failed("worker died (Ray actor)"))
+            self._finish(job, failed("worker died (Ray actor)"))
 
-    def _finish(self, task: _Task, evaluation: Evaluation) -> None:
-        self._finished.append(Outcome(task.number, evaluation, time.monotonic() - task.started))
+    def _finish(self, job: _Job, evaluation: Evaluation) -> None:
+        self._finished.append(Outcome(job.number, evaluation, time.monotonic() - job.started))
 
     def _stop_overdue(self) -> None:
         import ray
 
         now = time.monotonic()
         for slot in self._slots:
-            if self._timeout is None or slot.task is None or now - slot.task.started < self._timeout:
+            if self._timeout is None or slot.job is None or now - slot.job.started < self._timeout:
                 continue
-            self._finish(slot.task, timed_out(self._timeout))
+            self._finish(slot.job, timed_out(self._timeout))
             ray.kill(slot.actor)
-            slot.actor, slot.task, slot.reference = self._actor(), None, None
+            slot.actor, slot.job, slot.reference = self._actor(), None, None
 
     def close(self) -> None:
         """Kill the actors, drop what is pending, and stop Ray where this executor started it."""

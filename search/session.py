@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -15,7 +15,7 @@ from paretopress.compressors.calibration import calibrate
 from paretopress.compressors.entries import IMPORTANCES, Entries
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import Data
-from paretopress.evaluators.sensitivity import SensitivityTable, measure_sensitivity
+from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import ExplorationSettings, explore
 from paretopress.search.ledger import Run, package_versions
@@ -28,10 +28,12 @@ from paretopress.search.problem import (
     prepare_problem,
     reachable,
 )
+from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.records import TrialRecord
 from paretopress.search.seeds import exact_seeds
+from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
-from paretopress.spaces.documents import read_document, write_json
+from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ CALIBRATION_SAMPLES = 1024
 TUNING_SAMPLES = 256
 SEARCH_SAMPLES = 1000     # candidates and finalists are scored on the first of them
 SEEDS = 40
+TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SENSITIVITY = "sensitivity.json"
 THREADS = 1               # results must not depend on how many cores happen to be there
@@ -78,15 +81,6 @@ class Silent:
 
     def warning(self, text: str) -> None:
         """Show nothing."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A problem with its calibrated entries and its evaluator."""
-
-    problem: Problem
-    evaluator: CandidateEvaluator
-    table: SensitivityTable
 
 
 def run_search(
@@ -132,16 +126,21 @@ def run_search(
     path = run_path or default_run_path(problem)
     config = {"seed": settings.seed, "settings": settings.to_plain(), "model": model_name, "data": data_name}
     fingerprints = {**problem.fingerprints(), "versions": _versions()}
+    deadline = None if settings.seconds is None else started + settings.seconds
     with (
         Run.open(path, fingerprints, config, fresh=fresh) as run,
         torch_threads(THREADS),
         torch.random.fork_rng(devices=[]),
     ):
-        prepared = prepare_search(problem, run.path, watcher)
-        deadline = None if settings.seconds is None else started + settings.seconds
-        records = _explore(prepared, run, watcher, deadline)
-        left = None if deadline is None else deadline - time.monotonic()
-        verify_finalists(prepared.problem, prepared.evaluator, run.path, records, lowest, watcher, left)
+        evaluator = prepare_evaluator(problem, watcher)
+        with _executor(evaluator, problem) as executor:
+            table = _table(problem, executor, run.path, watcher, deadline)
+            records = _explore(problem, evaluator, table, executor, run, watcher, deadline)
+            if settings.executor != "ray":
+                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline)
+        if settings.executor == "ray":   # other nodes cannot write to the run directory
+            with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
+                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline)
     _raise_if_stopped(watcher, path)
     return path
 
@@ -159,8 +158,8 @@ def _check_settings(settings: SearchSettings) -> None:
         raise ConfigError("a search needs a number of trials or a time")
 
 
-def prepare_search(problem: Problem, path: Path, observer: Observer) -> Prepared:
-    """Calibrate the model, score it, and measure (or read back) the sensitivity table."""
+def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
+    """Calibrate the model and score it."""
     torch.manual_seed(problem.settings.seed)
     batches = calibration_inputs(problem, CALIBRATION_SAMPLES)
     observer.stage("calibrate", len(batches))
@@ -175,46 +174,42 @@ def prepare_search(problem: Problem, path: Path, observer: Observer) -> Prepared
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
-    evaluator = open_ended.ready(problem.limits)
-    return Prepared(problem, evaluator, _table(problem, entries, path, observer))
+    return open_ended.ready(problem.limits)
 
 
-def _table(problem: Problem, entries: Entries, path: Path, observer: Observer) -> SensitivityTable:
+def _table(
+    problem: Problem, executor: Executor, path: Path, observer: Observer, deadline: float | None
+) -> SensitivityTable:
+    """Read the sensitivity table back, or measure as much of it as a share of the time allows."""
     stored = path / SENSITIVITY
     key = {**problem.fingerprints(), "versions": _versions()}
-    if (losses := _stored_losses(stored, key, problem)) is not None:
-        return SensitivityTable(losses)
-    total = sum(len(options) - 1 for options in problem.space.options.values())
-    observer.stage("sensitivity", total)
-    table = measure_sensitivity(entries, problem.space, lambda _done, _total: observer.advance())
-    plain = {"key": key, "losses": {unit: list(row) for unit, row in table.losses.items()},
-             "options": table.to_plain(problem.space)}
-    write_json(stored, plain)
+    if (table := read_table(stored, key, problem.space)) is not None:
+        return table
+    observer.stage("sensitivity", sum(len(options) - 1 for options in problem.space.options.values()))
+    seconds = None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
+    stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
+    table, failures = measure_table(problem.space, executor, seconds, observer.advance, stop)
+    for failure in failures:
+        observer.warning(failure)
+    if table.estimated:
+        cells = sum(len(options) - 1 for options in problem.space.options.values())
+        observer.message(f"{len(table.estimated)} of {cells} losses are estimated from their neighbours: time was up")
+    if stop is None or not stop():
+        write_table(stored, key, table, problem.space)
     return table
 
 
-def _stored_losses(path: Path, key: Mapping[str, str], problem: Problem) -> dict[str, tuple[float, ...]] | None:
-    """The losses that an earlier start measured, None where there are none of exactly this problem.
-
-    The file may outlive the run it was made for (`--fresh` starts anew in the same folder), and a table that
-    cannot be read is measured again.
-    """
-    if not path.exists():
-        return None
-    try:
-        plain = read_document(path)
-    except ConfigError:
-        return None
-    if not isinstance(plain, dict) or plain.get("key") != key:
-        return None
-    losses = {unit: tuple(row) for unit, row in plain["losses"].items()}
-    sizes = {unit: len(row) for unit, row in losses.items()}
-    return losses if sizes == {unit: len(options) for unit, options in problem.space.options.items()} else None
-
-
-def _explore(prepared: Prepared, run: Run, observer: Observer, deadline: float | None) -> list[TrialRecord]:
-    problem, settings = prepared.problem, prepared.problem.settings
-    seeds = exact_seeds(problem.program.structure, problem.space, prepared.table, problem.costs, SEEDS)
+def _explore(
+    problem: Problem,
+    evaluator: CandidateEvaluator,
+    table: SensitivityTable,
+    executor: Executor,
+    run: Run,
+    observer: Observer,
+    deadline: float | None,
+) -> list[TrialRecord]:
+    settings = problem.settings
+    seeds = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS)
     first = seeds.policies[:1]
     policies = (*first, *problem.comparisons().values(), *seeds.policies[1:])
     seconds = None
@@ -233,11 +228,10 @@ def _explore(prepared: Prepared, run: Run, observer: Observer, deadline: float |
 
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
-    with _executor(prepared.evaluator, settings) as executor:
-        return explore(
-            problem.space.options, problem.objectives, policies, executor, run, exploration,
-            prepared.evaluator.limits.names, on_record, stop,
-        )
+    return explore(
+        problem.space.options, problem.objectives, policies, executor, run, exploration,
+        evaluator.limits.names, on_record, stop,
+    )
 
 
 def _note(record: TrialRecord) -> str:
@@ -245,17 +239,20 @@ def _note(record: TrialRecord) -> str:
     return "" if accuracy is None else f"accuracy {accuracy:.4f}"
 
 
-def _executor(evaluator: CandidateEvaluator, settings: SearchSettings) -> Executor:
+def _executor(evaluator: CandidateEvaluator, problem: Problem) -> Executor:
+    settings, workload = problem.settings, Workload.of(problem, evaluator)
     if settings.executor == "process":
-        from paretopress.search.process_executor import ProcessExecutor
-
-        return ProcessExecutor(evaluator, settings.workers)
+        return ProcessExecutor(workload, settings.workers)
     if settings.executor == "ray":
         from paretopress.search.ray_executor import RayExecutor
 
         address = None if settings.ray in (None, "local") else settings.ray
-        return RayExecutor(evaluator, settings.workers, address)
-    return SerialExecutor(evaluator)
+        return RayExecutor(workload, settings.workers, address)
+    return SerialExecutor(workload)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _raise_if_stopped(observer: Observer, path: Path) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from paretopress.compressors.compressed_model import load
 from paretopress.compressors.network import dense_network
@@ -30,150 +30,127 @@ from paretopress.evaluators.verification import (
     time_artifacts,
     verify_artifacts,
 )
+from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.clean_process import call_in_clean_process
-from paretopress.search.finalists import Finalist, build, choose
+from paretopress.search.executors import Executor
+from paretopress.search.finalists import Finalist
 from paretopress.search.judgement import Candidate, judge
 from paretopress.search.problem import Problem
-from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.records import TrialRecord
 from paretopress.search.run_files import write_front
-from paretopress.spaces.documents import disk_error, read_document
-from paretopress.spaces.errors import ArtifactError, ConfigError, DiskError, StorageError
+from paretopress.spaces.documents import disk_error
+from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
 
 if TYPE_CHECKING:
     from paretopress.search.session import Observer
 
-REFIT_SAMPLES = 512
-REFIT_EVALUATIONS = 8.0    # a refit with its scoring takes about as long as this many evaluations
-CHECK_SECONDS = 1.0        # reloading, exporting and timing one artefact, at the least
-FEWEST = 8                 # finalists that are verified however short the time
+FEWEST = 8            # finalists that are built and verified however short the time
+BUILD_SHARE = 0.55    # of the time that is left after the exploration: the rest verifies
+BUILDING = "building"
 
 
 def verify_finalists(
     problem: Problem,
     evaluator: CandidateEvaluator,
+    executor: Executor,
     path: Path,
     records: Sequence[TrialRecord],
     lowest: Mapping[str, float],
     observer: Observer,
-    seconds: float | None = None,
+    deadline: float | None = None,
 ) -> None:
     """Build, store and verify the finalists of a run, and write its front.
 
     Args:
         problem: The run's problem.
         evaluator: Scores networks on the search set.
+        executor: Builds finalists, on a file system that is this one's, and is closed then.
         path: The run directory.
         records: Its trials.
         lowest: Best reachable predicted costs.
         observer: Hears about progress.
-        seconds: Time left, None for no limit: fewer finalists are picked where it is short.
+        deadline: Of `time.monotonic()`, None for no limit: fewer finalists are verified where it is near.
 
     Raises:
         DiskError: A file cannot be written.
-        ArtifactError: The verifying process died.
+        ArtifactError: The baseline cannot be built, or the verifying process died.
     """
     named = {"dense": problem.policy({}), **problem.comparisons()}
-    count = finalists_in_time(records, problem.settings.finalists, seconds)
-    samples = evaluator.samples.count
-    chosen = choose(records, problem.objectives, evaluator.limits, count, tuple(named.values()), samples)
-    wanted: list[tuple[str | None, Policy]] = [*named.items(), *((None, record.policy) for record in chosen)]
-    _prepare_folders(path, [policy for _, policy in wanted])
-    observer.stage("refit", len(wanted))
-    inputs = _refit_inputs(problem)
-    finalists: list[Finalist] = []
-    stored: list[Task | str] = []
-    for number, (name, policy) in enumerate(wanted):
-        finalist, task = _store(problem, evaluator, path, Finalist(number, policy, name), inputs)
-        finalists.append(finalist)
-        stored.append(task)
-        if isinstance(task, str):
-            observer.warning(f"finalist {name or f'#{number}'} could not be built: {task}")
-        observer.advance(1, name or f"#{number}")
-    verified = iter(_verify(problem, [task for task in stored if isinstance(task, Task)],
-                            path / "models" / "0" / ONNX, observer))
+    settings = BuildSettings(
+        problem.objectives, evaluator.limits, evaluator.samples.count, problem.settings.finalists, FEWEST,
+        None if deadline is None else time.monotonic() + BUILD_SHARE * max(0.0, deadline - time.monotonic()),
+    )
+    workshop = Workshop(path / BUILDING, executor, observer)
+    others = build_finalists(workshop, list(named.values()), records, settings)
+    executor.close()   # the machine is quiet while times are measured
+    wanted = list(named.items()) + [(None, policy) for policy in others]
+    finalists = [_finalist(workshop, number, *pair) for number, pair in enumerate(wanted)]
+    _place(path, workshop, finalists)
+    tasks = {one.number: Task(str(path / "models" / str(one.number)), workshop.built[one.policy.hash].digest)
+             for one in finalists if one.policy.hash in workshop.built}
+    fewest = len(named) + FEWEST
+    verified = dict(zip(tasks, _verify(problem, list(tasks.values()), path / "models" / "0" / ONNX, observer,
+                                       deadline, fewest), strict=True))
     candidates = [
         Candidate(finalist, problem.costs.predict(problem.plan(finalist.policy)),
-                  problem.costs.interval(problem.plan(finalist.policy)),
-                  next(verified) if isinstance(task, Task) else task)
-        for finalist, task in zip(finalists, stored, strict=True)
+                  problem.costs.interval(problem.plan(finalist.policy)), result)
+        for finalist in finalists
+        if (result := verified.get(finalist.number, workshop.failed.get(finalist.policy.hash))) is not None
     ]
+    _drop_unverified(path, candidates)
     write_front(path, problem, judge(problem, candidates), lowest, records)
 
 
-def finalists_in_time(records: Sequence[TrialRecord], wanted: int, seconds: float | None) -> int:
-    """How many finalists can be built and verified in the time that is left, by the time evaluations took."""
-    times = [record.seconds for record in records if record.state is TrialState.COMPLETE]
-    if seconds is None or not times:
-        return wanted
-    each = REFIT_EVALUATIONS * statistics.median(times) + CHECK_SECONDS
-    return min(wanted, max(FEWEST, int(seconds / each)))
+def _finalist(workshop: Workshop, number: int, name: str | None, policy: Policy) -> Finalist:
+    built = workshop.built.get(policy.hash)
+    if built is None:
+        return Finalist(number, policy, name)
+    return Finalist(number, policy, name, built.stitched, built.refitted, built.tier)
 
 
-def _store(
-    problem: Problem, evaluator: CandidateEvaluator, path: Path, finalist: Finalist, inputs: Sequence[Tensor]
-) -> tuple[Finalist, Task | str]:
-    """Build and store a finalist; one that fails comes back with one line that says why."""
-    policy, folder = finalist.policy, path / "models" / str(finalist.number)
-    try:
-        network, tier, stitched, score = build(evaluator, policy, inputs, problem.settings.seed)
-        if policy.is_dense:
-            network = dense_network(problem.program, problem.plan(policy))
-        compressed = realise(problem.model, problem.program, network)
-        compressed.save(folder, overwrite=True)
-        policy.save(path / "policies" / f"{finalist.number}.yaml")
-        if finalist.number == 0:
-            add_onnx(compressed, folder)
-        task = Task(str(folder), output_digest(compressed, problem.data.holdout))
-    except (DiskError, StorageError):   # of this machine, not of the candidate
-        raise
-    except Exception as error:
-        if finalist.number == 0:   # without the baseline there is nothing to compare with
-            raise
-        return finalist, f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return replace(finalist, stitched=stitched, refitted=score, tier=tier), task
-
-
-def _refit_inputs(problem: Problem) -> tuple[Tensor, ...]:
-    batch = problem.data.calibration.first(REFIT_SAMPLES).whole
-    return tuple(problem.program.flatten_inputs(batch.args, batch.kwargs))
-
-
-def _prepare_folders(path: Path, policies: Sequence[Policy]) -> None:
-    """Make the folders of the finalists; drop what an earlier, other choice of finalists left in them.
+def _place(path: Path, workshop: Workshop, finalists: Sequence[Finalist]) -> None:
+    """Move what was built to the run's folders, under its number; everything else is dropped.
 
     A front never stands beside models that are not its own: a run that was given more trials may be
     interrupted before its new front is written.
     """
-    kept = {str(number) for number in range(len(policies))}
     try:
-        if _policies_of_front(path / "front.json") != [policy.hash for policy in policies]:
-            for name in ("front.json", "front.csv", "measured.csv", "finalists.csv"):
-                (path / name).unlink(missing_ok=True)
-        for folder in (path / "models", path / "policies"):
-            folder.mkdir(exist_ok=True)
-            for entry in folder.iterdir():
-                if entry.is_dir() and entry.name not in kept:
-                    shutil.rmtree(entry)
-                elif not entry.is_dir() and entry.stem not in kept:
-                    entry.unlink()
+        for name in ("front.json", "front.csv", "measured.csv", "finalists.csv"):
+            (path / name).unlink(missing_ok=True)
+        for name in ("models", "policies"):
+            shutil.rmtree(path / name, ignore_errors=True)
+            (path / name).mkdir(exist_ok=True)
+        for finalist in finalists:
+            if finalist.policy.hash in workshop.built:
+                workshop.place(finalist.policy).rename(path / "models" / str(finalist.number))
+                finalist.policy.save(path / "policies" / f"{finalist.number}.yaml")
+        shutil.rmtree(workshop.folder)
     except OSError as error:
         raise disk_error(path, error) from None
 
 
-def _policies_of_front(path: Path) -> list[str] | None:
-    """Policy hashes of a stored front in order, None where there is none that can be read."""
-    if not path.exists():
-        return None
+def _drop_unverified(path: Path, candidates: Sequence[Candidate]) -> None:
+    """Drop the artefacts that there was no time to verify: a run directory holds only what its front shows."""
+    shown = {str(candidate.finalist.number) for candidate in candidates}
     try:
-        return [str(point["policy_hash"]) for point in read_document(path)["points"]]
-    except (ConfigError, KeyError, TypeError):
-        return None
+        for entry in (path / "models").iterdir():
+            if entry.name not in shown:
+                shutil.rmtree(entry)
+                (path / "policies" / f"{entry.name}.yaml").unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) from None
 
 
-def _verify(problem: Problem, tasks: Sequence[Task], baseline: Path, observer: Observer) -> list[Verified | str]:
-    """Check artefacts in as many clean processes as there are cores, then time them one by one in another."""
+def _verify(
+    problem: Problem, tasks: Sequence[Task], baseline: Path, observer: Observer, deadline: float | None, fewest: int
+) -> list[Verified | str | None]:
+    """Check artefacts in as many clean processes as there are cores, then time them one by one in another.
+
+    Returns:
+        Per task what was measured, one line where that failed, None where there was no time for it.
+    """
     observer.stage("verify", len(tasks))
     processes = max(1, min(len(tasks), len(os.sched_getaffinity(0))))
     lock = threading.Lock()
@@ -183,22 +160,45 @@ def _verify(problem: Problem, tasks: Sequence[Task], baseline: Path, observer: O
             observer.advance(1, f"#{Path(folder).name}")
 
     def check(part: Sequence[Task]) -> list[Verified | str]:
-        arguments = (problem.model, list(part), str(baseline), problem.data.holdout, problem.data.metrics, 0, False)
-        found: list[Verified | str] = call_in_clean_process(verify_artifacts, arguments, on_report=on_report)
+        seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+        arguments = (problem.model, list(part), str(baseline), problem.data.holdout, problem.data.metrics, seconds,
+                     -(-fewest // processes))
+        found: list[Verified | str] = call_in_clean_process(check_in_time, arguments, on_report=on_report)
         return found
 
     with ThreadPoolExecutor(processes) as pool:
         parts = list(pool.map(check, [tasks[start::processes] for start in range(processes)]))
-    results: list[Verified | str] = ["not verified"] * len(tasks)
+    results: list[Verified | str | None] = [None] * len(tasks)
     for start, part in enumerate(parts):
-        results[start::processes] = part
+        for place, result in enumerate(part):
+            results[start + place * processes] = result
     if any(device.runs_here() for device in problem.costs.devices):
         _time(problem, tasks, results, baseline, observer)
     return results
 
 
+def check_in_time(
+    report: Callable[[str], None],
+    model: nn.Module,
+    tasks: Sequence[Task],
+    baseline: str,
+    holdout: Any,  # noqa: ANN401 - see `verify_artifacts`
+    metrics: Any,  # noqa: ANN401
+    seconds: float | None,
+    fewest: int,
+) -> list[Verified | str]:
+    """Verify artefacts in order, untimed, until the time is over; the first `fewest` of them anyway."""
+    start = time.monotonic()
+    results: list[Verified | str] = []
+    for task in tasks:
+        if seconds is not None and len(results) >= fewest and time.monotonic() - start >= seconds:
+            break
+        results += verify_artifacts(report, model, [task], baseline, holdout, metrics, 0, False)
+    return results
+
+
 def _time(
-    problem: Problem, tasks: Sequence[Task], results: list[Verified | str], baseline: Path, observer: Observer
+    problem: Problem, tasks: Sequence[Task], results: list[Verified | str | None], baseline: Path, observer: Observer
 ) -> None:
     """Add times to the results. Nothing else of this run is at work meanwhile."""
     graph = problem.program.graph

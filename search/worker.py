@@ -1,4 +1,4 @@
-"""The worker's side of `process_executor`: receive the evaluator once, then evaluate policy after policy."""
+"""The worker's side of `process_executor`: receive the evaluator once, then do task after task."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def _serve(connection: Connection, threads: int) -> None:
         return
     connection.send(("ready",))
     while True:
-        number, policy = pickle.loads(connection.recv_bytes())  # noqa: S301
+        number, task = pickle.loads(connection.recv_bytes())  # noqa: S301
         if "torch" in sys.modules:  # an evaluator that imports it later finds OMP_NUM_THREADS instead
             sys.modules["torch"].set_num_threads(threads)
         try:
-            evaluation, seconds = evaluate_safely(evaluate, policy)
+            evaluation, seconds = evaluate_safely(evaluate, task)
         except (DiskError, StorageError) as error:
             connection.send(("raise", error))
             continue

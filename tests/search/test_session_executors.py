@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,20 +11,20 @@ WORKERS = 2
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny, tiny_settings, tmp_path_factory):
+def prepared(tiny, tiny_settings):
     """The tiny problem with its evaluator, under a budget that screens some policies by their cost."""
     from dataclasses import replace
 
     from paretopress.evaluators.budgets import parse_budget
     from paretopress.search.problem import prepare_problem
-    from paretopress.search.session import Silent, prepare_search
+    from paretopress.search.session import Silent, prepare_evaluator
 
     budgets = (*tiny_settings.budgets, parse_budget("-20%", "size"))
     problem = prepare_problem(tiny.module.model(), tiny.module.data(), replace(tiny_settings, budgets=budgets))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return prepare_search(problem, tmp_path_factory.mktemp("executors"), Silent())
+        return SimpleNamespace(problem=problem, evaluator=prepare_evaluator(problem, Silent()))
     finally:
         torch.set_num_threads(threads)
 

@@ -191,10 +191,10 @@ def test_a_finalist_that_cannot_be_built_is_a_reason_and_no_crash(tiny, tiny_run
     import json
     import shutil
 
-    from paretopress.search import verified
+    from paretopress.search import workload
     from paretopress.search.session import run_search
 
-    real = verified.build
+    real = workload.build
 
     def build(evaluator, policy, *arguments):
         if len(policy) and policy.hash == broken:
@@ -203,7 +203,7 @@ def test_a_finalist_that_cannot_be_built_is_a_reason_and_no_crash(tiny, tiny_run
 
     earlier = json.loads((tiny_run.path / "front.json").read_text())
     broken = earlier["points"][2]["policy_hash"]
-    monkeypatch.setattr(verified, "build", build)
+    monkeypatch.setattr(workload, "build", build)
     shutil.copytree(tiny_run.path, tmp_path / "run")
     heard = []
 

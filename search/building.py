@@ -1,0 +1,171 @@
+"""Building finalists in rounds: what a round teaches about the refit decides what the next one builds."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.evaluation import State
+from paretopress.search.executors import Executor
+from paretopress.search.finalists import choose, prospects
+from paretopress.search.records import TrialRecord
+from paretopress.search.tasks import Construction
+from paretopress.search.workload import Built
+from paretopress.spaces.documents import disk_error
+from paretopress.spaces.errors import ArtifactError
+from paretopress.spaces.policy import Policy
+
+if TYPE_CHECKING:
+    from paretopress.search.session import Observer
+
+ROUNDS = 4                 # a round builds a quarter of what may be built
+BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How much is built, and by what it is chosen.
+
+    Attributes:
+        objectives: Objective names and directions.
+        limits: Budgets.
+        samples: Samples that accuracies were measured on.
+        finalists: How many candidates are verified, besides the named ones.
+        fewest: How many are built however short the time.
+        deadline: Of `time.monotonic()`, None for no limit.
+    """
+
+    objectives: Mapping[str, str]
+    limits: Limits
+    samples: int
+    finalists: int
+    fewest: int
+    deadline: float | None = None
+
+    @property
+    def most(self) -> int:
+        """How many are built at most, besides the named ones."""
+        return BUILDS_PER_FINALIST * self.finalists
+
+    def in_time(self) -> bool:
+        """Whether there is time to build another one."""
+        return self.deadline is None or time.monotonic() < self.deadline
+
+
+@dataclass
+class Workshop:
+    """What has been built so far, each in a folder of its own.
+
+    Attributes:
+        folder: Where everything is built.
+        executor: Does the building; its file system is this one's.
+        observer: Hears about progress.
+        built: Records by policy hash.
+        failed: One line by policy hash.
+    """
+
+    folder: Path
+    executor: Executor
+    observer: Observer
+    built: dict[str, Built] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def open(self) -> None:
+        """Make the folder, without what an interrupted run left in it. Raises `DiskError`."""
+        try:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise disk_error(self.folder, error) from None
+
+    def place(self, policy: Policy) -> Path:
+        """Where a policy's artefact is built."""
+        return self.folder / policy.hash
+
+    def build(self, policies: Sequence[Policy], settings: BuildSettings, fewest: int) -> None:
+        """Build policies, the first `fewest` of them however short the time."""
+        waiting = list(enumerate(policies))
+        while True:
+            while waiting and self.executor.pending < self.executor.capacity:
+                if waiting[0][0] >= fewest and not settings.in_time():
+                    waiting.clear()
+                    break
+                number, policy = waiting.pop(0)
+                self.executor.submit(number, Construction(policy, str(self.place(policy))))
+            if not self.executor.pending:
+                return
+            outcome = self.executor.next_result()
+            if outcome is None:
+                continue
+            policy = policies[outcome.number]
+            if outcome.evaluation.state is State.COMPLETE:
+                self.built[policy.hash] = Built.load(self.place(policy))
+            else:
+                self.failed[policy.hash] = outcome.evaluation.reason
+                self.observer.warning(f"finalist {policy.hash[:12]} could not be built: {outcome.evaluation.reason}")
+            self.observer.advance(1, policy.hash[:8])
+
+
+def build_finalists(
+    workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
+) -> list[Policy]:
+    """Build the named policies and the candidates that may be on the front.
+
+    Args:
+        workshop: Where they are built.
+        named: Built whatever happens; the first is the dense baseline.
+        records: All trials.
+        settings: How many and how long.
+
+    Returns:
+        Candidates to verify, without the named ones, the most important first: the built ones, and those
+        whose build failed, which are reported.
+
+    Raises:
+        ArtifactError: The dense baseline cannot be built.
+        DiskError: An artefact cannot be written.
+    """
+    drain(workshop.executor)
+    workshop.open()
+    workshop.observer.stage("refit", len(named) + min(settings.most, len(records)))
+    workshop.build(named, settings, len(named))
+    baseline = named[0].hash
+    if baseline in workshop.failed:
+        raise ArtifactError(f"the dense baseline cannot be built: {workshop.failed[baseline]}")
+    while settings.in_time() or len(workshop.built) < len(named) + settings.fewest:
+        policies = _next_round(workshop, named, records, settings)
+        if not policies:
+            break
+        done = len(workshop.built) + len(workshop.failed) - len(named)
+        workshop.build(policies, settings, max(0, settings.fewest - done))
+    known = prospects(records, workshop.built, settings.limits, named)
+    ready = [one for one in known if one.built]
+    picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)
+    broken = [record.policy for record in records if record.policy.hash in workshop.failed]
+    return [*(one.record.policy for one in picked), *(policy for policy in broken if policy not in named)]
+
+
+def _next_round(
+    workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
+) -> list[Policy]:
+    """The candidates that the present knowledge would verify and that are not built yet, a quarter of all."""
+    tried = len(workshop.built) + len(workshop.failed) - len(named)
+    size = min(max(1, settings.most // ROUNDS), settings.most - tried)
+    if size <= 0:
+        return []
+    known = [one for one in prospects(records, workshop.built, settings.limits, named)
+             if one.record.policy.hash not in workshop.failed]
+    picked = choose(known, settings.objectives, settings.limits, settings.finalists, settings.samples)
+    return [one.record.policy for one in picked if not one.built][:size]
+
+
+def drain(executor: Executor) -> None:
+    """Wait for what an exploration that was stopped early left under way."""
+    while executor.pending:
+        executor.next_result()

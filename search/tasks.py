@@ -1,0 +1,35 @@
+"""What workers are asked to do: evaluate a candidate, measure a substitution, or build a finalist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from paretopress.spaces.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """Measure a cell of the sensitivity table: the divergence under a policy, on the tuning samples.
+
+    Attributes:
+        policy: What is substituted in the dense model.
+    """
+
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Construction:
+    """Build a finalist by the refit pass and store it.
+
+    Attributes:
+        policy: What to build.
+        folder: Where the artefact is stored; the worker's file system must be the driver's.
+    """
+
+    policy: Policy
+    folder: str
+
+
+Task: TypeAlias = Policy | Substitution | Construction

@@ -1,0 +1,145 @@
+"""What a run's workers hold, and how they do each kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from paretopress.compressors.network import Network, dense_network
+from paretopress.compressors.realise import realise
+from paretopress.compressors.refit import refit
+from paretopress.evaluators.batches import Batches
+from paretopress.evaluators.candidate import CandidateEvaluator
+from paretopress.evaluators.evaluation import Evaluation, State
+from paretopress.evaluators.sensitivity import substitution_loss
+from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output_digest
+from paretopress.search.problem import Problem
+from paretopress.search.tasks import Construction, Substitution, Task
+from paretopress.spaces.documents import read_document, write_json
+from paretopress.spaces.plan import plan
+from paretopress.spaces.policy import Policy
+
+REFIT_SAMPLES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finalist as it was built and stored.
+
+    Attributes:
+        tier: `"dense"`, `"entries"` or `"refit"`: which build is stored.
+        stitched: Accuracy on the search set before the refit.
+        refitted: Accuracy on the search set of what is stored.
+        divergence: Divergence from the dense model on the search set of what is stored.
+        size_bytes: Its tensor payload.
+        digest: Of its outputs on the first holdout samples, to compare with after reloading.
+    """
+
+    tier: str
+    stitched: float
+    refitted: float
+    divergence: float
+    size_bytes: int
+    digest: str
+
+    def save(self, folder: Path) -> None:
+        """Write the record beside an artefact. Raises `DiskError`."""
+        write_json(_record_of(folder), asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Built:
+        """Read the record beside an artefact."""
+        return cls(**read_document(_record_of(folder)))
+
+
+def _record_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Does every task of a run; ships to workers as one value.
+
+    Attributes:
+        evaluator: Evaluates candidates; its memory of compressed layers serves all tasks.
+        model: The user's dense model, to realise finalists with.
+        inputs: Calibration samples of the refit as one batch, one tensor per model input.
+        check: The first holdout samples: what an artefact computes on them must survive reloading.
+        seed: Seed of the refit's sampled positions.
+    """
+
+    evaluator: CandidateEvaluator
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+    check: Batches
+    seed: int
+
+    @classmethod
+    def of(cls, problem: Problem, evaluator: CandidateEvaluator) -> Workload:
+        """The workload of a run."""
+        batch = problem.data.calibration.first(REFIT_SAMPLES).whole
+        inputs = tuple(problem.program.flatten_inputs(batch.args, batch.kwargs))
+        check = problem.data.holdout.first(PARITY_SAMPLES)
+        return cls(evaluator, problem.model, inputs, check, problem.settings.seed)
+
+    def __call__(self, task: Task) -> Evaluation:
+        """Do one task: `Policy`, `Substitution` (`loss`) or `Construction` (see `Built`)."""
+        match task:
+            case Substitution(policy):
+                return Evaluation(State.COMPLETE, {"loss": substitution_loss(self.evaluator.entries, policy)})
+            case Construction(policy, folder):
+                built = self.construct(policy, Path(folder))
+                return Evaluation(State.COMPLETE, {"accuracy": built.refitted, "divergence": built.divergence})
+            case _:
+                return self.evaluator(task)
+
+    def construct(self, policy: Policy, folder: Path) -> Built:
+        """Build a finalist and store it in `folder`, with its record beside it.
+
+        The dense model gets its ONNX file too: times of the others are paired with it.
+        """
+        program = self.evaluator.entries.program
+        network, tier, before, after = build(self.evaluator, policy, self.inputs, self.seed)
+        if policy.is_dense:
+            network = dense_network(program, plan(program.structure, policy))
+        compressed = realise(self.model, program, network)
+        compressed.save(folder, overwrite=True)
+        if policy.is_dense:
+            add_onnx(compressed, folder)
+        built = Built(
+            tier, before["accuracy"], after["accuracy"], after["divergence"], compressed.size_bytes,
+            output_digest(compressed, self.check),
+        )
+        built.save(folder)
+        return built
+
+
+def build(
+    evaluator: CandidateEvaluator, policy: Policy, inputs: Sequence[Tensor], seed: int
+) -> tuple[Network, str, dict[str, float], dict[str, float]]:
+    """Build a finalist by the refit pass; keep the stitched build where that one diverges less.
+
+    Args:
+        evaluator: Scores networks on the search set.
+        policy: What to build.
+        inputs: Calibration samples as one batch.
+        seed: Seed of the refit's sampled positions.
+
+    Returns:
+        The network, which build it is, the scores of the stitched and of the stored build on the search set.
+    """
+    entries = evaluator.entries
+    stitched, _ = evaluator.build(policy)
+    before = evaluator.score(stitched)
+    if policy.is_dense:
+        return stitched, "dense", before, before
+    with torch.inference_mode():
+        refitted = refit(entries.program, entries, plan(entries.program.structure, policy), inputs, seed=seed)
+    after = evaluator.score(refitted)
+    if after["divergence"] <= before["divergence"]:
+        return refitted, "refit", before, after
+    return stitched, "entries", before, before

@@ -1,0 +1,196 @@
+"""Which candidates are built and verified: what is expected of them, and what a round of builds teaches."""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.evaluation import Evaluation, State
+from paretopress.search.building import BuildSettings, Workshop, build_finalists
+from paretopress.search.executors import SerialExecutor
+from paretopress.search.finalists import AccuracyCurve, choose, expected_after_refit, prospects
+from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.tasks import Construction
+from paretopress.search.workload import Built
+from paretopress.spaces.choices import Keep
+from paretopress.spaces.errors import ArtifactError
+from paretopress.spaces.policy import Policy
+
+OBJECTIVES = {"accuracy": "max", "size": "min"}
+WORST = 0.92
+LIMITS = Limits((), WORST, "max")
+
+
+def accuracy_of(divergence):
+    return 0.95 - divergence / 4
+
+
+def trial(number, size, divergence):
+    policy = Policy.of({f"layer{number}/channels": Keep(0.5)})
+    values = {"accuracy": accuracy_of(divergence), "size": size, "divergence": divergence}
+    return TrialRecord(number, TrialState.COMPLETE, policy, values)
+
+
+def trials(count, seed=0):
+    rng = random.Random(seed)
+    sizes = [rng.uniform(10.0, 100.0) for _ in range(count)]
+    return [trial(number, size, rng.uniform(0.8, 2.0) * 2.0 / size) for number, size in enumerate(sizes)]
+
+
+def gain(record):
+    """What the refit leaves of the divergence: the more the larger the model."""
+    return 0.2 + 0.6 * record.values["size"] / 100.0
+
+
+class Builder:
+    """Stands where a `Workload` does: writes the record of a build without building."""
+
+    def __init__(self, records, broken=()):
+        self.records, self.broken, self.order = {r.policy.hash: r for r in records}, broken, []
+
+    def __call__(self, task):
+        assert isinstance(task, Construction)
+        self.order.append(task.policy.hash)
+        if task.policy.hash in self.broken:
+            raise RuntimeError("it\nbroke")
+        record = self.records.get(task.policy.hash)
+        before = record.values["divergence"] if record else 0.0
+        after = before * gain(record) if record else 0.0
+        folder = Path(task.folder)
+        folder.mkdir()
+        Built("refit", accuracy_of(before), accuracy_of(after), after, 1, "").save(folder)
+        return Evaluation(State.COMPLETE, {"accuracy": accuracy_of(after)})
+
+
+class Listener:
+    def __init__(self):
+        self.warnings = []
+
+    stage = advance = message = lambda *_: None
+
+    def warning(self, text):
+        self.warnings.append(text)
+
+
+def workshop(tmp_path, builder):
+    return Workshop(tmp_path / "building", SerialExecutor(builder), Listener())
+
+
+def settings_of(finalists=6, fewest=3, deadline=None):
+    return BuildSettings(OBJECTIVES, LIMITS, 0, finalists, fewest, deadline)
+
+
+DENSE = Policy.of({})
+
+
+def true_front(records):
+    """Trials that nothing dominates once the refit is done."""
+    points = [(r.values["divergence"] * gain(r), r.values["size"], r) for r in records]
+    points = [p for p in points if accuracy_of(p[0]) >= WORST]
+    return {record.policy.hash for loss, size, record in points
+            if not any(a <= loss and b <= size and (a, b) != (loss, size) for a, b, _ in points)}
+
+
+def test_rounds_find_what_the_refit_makes_good(tmp_path):
+    """The refit helps small models most, which before it look hopeless: the first round cannot know that."""
+    records = trials(60)
+    shop = workshop(tmp_path, Builder(records))
+    chosen = build_finalists(shop, [DENSE], records, settings_of(finalists=10))
+    known = {record.policy.hash: record for record in records}
+    front = true_front(records)
+    found = [policy.hash for policy in chosen if policy.hash in front]
+    before = choose(prospects(records, {}, LIMITS), OBJECTIVES, LIMITS, 10)
+    at_once = [one.record.policy.hash for one in before if one.record.policy.hash in front]
+    assert len(found) > len(at_once)
+    assert len(shop.built) <= 1 + 20
+    assert all(policy.hash in shop.built for policy in chosen)
+    smallest = min(known[policy.hash].values["size"] for policy in chosen)
+    assert smallest < min(one.record.values["size"] for one in before)
+
+
+def test_few_builds_where_time_is_short_and_the_named_ones_anyway(tmp_path):
+    records = trials(40)
+    builder = Builder(records)
+    named = [DENSE, records[0].policy]
+    chosen = build_finalists(workshop(tmp_path, builder), named, records, settings_of(deadline=0.0))
+    assert builder.order[:2] == [policy.hash for policy in named]
+    assert len(builder.order) == 2 + 3
+    assert len(chosen) == 3
+
+
+def test_a_build_that_fails_is_reported_and_stays_among_the_finalists(tmp_path):
+    records = trials(12)
+    first = choose(prospects(records, {}, LIMITS), OBJECTIVES, LIMITS, 6)[0].record.policy
+    shop = workshop(tmp_path, Builder(records, broken=(first.hash,)))
+    chosen = build_finalists(shop, [DENSE], records, settings_of())
+    assert first in chosen
+    assert first.hash not in shop.built
+    assert shop.failed == {first.hash: "RuntimeError: it broke"}
+    assert any("it broke" in text for text in shop.observer.warnings)
+
+
+def test_without_a_baseline_there_is_nothing_to_verify(tmp_path):
+    records = trials(3)
+    with pytest.raises(ArtifactError, match="dense baseline cannot be built: RuntimeError: it broke"):
+        build_finalists(workshop(tmp_path, Builder(records, broken=(DENSE.hash,))), [DENSE], records, settings_of())
+
+
+def test_what_an_interrupted_run_left_is_dropped(tmp_path):
+    (tmp_path / "building" / "old").mkdir(parents=True)
+    shop = workshop(tmp_path, Builder([]))
+    assert build_finalists(shop, [DENSE], [], settings_of()) == []
+    assert {entry.name for entry in shop.folder.iterdir()} == {DENSE.hash, f"{DENSE.hash}.json"}
+
+
+def test_where_nothing_is_allowed_the_nearest_are_taken(tmp_path):
+    records = [trial(number, 50.0, 1.0 + number) for number in range(4)]
+    chosen = build_finalists(workshop(tmp_path, Builder(records)), [DENSE], records, settings_of(finalists=2))
+    assert len(chosen) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(1e-6, 2.0), st.floats(0.0, 1.0)), min_size=1, max_size=30),
+       st.sampled_from(["max", "min"]))
+def test_the_curve_is_the_best_monotone_one(points, direction):
+    """Never rising (falling) with divergence, and its mean is the mean of what was measured."""
+    divergences, accuracies = zip(*points, strict=True)
+    curve = AccuracyCurve.fit(divergences, accuracies, direction)
+    steps = np.diff(curve.accuracies)
+    assert (steps <= 1e-12).all() if direction == "max" else (steps >= -1e-12).all()
+    assert curve.accuracies.mean() == pytest.approx(np.mean(accuracies))
+
+
+def test_the_curve_pools_adjacent_violators():
+    curve = AccuracyCurve.fit([0.1, 0.2, 0.3, 0.4], [0.9, 0.7, 0.8, 0.5], "max")
+    assert curve.at([0.1, 0.2, 0.3, 0.35, 0.4, 9.0]).tolist() == pytest.approx([0.9, 0.75, 0.75, 0.625, 0.5, 0.5])
+
+
+def test_what_the_refit_gains_is_expected_of_others():
+    pairs = [(x, 0.4 * x**0.9) for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)]
+    found = expected_after_refit(pairs, [0.03, 0.3])
+    assert found == pytest.approx([0.4 * 0.03**0.9, 0.4 * 0.3**0.9])
+    assert expected_after_refit([], [0.03]) == pytest.approx([0.03])
+    assert expected_after_refit([(0.1, 0.05), (0.2, 0.1)], [0.4]) == pytest.approx([0.2])   # too few for a slope
+    assert expected_after_refit([(0.1, 0.3)], [0.4]) == pytest.approx([0.4])                # it is never worse
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 12))
+def test_the_choice_is_without_repetition_and_every_prefix_starts_on_the_front(seed, count):
+    records = trials(25, seed)
+    known = prospects(records, {}, LIMITS)
+    picked = choose(known, OBJECTIVES, LIMITS, count)
+    assert len({one.record.number for one in picked}) == len(picked) <= count
+    allowed = [one for one in known if one.allowed]
+    if allowed:
+        first = picked[0]
+        assert first.allowed
+        assert not any(
+            one.accuracy >= first.accuracy and one.record.values["size"] <= first.record.values["size"] and one != first
+            and math.isfinite(one.divergence) for one in allowed
+        )
