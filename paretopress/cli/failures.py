@@ -14,10 +14,12 @@ from types import FrameType
 
 import click
 
+from paretopress.cli.interruption import second_signal_ends
 from paretopress.progress import Terminated
 from paretopress.spaces.errors import DiskError, ParetopressError
 from paretopress.tables import plain_text
 
+STOPPED = "interrupted; the same command continues where it stopped"
 UNEXPECTED = 1
 USAGE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,6 +35,14 @@ def run_guarded(action: Callable[[], object], *, debug: bool = False) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     _quiet_warnings(debug)
+    with second_signal_ends(STOPPED):
+        code = _guarded(action, debug=debug)
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            _leave_without_waiting(code)
+    return code
+
+
+def _guarded(action: Callable[[], object], *, debug: bool) -> int:
     try:
         code = action()
         sys.stdout.flush()
@@ -45,6 +55,15 @@ def run_guarded(action: Callable[[], object], *, debug: bool = False) -> int:
             traceback.print_exc()
         return _report(error)
     return code if isinstance(code, int) else 0
+
+
+def _leave_without_waiting(code: int) -> None:
+    """End an interrupted process whose other threads would keep the interpreter from ending."""
+    others = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    if others and threading.current_thread() is threading.main_thread():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _report(error: BaseException) -> int:
@@ -67,9 +86,9 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ParetopressError) and not _disk_is_full(error):
         return str(error) or type(error).__name__, error.exit_code
     if isinstance(error, Terminated):
-        return "terminated; the same command continues where it stopped", 128 + signal.SIGTERM
+        return STOPPED.replace("interrupted", "terminated"), 128 + signal.SIGTERM
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "interrupted; the same command continues where it stopped", 128 + signal.SIGINT
+        return STOPPED, 128 + signal.SIGINT
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "paretopress"
         return f"{error.format_message()} (see '{path} --help')", USAGE
