@@ -34,9 +34,9 @@ COST_HEADINGS = ("objective", "dense", "best reachable", "limit", "")
 )
 @MODEL_OPTION
 @DATA_OPTION
-@click.option("--target", "targets", multiple=True, metavar="DEVICE", help="Device; may be repeated.")
+@click.option("--target", "targets", multiple=True, metavar="DEVICE", help="As for search; may be repeated.")
 @click.option("--max", "limits", multiple=True, metavar="NAME=BUDGET", help="Limit a cost, as for search.")
-@click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy.")
+@click.option("--max-drop", metavar="1pp", help="Allowed loss, as for search.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one key of the settings."
 )

@@ -33,9 +33,16 @@ def effort_options(command: Command) -> Command:
     """Add the options of `demo` and `search` alike."""
     for option in reversed(
         (
-            click.option("--time", metavar="5m", help="Time for calibration, search and verification."),
             click.option(
-                "--trials", type=click.IntRange(min=1), help="Number of trials, for repeatable runs."
+                "--time",
+                metavar="5m",
+                help="Time for calibration, search and verification. Every start gets it anew: repeating the command "
+                "searches a finished run further.",
+            ),
+            click.option(
+                "--trials",
+                type=click.IntRange(min=1),
+                help="Number of trials in all, for repeatable runs; a larger number searches a finished run further.",
             ),
             click.option(
                 "--seed", type=click.IntRange(min=0), help="Seed of everything that is drawn.  [default: 0]"
@@ -43,7 +50,7 @@ def effort_options(command: Command) -> Command:
             click.option(
                 "--workers",
                 type=click.IntRange(min=1),
-                help="Processes that evaluate.  [default: one per core; 1 with --trials]",
+                help="Processes that evaluate.  [default: one per core, at most 8; 1 with --trials]",
             ),
             click.option(
                 "--run",
@@ -72,8 +79,8 @@ def demo_command(
 ) -> int:
     """Compress the built-in digits network for this machine, in about two minutes.
 
-    Measures this machine once (a minute at most), searches, verifies the finalists on data that the search
-    never saw, times them in ONNX Runtime, and prints the front.
+    Measures this machine once (about a minute), searches, verifies the finalists on data that the search
+    never saw, times them in ONNX Runtime, and prints the front. Once more, it searches that run further.
     """
     from paretopress.settings import search_settings, with_arguments
 
@@ -103,9 +110,9 @@ def demo_command(
     "limits",
     multiple=True,
     metavar="NAME=BUDGET",
-    help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB.",
+    help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB, energy=3mJ.",
 )
-@click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy.")
+@click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy, or 2%: of whatever the metric is.")
 @effort_options
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
 @click.option("--sampler", help="How trials are proposed: nsga2, tpe or random.  [default: nsga2]")
@@ -139,7 +146,8 @@ def search_command(
 ) -> int:
     """Search compressed models that meet budgets on a device, and verify the best.
 
-    Flags override --set, which overrides the settings file. The same command continues an interrupted run.
+    Flags override --set, which overrides the settings file. The same command continues an interrupted run, and
+    with --time also searches a finished one further; 'paretopress front RUN' only prints it.
     """
     from paretopress.settings import search_settings, with_arguments
 
@@ -186,32 +194,43 @@ def run_and_print(
     """Run a search and print its front; the exit code is 3 where no verified point meets all budgets."""
     from paretopress.factories import load_data, load_model
     from paretopress.measuring import measure_if_targeted
-    from paretopress.progress import observing
-    from paretopress.result import Result
+    from paretopress.progress import duration, observing
+    from paretopress.result import FRONT_FILE, Result
     from paretopress.search.session import run_search
 
     with observing(plain=as_json) as observer:
         network, sets = load_model(model), load_data(data)
         measure_if_targeted(settings.targets, observer)
+        seconds = settings.seconds if settings.trials is None else None
+        if run is not None and not fresh and seconds is not None and (run / FRONT_FILE).exists():
+            observer.message(f"{run} has a front already: it is searched for {duration(seconds)} more")
         folder = run_search(
             network, sets, settings, run, fresh=fresh, observer=observer, model_name=model, data_name=data
         )
     result = Result.load(folder)
-    print_result(result, as_json=as_json)
+    print_result(result, seconds, as_json=as_json)
     if not result.front.feasible:
         raise InfeasibleError(f"no verified point meets all budgets (the front is in {folder})")
     return 0
 
 
-def print_result(result: Result, *, as_json: bool) -> None:
-    """Print a finished search: the contract's JSON, or the table and what to do next."""
+def print_result(result: Result, seconds: float | None, *, as_json: bool) -> None:
+    """Print a finished search: the contract's JSON, or the table and what to do next.
+
+    Args:
+        result: The finished run.
+        seconds: What a repeated command would search it for, None where a number of trials ends it.
+        as_json: Print JSON only.
+    """
+    from paretopress.progress import duration
     from paretopress.tables import front_text
 
     if as_json:
         print_json(result.front.plain)
         return
     click.echo(front_text(result.front, width=terminal_width(), colour=in_colour()), nl=False)
-    click.echo(f"run: {result.run}", err=True)
+    more = "" if seconds is None else f"; the same command searches it for {duration(seconds)} more"
+    click.echo(f"run: {result.run} (paretopress front prints it again{more})", err=True)
     if result.front.feasible:
         next_command(
             f"paretopress export {shlex.quote(str(result.run))} --pick knee --format onnx -o model.onnx"

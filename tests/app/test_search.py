@@ -220,3 +220,16 @@ def test_a_signal_in_the_search_still_writes_the_front(project, tmp_path, number
     assert err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in err
     assert len(paretopress.Result.load(run).front) >= 1
+
+
+@pytest.mark.parametrize(("effort", "further"), [(("--time", "90s"), True), (("--trials", "4"), False)])
+def test_repeating_a_finished_search_says_what_it_does(cli, run, monkeypatch, effort, further):
+    """With a time, every start searches for all of it: nobody should find that out by waiting."""
+    monkeypatch.setattr("paretopress.search.session.run_search", lambda *_, **__: run)
+    code, _, err = cli("search", *FACTORIES, *effort, "--run", run)
+    assert code == 0
+    assert (f"{run} has a front already: it is searched for 1m30s more\n" in err) == further
+    assert f"run: {run} (paretopress front prints it again" in err
+    assert ("the same command searches it for 1m30s more)" in err) == further
+    _, _, err = cli("search", *FACTORIES, *effort, "--run", run, "--fresh")
+    assert "has a front already" not in err
