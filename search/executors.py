@@ -136,7 +136,7 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def to_payload(evaluate: Evaluate) -> bytes:
-    """Return an evaluator as bytes for workers; `pickle.loads` reads them back.
+    """Return an evaluator as bytes for workers; `from_payload` reads them back.
 
     Functions and classes of the main script are carried by value, so a script needs no
     `if __name__ == "__main__"` guard.
@@ -148,6 +148,17 @@ def to_payload(evaluate: Evaluate) -> bytes:
 
     payload: bytes = cloudpickle.dumps(evaluate)
     return payload
+
+
+def from_payload(payload: bytes) -> Evaluate:
+    """Return the evaluator of `to_payload`; only for bytes that our own driver sent."""
+    import pickle
+    import warnings
+
+    with warnings.catch_warnings():   # PyTorch's own classes warn of each other when they are unpickled
+        warnings.simplefilter("ignore", FutureWarning)
+        evaluate: Evaluate = pickle.loads(payload)  # noqa: S301 - see above
+    return evaluate
 
 
 class SerialExecutor:

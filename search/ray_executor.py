@@ -7,7 +7,6 @@ instance listens on the loopback address alone, without dashboard and without us
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from paretopress.evaluators.evaluation import Evaluation
-from paretopress.search.executors import Evaluate, Outcome, evaluate_safely, failed, timed_out, to_payload
+from paretopress.search.executors import Evaluate, Outcome, evaluate_safely, failed, from_payload, timed_out, to_payload
 from paretopress.search.tasks import Task
 from paretopress.spaces.errors import ConfigError, DiskError, ParetopressError, StorageError
 
@@ -44,8 +43,7 @@ class _Evaluator:
     """The actor: holds the evaluator and evaluates one policy at a time."""
 
     def __init__(self, payload: bytes, threads: int) -> None:
-        # Unpickling is safe here: Ray itself delivers the driver's bytes, as it delivered this class.
-        self._evaluate: Evaluate = pickle.loads(payload)  # noqa: S301
+        self._evaluate = from_payload(payload)   # Ray delivers our driver's bytes, as it delivered this class
         self._threads = threads
 
     def ready(self) -> bool:

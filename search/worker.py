@@ -11,7 +11,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 
-from paretopress.search.executors import Evaluate, evaluate_safely
+from paretopress.search.executors import evaluate_safely, from_payload
 from paretopress.spaces.errors import DiskError, StorageError
 
 
@@ -37,7 +37,7 @@ def _serve(connection: Connection, threads: int) -> None:
     connection.send(("hello",))
     sys.path[:] = pickle.loads(connection.recv_bytes())  # noqa: S301
     try:
-        evaluate: Evaluate = pickle.loads(connection.recv_bytes())  # noqa: S301
+        evaluate = from_payload(connection.recv_bytes())
     except (EOFError, ConnectionError):
         raise
     except Exception as error:  # noqa: BLE001 - reported by the driver in one line

@@ -1,6 +1,5 @@
 """The real evaluator gives the same evaluations in this process, in other processes and on a Ray cluster."""
 
-import pickle
 import random
 from types import SimpleNamespace
 
@@ -76,9 +75,9 @@ def test_the_policies_end_in_different_ways(serial):
 
 def test_evaluations_do_not_depend_on_what_was_evaluated_before(prepared, policies, serial):
     """Entries are memoised; another order, and memory emptied by a copy, change nothing."""
-    from paretopress.search.executors import SerialExecutor, to_payload
+    from paretopress.search.executors import SerialExecutor, from_payload, to_payload
 
-    copied = pickle.loads(to_payload(prepared.evaluator))
+    copied = from_payload(to_payload(prepared.evaluator))
     backwards = evaluations(SerialExecutor(copied), policies[::-1])
     assert backwards[::-1] == serial
 
