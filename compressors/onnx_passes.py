@@ -1,7 +1,8 @@
 """Rewrites of an exported ONNX graph that change no value: forms that runtimes execute faster.
 
-Zero padding in front of a convolution moves into the convolution, a mean over all positions becomes a
-global average pooling, and traces of the exporting process (source lines, local paths) are removed.
+Zero padding in front of a convolution moves into the convolution, batch normalisation behind a layer moves into
+its weights, a mean over all positions becomes a global average pooling, and traces of the exporting process
+(source lines, local paths) are removed.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class _Rewriter:
     def __init__(self, inferred: Any, graph: Any) -> None:  # noqa: ANN401
         from onnx import numpy_helper
 
-        self.graph = graph
+        self.graph, self.changed = graph, set[str]()
         known = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
         self.shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in known}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.to_array = numpy_helper.to_array
+        self.to_array, self.from_array = numpy_helper.to_array, numpy_helper.from_array
         self.producers = {name: node for node in graph.node for name in node.output}
         self.readers: dict[str, list[Any]] = {}
         for node in graph.node:
@@ -51,6 +52,8 @@ class _Rewriter:
                 self._absorb_padding(node)
             elif node.op_type in ("ReduceMean", "AveragePool"):
                 self._pool_globally(node)
+            elif node.op_type == "BatchNormalization":
+                self._fold_normalisation(node)
         self._drop_unread()
 
     def _array(self, name: str) -> np.ndarray | None:
@@ -92,6 +95,7 @@ class _Rewriter:
             conv.attribute.remove(attributes["pads"])
         conv.attribute.add(name="pads", type=7, ints=[int(amount) for amount in total])
         chain[-1].input[0] = pad.input[0]
+        self.changed |= {node.output[0] for node in chain[1:]}
 
     def _padding_value(self, pad: Any) -> int | float | None:  # noqa: ANN401
         if len(pad.input) < 3 or not pad.input[2]:
@@ -117,6 +121,31 @@ class _Rewriter:
             del node.input[1:]
             del node.attribute[:]
 
+    def _fold_normalisation(self, norm: Any) -> None:  # noqa: ANN401
+        """`Conv | Gemm → BatchNormalization` of constants: one layer with other weights."""
+        layer = self.producers.get(norm.input[0])
+        if layer is None or len(self.readers[norm.input[0]]) != 1 or norm.input[0] in self.outputs:
+            return
+        attributes = {attribute.name: attribute for attribute in layer.attribute}
+        rows = "transB" in attributes and attributes["transB"].i == 1 and attributes.keys() <= {"transB"}
+        if layer.op_type != "Conv" and not (layer.op_type == "Gemm" and rows):
+            return
+        weight, bias = self._array(layer.input[1]), self._array(layer.input[2]) if len(layer.input) > 2 else 0.0
+        parameters = [array for array in map(self._array, norm.input[1:5]) if array is not None]
+        if weight is None or bias is None or len(parameters) < 4 or len(self.readers[layer.input[1]]) > 1:
+            return
+        gamma, beta, mean, variance = (parameter.astype(np.float64) for parameter in parameters)
+        epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
+        factor = gamma / np.sqrt(variance + epsilon)
+        folded = weight * factor.reshape(-1, *(1,) * (weight.ndim - 1)), (bias - mean) * factor + beta
+        names = [f"{norm.output[0]}_{kind}" for kind in ("weight", "bias")]
+        for name, array in zip(names, folded, strict=True):
+            self.graph.initializer.append(self.from_array(array.astype(weight.dtype), name))
+        layer.input[:] = [layer.input[0], *names]
+        layer.output[0] = norm.output[0]
+        self.producers[norm.output[0]] = layer
+        self.graph.node.remove(norm)
+
     def _drop_unread(self) -> None:
         removed = True
         while removed:
@@ -128,3 +157,7 @@ class _Rewriter:
         for tensor in list(self.graph.initializer):
             if tensor.name not in read:
                 self.graph.initializer.remove(tensor)
+        made = {name for node in self.graph.node for name in node.output} - self.changed
+        for value in list(self.graph.value_info):
+            if value.name not in made:
+                self.graph.value_info.remove(value)

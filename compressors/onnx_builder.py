@@ -1,0 +1,272 @@
+"""Writes an ONNX graph operator by operator.
+
+Shapes come from PyTorch itself: every operator is also applied to tensors without data ("meta"), once at each
+of two batch sizes. A dimension that comes out different depends on the batch; all others are fixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paretopress.compressors.program import Program, Values, apply_layer, call
+from paretopress.spaces.graph import Node, Ref
+from paretopress.spaces.layers import Layer
+
+IR_VERSION = 10      # the one that goes with opset 20
+SHARED_ELEMENTS = 1024   # equal constants up to this size are stored once
+BATCH = "batch"
+
+
+class UntranslatableError(Exception):
+    """The graph holds something that has no rule here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the ONNX graph.
+
+    Attributes:
+        name: Its name.
+        metas: The tensor without data, at each of the two batch sizes.
+        tensor: Its content where it is a constant.
+    """
+
+    name: str
+    metas: tuple[Tensor, Tensor]
+    tensor: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Its dimensions, None where they depend on the batch."""
+        one, other = self.metas
+        return tuple(a if a == b else None for a, b in zip(one.shape, other.shape, strict=True))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its element type."""
+        return self.metas[0].dtype
+
+
+@dataclass(frozen=True)
+class Varying:
+    """A number that depends on the batch, at each of the two batch sizes."""
+
+    numbers: tuple[int, int]
+
+
+Metas = tuple[Tensor, Tensor]
+Rule = Callable[["Builder", str, Mapping[str, Any], Any], Any]
+
+
+class Builder:
+    """The backend that writes ONNX operators. Names of values are names of the captured graph's nodes."""
+
+    def __init__(self, program: Program, opset: int, rules: Mapping[str, Rule]) -> None:
+        self.program, self.opset, self.rules = program, opset, rules
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self.values: dict[str, Value] = {}
+        self._constants: dict[str, Value] = {}
+        self._shared: dict[tuple[Any, ...], str] = {}
+        self._converted: dict[tuple[str, ...], Value] = {}
+
+    def model(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Any:  # noqa: ANN401
+        """Return all that was written as a `ModelProto`."""
+        from onnx import helper
+
+        returned: list[Value] = []
+        for value in outputs:
+            elsewhere = value.tensor is not None or value in inputs or value in returned
+            returned.append(self.emit("Identity", [value], value.name, value.metas) if elsewhere else value)
+        ends = {value.name for value in (*inputs, *returned)}
+        inner = [_info(value) for name, value in self.values.items() if name not in ends and value.tensor is None]
+        graph = helper.make_graph(
+            self.nodes, "main_graph", [_info(value) for value in inputs], [_info(value) for value in returned],
+            self.initializers, value_info=inner,
+        )
+        return helper.make_model(
+            graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", self.opset)],
+            producer_name="paretopress", producer_version=metadata.version("paretopress"),
+        )
+
+    def input(self, name: str, metas: Metas) -> Value:
+        """An input of the graph."""
+        return self._register(name, metas)
+
+    def emit(
+        self, op: str, inputs: Sequence[Value | None], name: str, metas: Metas, **attributes: Any  # noqa: ANN401
+    ) -> Value:
+        """Write an operator with one output, which gets the name, made unique."""
+        (value,) = self.emit_many(op, inputs, [name], [metas], **attributes)
+        return value
+
+    def emit_many(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        names: Sequence[str],
+        metas: Sequence[Metas],
+        **attributes: Any,  # noqa: ANN401
+    ) -> list[Value]:
+        """Write an operator with several outputs."""
+        from onnx import helper
+
+        values = [self._register(name, meta) for name, meta in zip(names, metas, strict=True)]
+        read = ["" if value is None else value.name for value in inputs]
+        written = [value.name for value in values]
+        self.nodes.append(helper.make_node(op, read, written, name=written[0], **attributes))
+        return values
+
+    def constant(self, name: str, tensor: Tensor) -> Value:
+        """An initialiser, the same one whenever the name is the same; small equal ones share their content."""
+        known = self._constants.get(name)
+        if known is None:
+            known = self._constants[name] = self._store(name, tensor.detach().cpu().contiguous())
+        return known
+
+    def _store(self, name: str, tensor: Tensor) -> Value:
+        from onnx import numpy_helper
+
+        array = tensor.numpy()
+        meta = tensor.to("meta")
+        content = hashlib.sha256(array.tobytes()).digest() if tensor.numel() <= SHARED_ELEMENTS else name
+        key = (tensor.dtype, tuple(tensor.shape), content)
+        stored = self._shared.get(key)
+        if stored is None:
+            value = self._register(name, (meta, meta), tensor)
+            self._shared[key] = value.name
+            self.initializers.append(numpy_helper.from_array(array, value.name))
+            return value
+        return self.values[stored]
+
+    def numbers(self, name: str, numbers: Sequence[int] | int) -> Value:
+        """An int64 constant: a list, or a scalar for a single number."""
+        return self.constant(f"{name}:{numbers}", torch.tensor(numbers, dtype=torch.int64))
+
+    def quantise(self, name: str, value: Value, scale: Value, zero_point: Value) -> Value:
+        """`QuantizeLinear` to uint8."""
+        return self._convert("QuantizeLinear", name, [value, scale, zero_point], torch.uint8)
+
+    def dequantise(self, name: str, integers: Value, scale: Value, zero_point: Value, axis: int | None = None) -> Value:
+        """`DequantizeLinear`, per tensor or along an axis."""
+        attributes = {} if axis is None else {"axis": axis}
+        return self._convert("DequantizeLinear", name, [integers, scale, zero_point], torch.float32, **attributes)
+
+    def _convert(self, op: str, name: str, inputs: list[Value], dtype: torch.dtype, **attributes: int) -> Value:
+        """Write a conversion once, however many operators read it."""
+        key = (op, *(value.name for value in inputs), *map(str, attributes.values()))
+        if key not in self._converted:
+            one, other = (meta.to(dtype) for meta in inputs[0].metas)
+            self._converted[key] = self.emit(op, inputs, name, (one, other), **attributes)
+        return self._converted[key]
+
+    def layer(self, name: str, layer: Layer, x: Value, weight: Value, bias: Value | None, groups: int) -> Value:
+        """A convolution or linear layer."""
+        metas = tuple(
+            apply_layer(layer, x.metas[i], weight.metas[i], None if bias is None else bias.metas[i], groups)
+            for i in range(2)
+        )
+        arguments = {
+            "input": x, "weight": weight, "bias": bias, "stride": layer.stride, "padding": layer.padding,
+            "dilation": layer.dilation, "groups": groups,
+        }
+        kind = "conv2d" if layer.window else "linear"
+        value: Value = self.rules[kind](self, name, arguments, metas)
+        return value
+
+    def call(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """Any other operator: its rule writes it."""
+        arguments = {name: _fill(value, values) for name, value in {**node.arguments, **changes}.items()}
+        if node.op == "python.operator.getitem":
+            sequence, index = arguments.values()
+            if not isinstance(sequence, list) or not isinstance(index, int):
+                raise UntranslatableError(node.op)
+            return sequence[index]
+        if node.op.partition(".")[0] != "aten":
+            raise UntranslatableError(node.op)
+        metas = self._metas(node, values, changes)
+        if isinstance(metas[0], int):
+            return metas[0] if metas[0] == metas[1] else Varying(metas)
+        rule = self.rules.get(node.short_op)
+        if rule is None:
+            raise UntranslatableError(node.op)
+        return rule(self, node.name, arguments, metas)
+
+    def _metas(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """What the operator returns at the two batch sizes: pairs of tensors, a list of pairs, or two numbers."""
+        results = [
+            call(self.program, node, {name: _side(values[name], side) for name in node.inputs}, changes)
+            for side in range(2)
+        ]
+        if isinstance(results[0], list | tuple):
+            return list(zip(*results, strict=True))
+        return tuple(results)
+
+    def _register(self, name: str, metas: Metas, tensor: Tensor | None = None) -> Value:
+        plain = wanted = name.replace(".", "_").replace(":", "_").replace(" ", "")
+        count = 1
+        while plain in self.values:
+            plain, count = f"{wanted}_{count}", count + 1
+        value = self.values[plain] = Value(plain, metas, tensor)
+        return value
+
+
+def _fill(value: Any, values: Values) -> Any:  # noqa: ANN401
+    if isinstance(value, Ref):
+        return values[value.node]
+    return [_fill(item, values) for item in value] if isinstance(value, list) else value
+
+
+def _side(value: Any, side: int) -> Any:  # noqa: ANN401
+    """A value at one of the two batch sizes."""
+    if isinstance(value, Value):
+        return value.metas[side]
+    if isinstance(value, Varying):
+        return value.numbers[side]
+    return [_side(item, side) for item in value] if isinstance(value, list) else value
+
+
+def _info(value: Value) -> Any:  # noqa: ANN401
+    from onnx import helper
+
+    shape = [BATCH if index == 0 and size is None else size for index, size in enumerate(value.shape)]
+    return helper.make_tensor_value_info(value.name, element_type(value.dtype), shape)
+
+
+def element_type(dtype: torch.dtype) -> int:
+    """Return ONNX's number for an element type. Raises `UntranslatableError` where NumPy has no such type."""
+    from onnx import helper
+
+    try:
+        array = torch.empty(0, dtype=dtype).numpy()
+    except TypeError:
+        raise UntranslatableError(str(dtype)) from None
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(array.dtype)))
+
+
+def require(condition: bool, what: str) -> None:
+    """Raise `UntranslatableError` unless the condition holds."""
+    if not condition:
+        raise UntranslatableError(what)
+
+
+def as_tensor(value: Any) -> Value:  # noqa: ANN401
+    """Return an argument that must be a tensor. Raises `UntranslatableError`."""
+    require(isinstance(value, Value), "an argument that is no tensor")
+    known: Value = value
+    return known
+
+
+def static_sizes(x: Value, *dims: int) -> list[int]:
+    """Return sizes of dimensions, which must not depend on the batch. Raises `UntranslatableError`."""
+    sizes = [x.shape[dim] for dim in dims]
+    require(None not in sizes, "a size that depends on the batch")
+    return [size for size in sizes if size is not None]

@@ -1,0 +1,182 @@
+"""Where a network's ONNX graph quantises, dequantises and computes; what writes the operators is a backend.
+
+The integer initialisers, scales and zero points are the artefact's own; no tool re-quantises. Weights
+are int8 per channel behind `DequantizeLinear`, activations uint8 per tensor, biases int32 at the product
+of both scales, which is the form ONNX Runtime fuses into integer kernels. Widths below 8 bits are held in
+int8 (exact values, int8 speed). Operators that only move data work on the integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.network import Network, Part, argument_changes, pointwise
+from paretopress.compressors.program import Program, Values
+from paretopress.spaces.arithmetic import FIRST
+from paretopress.spaces.graph import Node
+from paretopress.spaces.layers import Layer, LayerKind
+from paretopress.spaces.plan import LayerPlan
+from paretopress.spaces.shortcuts import Subsampling
+
+OPSET = 20
+_PADDINGS = ("pad", "constant_pad_nd")
+
+T = TypeVar("T")
+
+
+class Backend(Protocol[T]):
+    """Writes operators; `T` is what stands for a tensor of the ONNX graph."""
+
+    def constant(self, name: str, tensor: Tensor) -> T:
+        """An initialiser, the same one whenever the name is the same."""
+
+    def quantise(self, name: str, value: T, scale: T, zero_point: T) -> T:
+        """`QuantizeLinear` to uint8."""
+
+    def dequantise(self, name: str, integers: T, scale: T, zero_point: T, axis: int | None = None) -> T:
+        """`DequantizeLinear`, per tensor or along an axis."""
+
+    def layer(self, name: str, layer: Layer, x: T, weight: T, bias: T | None, groups: int) -> T:
+        """A convolution or linear layer."""
+
+    def call(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """Any other operator."""
+
+
+class Lowering(Generic[T]):
+    """Computes the nodes of a program with ONNX's own quantisation operators where the plan is in integers."""
+
+    def __init__(self, program: Program, network: Network, backend: Backend[T]) -> None:
+        self.program, self.network, self.backend = program, network, backend
+        self._integers: dict[str, T] = {}
+
+    def run(self, inputs: Sequence[T]) -> Values:
+        """Return the values of the graph's outputs."""
+        self._integers = {}
+        return self.program.run(inputs, self._evaluate)  # type: ignore[arg-type]
+
+    def _evaluate(self, node: Node, values: Values) -> Any:  # noqa: ANN401
+        network, arithmetic = self.network, self.network.plan.arithmetic
+        if node.op in ("parameter", "constant"):
+            tensor = network.state.get(node.target)
+            return None if tensor is None else self.backend.constant(node.target, tensor)
+        if network.folded and node.name in self.program.structure.fusion.folds:
+            value = values[node.inputs[0]]
+        elif node.name in network.plan.by_node and not network.plan.by_node[node.name].layer.frozen:
+            value = self._layer(network.plan.by_node[node.name], node, values)
+        elif node.name in network.plan.subsamplings:
+            return self._subsample(network.plan.subsamplings[node.name], node, values)
+        elif node.name in arithmetic.shared:
+            return self._move(node, values)
+        else:
+            read = node.inputs if node.name in arithmetic.integer_kernels else ()
+            seen = {name: self._read(name, values) for name in read if name in arithmetic.sources}
+            value = self.backend.call(node, {**values, **seen}, argument_changes(network.plan, node))
+        if node.name in arithmetic.ranges and node.name not in arithmetic.sources:
+            return self._dequantise(node.name, self._quantise(node.name, value))
+        return value
+
+    def _read(self, tensor: str, values: Values) -> T:
+        """A tensor as an integer kernel reads it: behind DequantizeLinear."""
+        value: T = values[tensor]
+        if tensor in self.network.plan.arithmetic.sources:
+            integers = self._integers.get(tensor)
+            return self._dequantise(tensor, self._quantise(tensor, value) if integers is None else integers)
+        return value
+
+    def _range(self, tensor: str) -> tuple[T, T]:
+        key = self.network.plan.arithmetic.range_of(tensor)
+        scale, zero_point = self.network.ranges[key]
+        return (
+            self.backend.constant(f"scale:{key}", torch.tensor(scale, dtype=torch.float32)),
+            self.backend.constant(f"zero_point:{key}", torch.tensor(zero_point, dtype=torch.uint8)),
+        )
+
+    def _quantise(self, tensor: str, value: T) -> T:
+        integers = self.backend.quantise(f"{tensor}_quantised", value, *self._range(tensor))
+        self._integers[tensor] = integers
+        return integers
+
+    def _dequantise(self, tensor: str, integers: T) -> T:
+        return self.backend.dequantise(f"{tensor}_dequantised", integers, *self._range(tensor))
+
+    def _move(self, node: Node, values: Values) -> T:
+        """Move integers instead of floats; zero padding pads with the zero point."""
+        source = node.inputs[0]
+        key = self.network.plan.arithmetic.range_of(node.name)
+        if node.short_op.startswith("max_pool"):
+            value: T = self.backend.call(node, values, {})
+            return self._dequantise(node.name, self._quantise(node.name, value))
+        changes = dict(argument_changes(self.network.plan, node))
+        if node.short_op in _PADDINGS:
+            changes["value"] = self.network.ranges[key][1]
+        integers: T = self.backend.call(node, {**values, source: self._integers[source]}, changes)
+        self._integers[node.name] = integers
+        return self._dequantise(node.name, integers)
+
+    def _subsample(self, chain: Subsampling, node: Node, values: Values) -> T:
+        """A chain of slices and paddings as one convolution; operators before its last pass their input on."""
+        x: T = values[node.inputs[0]]
+        if node.name != chain.output:
+            return x
+        channels, wanted = (self.network.plan.shape(name)[1] for name in (chain.source, chain.output))
+        identity = torch.zeros(wanted, channels, 1, 1)
+        identity[torch.arange(channels) + chain.before, torch.arange(channels)] = 1.0
+        # 64 / 64: a power of two keeps the requantisation exact, and pairs of products fit 16 bits.
+        part = Part(identity, None, (64 * identity).to(torch.int8), torch.full((wanted,), 1 / 64), 8)
+        layer = Layer(node.name, LayerKind.CONV, node.name, "", "", tuple(identity.shape), chain.stride, (0, 0), (1, 1))
+        value = self.backend.layer(node.name, layer, x, self._weight(node.name, part), None, 1)
+        return self._dequantise(node.name, self._quantise(node.name, value))
+
+    def _layer(self, plan: LayerPlan, node: Node, values: Values) -> T:
+        layer, parts = plan.layer, self.network.parts[node.name]
+        source, integer = node.inputs[0], plan.activation_bits == 8
+        x: T = self._read(source, values) if integer else values[source]
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            name = node.name if last else node.name + FIRST
+            applied, groups = (pointwise(layer), 1) if index else (layer, plan.groups)
+            if not integer:
+                x = self._apply_float(name, f"{layer.name}.{index}", applied, x, part, groups)
+                continue
+            x = self._apply_integer(name, f"{layer.name}.{index}", applied, x, part, source, groups)
+            if not last:
+                source = name
+                x = self._dequantise(source, self._quantise(source, x))
+        return x
+
+    def _apply_float(self, name: str, path: str, layer: Layer, x: T, part: Part, groups: int) -> T:
+        if part.integers is None or part.scales is None:
+            weight = self.backend.constant(f"{path}.weight", part.weight)
+        else:
+            weight = self._weight(path, part)
+        bias = None if part.bias is None else self.backend.constant(f"{path}.bias", part.bias)
+        return self.backend.layer(name, layer, x, weight, bias, groups)
+
+    def _weight(self, path: str, part: Part) -> T:
+        """Integer weights behind DequantizeLinear, one scale per output channel."""
+        assert part.integers is not None
+        assert part.scales is not None
+        integers = self.backend.constant(f"{path}.weight_integers", part.integers.reshape(part.weight.shape))
+        scales = self.backend.constant(f"{path}.weight_scales", part.scales)
+        zeros = self.backend.constant(f"{path}.weight_zeros", torch.zeros_like(part.scales, dtype=torch.int8))
+        return self.backend.dequantise(f"{path}.weight", integers, scales, zeros, axis=0)
+
+    def _apply_integer(self, name: str, path: str, layer: Layer, x: T, part: Part, source: str, groups: int) -> T:
+        weight = self._weight(path, part)
+        if part.bias is None or part.scales is None:
+            return self.backend.layer(name, layer, x, weight, None, groups)
+        scales = part.scales * self.network.ranges[self.network.plan.arithmetic.range_of(source)][0]
+        integers = (part.bias.double() / scales.double()).round().clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32)
+        bias = self.backend.dequantise(
+            f"{path}.bias",
+            self.backend.constant(f"{path}.bias_integers", integers),
+            self.backend.constant(f"{path}.bias_scales", scales),
+            self.backend.constant(f"{path}.bias_zeros", torch.zeros_like(integers)),
+            axis=0,
+        )
+        return self.backend.layer(name, layer, x, weight, bias, groups)

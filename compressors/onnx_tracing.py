@@ -1,0 +1,95 @@
+"""Export through `torch.onnx`: for graphs that hold an operator without a rule of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paretopress.compressors.network import Network
+from paretopress.compressors.onnx_lowering import OPSET, Lowering
+from paretopress.compressors.program import Program, Values, apply_layer, call
+from paretopress.spaces.graph import Node
+from paretopress.spaces.layers import Layer
+
+
+def traced_model(program: Program, network: Network) -> Any:  # noqa: ANN401 - onnx protobufs have no useful types
+    """Return the network as a `ModelProto` that `torch.onnx` made."""
+    module = _ExportModule(program, network)
+    nodes = [program.graph.by_name[name] for name in program.graph.inputs]
+    inputs = tuple(torch.zeros(node.shape, dtype=getattr(torch, node.dtype)) for node in nodes)
+    shapes = tuple({0: torch.export.Dim.AUTO} if program.graph.dynamic_batch else None for _ in inputs)
+    with _quiet(), torch.no_grad():
+        module(*inputs)   # registers every initialiser: torch.export wants them all before it traces
+        exported = torch.export.export(module, inputs, dynamic_shapes={"inputs": shapes}, strict=False)
+        onnx_program = torch.onnx.export(
+            exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
+            input_names=list(program.graph.inputs),
+        )
+    assert onnx_program is not None
+    return onnx_program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress and its warnings about packages that are not installed."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+class _ExportModule(nn.Module):
+    """The backend that runs PyTorch operators; ONNX's quantisation operators stand as symbols among them."""
+
+    def __init__(self, program: Program, network: Network) -> None:
+        super().__init__()
+        self.program = program
+        self.lowering: Lowering[Tensor] = Lowering(program, network, self)
+
+    def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401
+        return self.program.outputs(self.lowering.run(inputs))
+
+    def constant(self, name: str, tensor: Tensor) -> Tensor:
+        """Register a tensor once, so that it becomes an initialiser."""
+        key = name.replace(".", "_").replace(":", "_")
+        if not hasattr(self, key):
+            self.register_buffer(key, tensor.detach().clone().contiguous())
+        return getattr(self, key)  # type: ignore[no-any-return]
+
+    def quantise(self, name: str, value: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:  # noqa: ARG002
+        """`QuantizeLinear` to uint8."""
+        integers: Tensor = torch.onnx.ops.symbolic(
+            "QuantizeLinear", [value, scale, zero_point], dtype=torch.uint8, shape=value.shape, version=OPSET
+        )
+        return integers
+
+    def dequantise(
+        self, name: str, integers: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None  # noqa: ARG002
+    ) -> Tensor:
+        """`DequantizeLinear`."""
+        value: Tensor = torch.onnx.ops.symbolic(
+            "DequantizeLinear", [integers, scale, zero_point], {} if axis is None else {"axis": axis},
+            dtype=torch.float32, shape=integers.shape, version=OPSET,
+        )
+        return value
+
+    def layer(
+        self, name: str, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int  # noqa: ARG002
+    ) -> Tensor:
+        """A convolution or linear layer."""
+        return apply_layer(layer, x, weight, bias, groups)
+
+    def call(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """Any other operator."""
+        return call(self.program, node, values, changes)
