@@ -179,19 +179,24 @@ def artefact_tensors(compressed: CompressedModel) -> dict[str, Tensor]:
 
 def delta_of(program: Program, network: Network) -> Delta:
     """Return all of an artefact that is not tensors."""
-    realised, keywords = network.plan, program.capture.keywords
-    nodes = [program.graph.by_name[name] for name in program.graph.inputs]
-    names = ("",) * (len(nodes) - len(keywords)) + tuple(keywords)
+    realised = network.plan
     return Delta(
         edits=module_edits(realised),
         policy=realised.policy,
-        inputs=tuple(Input(node.shape, node.dtype, name) for node, name in zip(nodes, names, strict=True)),
+        inputs=_inputs_of(program),
         structure=program.structure.fingerprint,
         state={name: shape for name, (shape, _) in program.structure.state.items()},
         ranges=realised.arithmetic.ranges,
         kept={name: tuple(index.tolist()) for name, index in network.selection.items()},
         versions={"paretopress": metadata.version("paretopress"), "torch": str(torch.__version__)},
     )
+
+
+def _inputs_of(program: Program) -> tuple[Input, ...]:
+    keywords = program.capture.keywords
+    nodes = [program.graph.by_name[name] for name in program.graph.inputs]
+    names = ("",) * (len(nodes) - len(keywords)) + tuple(keywords)
+    return tuple(Input(node.shape, node.dtype, name) for node, name in zip(nodes, names, strict=True))
 
 
 def run_batches(program: Program, network: Network, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401
@@ -251,12 +256,13 @@ def _parts(layer_plan: LayerPlan, tensors: Mapping[str, Tensor]) -> tuple[Part, 
     return tuple(parts)
 
 
-def load(folder: str | Path, model_factory: ModelFactory) -> CompressedModel:
+def load(folder: str | Path, model_factory: ModelFactory, program: Program | None = None) -> CompressedModel:
     """Read an artefact back onto the user's own class.
 
     Args:
         folder: What `CompressedModel.save` wrote.
         model_factory: Returns the dense model, or is one; its weights do not matter, it is not changed.
+        program: An earlier capture of the same dense model; used where it is the artefact's, else captured anew.
 
     Returns:
         The compressed model, in eval mode on the CPU, equal to the saved one bit for bit.
@@ -266,20 +272,29 @@ def load(folder: str | Path, model_factory: ModelFactory) -> CompressedModel:
     """
     # Inside `torch.inference_mode()` nothing could be captured, and the tensors could never be changed again.
     with torch.inference_mode(mode=False):
-        return _load(Path(folder), model_factory)
+        return _load(Path(folder), model_factory, program)
 
 
-def _load(folder: Path, model_factory: ModelFactory) -> CompressedModel:
+def _load(folder: Path, model_factory: ModelFactory, program: Program | None) -> CompressedModel:
     contents = read_folder(folder, (TENSORS, DELTA, POLICY))
     delta = _read_delta(contents[DELTA], str(folder / DELTA))
     tensors = _read_tensors(contents[TENSORS], str(folder / TENSORS))
     model = copy.deepcopy(make_model(model_factory)).cpu().eval().requires_grad_(False)
     _check_state(model, delta)
-    source = _capture(model, delta) if delta.ranges else model_factory
+    source: Program | ModelFactory = model_factory
+    if program is not None and _is_capture_of(program, delta):
+        source = program
+    elif delta.ranges:
+        source = _capture(model, delta)
     apply_edits(model, delta.edits)
     ranges = _take_ranges(tensors, delta, str(folder / TENSORS))
     load_tensors(model, tensors, delta.edits)
     return CompressedModel(model, delta, ranges, source)
+
+
+def _is_capture_of(program: Program, delta: Delta) -> bool:
+    """Whether a capture is the one that an artefact was made from: same operators, inputs and batch size."""
+    return program.structure.fingerprint == delta.structure and _inputs_of(program) == tuple(delta.inputs)
 
 
 def make_model(model_factory: ModelFactory) -> nn.Module:

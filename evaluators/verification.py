@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from paretopress.compressors.compressed_model import CompressedModel, load, network_of
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
+from paretopress.compressors.program import Program
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.metrics import Metric, concatenate_outputs, score
 from paretopress.evaluators.timing import Timing, time_alternately
@@ -122,9 +123,12 @@ def verify_artifacts(
     """
     reference = session(Path(baseline)) if timed else None
     results: list[Verified | str] = []
+    program: Program | None = None   # the dense model's capture, the same for all artefacts of a run
     for task in tasks:
         try:
-            results.append(_verify(model, task, reference, holdout, metrics, runs))
+            compressed = load(task.folder, model, program).eval()
+            program = compressed.program
+            results.append(_verify(compressed, task, reference, holdout, metrics, runs))
         except (DiskError, StorageError):   # of this machine, not of the artefact
             raise
         except Exception as error:  # noqa: BLE001 - one failing artefact must not lose the others
@@ -160,10 +164,14 @@ def time_artifacts(
 
 
 def _verify(
-    model: nn.Module, task: Task, reference: Any, holdout: Batches, metrics: Sequence[Metric], runs: int  # noqa: ANN401
+    compressed: CompressedModel,
+    task: Task,
+    reference: Any,  # noqa: ANN401
+    holdout: Batches,
+    metrics: Sequence[Metric],
+    runs: int,
 ) -> Verified:
     folder = Path(task.folder)
-    compressed = load(folder, model).eval()
     digest = output_digest(compressed, holdout)
     if not (folder / ONNX).exists():
         add_onnx(compressed, folder)

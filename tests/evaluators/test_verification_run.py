@@ -1,0 +1,83 @@
+"""Verifying stored artefacts: what is captured once is captured once, and every artefact is judged on its own."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from paretopress.compressors import compressed_model
+from paretopress.compressors.network import dense_network
+from paretopress.compressors.program import build_program
+from paretopress.compressors.realise import realise
+from paretopress.evaluators.data import Data, prepare
+from paretopress.evaluators.verification import ONNX, Task, output_digest, verify_artifacts
+from paretopress.spaces.plan import plan
+from paretopress.spaces.policy import DENSE
+
+
+class Net(nn.Module):
+    def __init__(self, hidden=8):
+        super().__init__()
+        self.first, self.out = nn.Linear(6, hidden), nn.Linear(hidden, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.first(x)))
+
+
+class Other(Net):
+    """Tensors of the same names and shapes, other operators."""
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.first(x)))
+
+
+@pytest.fixture(scope="module")
+def data():
+    torch.manual_seed(0)
+    sets = [(torch.randn(40, 6), torch.randint(0, 3, (40,))) for _ in range(3)]
+    return prepare(Data(sets[0][0], sets[1], sets[2]))
+
+
+def stored(model, batch, folder):
+    """A dense artefact whose operators were captured at a batch size."""
+    program = build_program(model, (torch.zeros(batch, 6),))
+    compressed = realise(model, program, dense_network(program, plan(program.structure, DENSE)))
+    compressed.save(folder)
+    return compressed
+
+
+def verify(model, tasks, data):
+    return verify_artifacts(lambda _: None, model, tasks, "", data.holdout, data.metrics, 0, False)
+
+
+def test_the_dense_model_is_captured_once_for_all_artefacts_of_a_run(tmp_path, data, monkeypatch):
+    model, captures = Net().eval(), []
+    compressed = stored(model, 4, tmp_path / "0")
+    for name in ("1", "2"):
+        stored(model, 4, tmp_path / name)
+    stored(model, 3, tmp_path / "3")                     # another batch size is another capture
+    capture = compressed_model.build_program
+    monkeypatch.setattr(compressed_model, "build_program", lambda *args: captures.append(1) or capture(*args))
+    digest = output_digest(compressed, data.holdout)
+    results = verify(model, [Task(str(tmp_path / name), digest) for name in "0123"], data)
+    assert len(captures) == 2
+    assert [result.parity.problem for result in results] == [""] * 4
+    assert all(result.parity.reloaded_equal for result in results)
+    assert len({json.dumps(dict(result.scores)) for result in results}) == 1
+    assert (tmp_path / "0" / ONNX).read_bytes() == (tmp_path / "2" / ONNX).read_bytes()
+
+
+def test_an_artefact_of_another_model_is_not_judged_with_the_capture_at_hand(tmp_path, data):
+    model = Net().eval()
+    stored(model, 4, tmp_path / "own")
+    stored(Other().eval(), 4, tmp_path / "other")
+    stored(model, 4, tmp_path / "altered")
+    weights = tmp_path / "altered" / compressed_model.TENSORS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    own, other, altered, again = verify(
+        model, [Task(str(tmp_path / name)) for name in ("own", "other", "altered", "own")], data
+    )
+    assert own.parity.problem == again.parity.problem == ""
+    assert other.startswith("ArtifactError: the artefact belongs to another model")
+    assert altered.startswith("ArtifactError")
