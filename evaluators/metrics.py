@@ -7,6 +7,7 @@ import inspect
 import math
 import numbers
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from paretopress.spaces.errors import ConfigError, DataError, unknown_name
+from paretopress.spaces.errors import ConfigError, DataError, ParetopressError, unknown_name
 
 Direction = Literal["max", "min"]
 PRIMARY = "accuracy"
@@ -90,10 +91,17 @@ class Metric:
         """Return the metric of concatenated outputs.
 
         Raises:
-            DataError: The result is not one finite number; the message names the metric.
+            DataError: The result is not one finite number, or the function raised; the message names the metric.
         """
-        result = self.function(outputs, targets)
         shown = self.label or self.name
+        try:
+            result = self.function(outputs, targets)
+        except ParetopressError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(f"metric {shown!r} raised {what} at {place.filename}:{place.lineno}") from error
         if isinstance(result, Tensor):
             if result.numel() != 1:
                 shape = tuple(result.shape)

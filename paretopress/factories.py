@@ -65,7 +65,7 @@ def call_factory(text: str, option: str) -> Any:  # noqa: ANN401 - whatever the 
         return factory()
     except ParetopressError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:   # a script that parses our command line leaves with SystemExit
         raise ConfigError(f"{option} {text}: the factory raised {_describe(error)}") from error
 
 
@@ -100,7 +100,7 @@ def _import(name: str, where: str) -> ModuleType:
         raise ConfigError(
             f"{where}: module {error.name!r} not found{hint} (looked in {folder} and the installed packages)"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: importing {name} failed: {_describe(error)}") from error
 
 

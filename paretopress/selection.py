@@ -97,6 +97,7 @@ def best(front: Front, minimize: str, budgets: Sequence[Budget]) -> Point:
     """
     if minimize.partition("@")[0] not in (*UNITS, ACCURACY):
         raise ConfigError(unknown_name("objective", minimize, (*UNITS, ACCURACY)))
+    _check_target(front, minimize)
     if not front.feasible:
         raise InfeasibleError("no verified point meets all budgets of the run")
     known = [point for point in within(front, budgets) if point.value(minimize) is not None]
@@ -107,8 +108,21 @@ def best(front: Front, minimize: str, budgets: Sequence[Budget]) -> Point:
 
 
 def within(front: Front, budgets: Sequence[Budget]) -> list[Point]:
-    """Return the feasible points of the front that meet more budgets; an unknown value meets none."""
+    """Return the feasible points of the front that meet more budgets; an unknown value meets none.
+
+    Raises:
+        ConfigError: A budget names a device that was no target of the run.
+    """
+    for budget in budgets:
+        _check_target(front, budget.objective)
     return [point for point in front.feasible if all(_meets(point, front.baseline, one) for one in budgets)]
+
+
+def _check_target(front: Front, objective: str) -> None:
+    device = objective.partition("@")[2]
+    targets = {name.partition("@")[2] for name in front.baseline.predicted if "@" in name}
+    if device and device not in targets:
+        raise ConfigError(f"{objective}: {unknown_name('target', device, targets)}")
 
 
 def dominates(first: Point, second: Point, metric: PrimaryMetric) -> bool | None:

@@ -98,6 +98,8 @@ def cls():
     return nn.Linear
 def wants(argument):
     return argument
+def leaves():
+    raise SystemExit(7)
 """
 
 
@@ -105,6 +107,7 @@ def wants(argument):
 def faulty(tmp_path, monkeypatch):
     (tmp_path / "faulty.py").write_text(FAULTY)
     (tmp_path / "broken.py").write_text("def model(:\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "needy.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -124,6 +127,8 @@ def faulty(tmp_path, monkeypatch):
         ("faulty:number", "number is not callable, it is int"),
         ("faulty:raises", r"the factory raised RuntimeError: weights are missing at .*faulty.py:9"),
         ("faulty:wants", "the factory raised TypeError"),
+        ("faulty:leaves", r"the factory raised SystemExit: 7 at .*faulty.py:\d+"),
+        ("leaving:model", r"importing leaving failed: SystemExit: 3 at .*leaving.py:1"),
         ("faulty:Holder.make", "must return a torch.nn.Module, got int"),
         ("faulty:cls", "returned the class Linear, not an instance"),
         ("broken:model", r"SyntaxError: .* at .*broken.py:1"),

@@ -42,6 +42,7 @@ def test_picks(run, pick, number):
         ("latencies<=5ms", ConfigError, "did you mean 'latency'?"),
         ("latency<=5", ConfigError, "the unit is missing"),
         ("latency<=1us", InfeasibleError, "the front reaches latency 90.0 µs"),
+        ("latency@phone<=1ms", ConfigError, "unknown target 'phone'"),
         ("latency>=1us", ConfigError, "a limit on a cost is an upper one"),
         ("accuracy>=0.99", InfeasibleError, "the front reaches accuracy 98.9 %"),
         ("accuracy<=0.99", ConfigError, "allowed: 'accuracy>=0.97' or 'accuracy>=97%'"),

@@ -116,6 +116,14 @@ def test_anything_else_is_refused_with_the_metrics_name(value):
         metric(SCORES, TARGETS)
 
 
+def test_what_a_metric_raises_is_one_line_with_its_name_and_place():
+    (metric,) = normalise_metric({"f1": lambda *_: 1 / 0})
+    with pytest.raises(DataError, match=r"metric 'f1' raised ZeroDivisionError: division by zero at .*\.py:\d+$"):
+        metric(SCORES, TARGETS)
+    with pytest.raises(DataError, match=r"^top1 needs outputs"):   # our own refusals are not wrapped
+        Metric(top1)(SCORES, TARGETS[:3])
+
+
 def test_identity_tells_functions_and_directions_apart():
     def other(outputs, targets):
         return 0.0
