@@ -79,8 +79,9 @@ def demo_command(
 ) -> int:
     """Compress the built-in digits network for this machine, in about two minutes.
 
-    Before that it measures this machine, once, for a minute. Then it searches, verifies the finalists on data that the search
-    never saw, times them in ONNX Runtime, and prints the front. Once more, it searches that run further.
+    Before that it measures this machine, once, for a minute. Then it searches, verifies the finalists on
+    data that the search never saw, times them in ONNX Runtime, and prints the front. Once more, it searches
+    that run further.
     """
     from paretopress.settings import search_settings, with_arguments
 
