@@ -191,3 +191,24 @@ def test_a_regression_with_a_relative_budget_end_to_end(tmp_path, capsys):
             progress=False,
         )
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_verify_prints_a_rise_of_the_error_as_a_drop(cli, project, monkeypatch, tmp_path, as_json):
+    (project / "errors.py").write_text(
+        "import dataclasses, paretopress\nfrom small import data as labelled, model\n"
+        "def data():\n"
+        "    metric = {'mse': paretopress.Metric(lambda *_: 0.0, direction='min')}\n"
+        "    return dataclasses.replace(labelled(), metric=metric)\n"
+    )
+    measured = {"accuracy": 0.0206, "accuracy_baseline": 0.02, "accuracy_drop": -0.0006, "runs": 3}
+    monkeypatch.setattr(
+        "paretopress.search.session.verify_artifact", lambda *_, **__: {"measured": measured, "parity_problem": None}
+    )
+    arguments = ("verify", tmp_path, "--model", "errors:model", "--data", "errors:data")
+    code, out, err = cli(*arguments, *(["--json"] if as_json else []))
+    assert code == 0, err
+    if as_json:
+        assert json.loads(out)["measured"]["accuracy_drop"] == pytest.approx(0.0006)
+    else:
+        assert "mse drop +0.0006 (+3.0%)" in " ".join(out.split())

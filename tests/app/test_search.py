@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,3 +235,38 @@ def test_repeating_a_finished_search_says_what_it_does(cli, run, monkeypatch, ef
     assert ("the same command searches it for 1m30s more)" in err) == further
     _, _, err = cli("search", *FACTORIES, *effort, "--run", run, "--fresh")
     assert "has a front already" not in err
+
+
+def alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_search_at_once_with_its_workers(project, tmp_path):
+    search = ("--trials", "100000", "--workers", "2", "--run", str(tmp_path / "a"), *FEW)
+    command = [sys.executable, "-m", "paretopress.cli", "search", *FACTORIES, *search]
+    running = subprocess.Popen(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in running.stderr:
+        if line.startswith("explore: "):
+            break
+    workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    running.send_signal(signal.SIGINT)
+    for line in running.stderr:
+        if "once more stops at once" in line:
+            break
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert err.splitlines()[-1].startswith("error: interrupted; the same command continues")
+    assert "Traceback" not in err
+    end = time.monotonic() + 10
+    while any(map(alive, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+    assert not (tmp_path / "a" / "front.json").exists()
