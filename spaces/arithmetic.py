@@ -1,9 +1,10 @@
 """Where a model computes in 8-bit integers: which kernels, which tensors, which conversions.
 
 A layer runs in integers only if its input, weight and output (after the fused activation) are
-quantised; a residual sum, pooling or concatenation only if all its inputs are and an integer kernel
-wants its output; operators that only move data work on the integers themselves and share the range
-of their input. The exported graph, the search's candidates and the cost model all use this placement.
+quantised; a residual sum, pooling or concatenation only if all its inputs are (the model's own inputs
+can always be) and an integer kernel wants its output. Operators that only move data work on the
+integers of the kernel before them, whoever reads them, and share the range of their input. The exported
+graph, the search's candidates and the cost model all use this placement.
 """
 
 from __future__ import annotations
@@ -95,22 +96,39 @@ def choose_arithmetic(
                 ranges.append(kernel.output)
         elif node.name in kernels and _can_run_in_integers(graph, node):
             output = kernels[node.name].output
-            if output in wanted and all(name in shared or name in ranges for name in activations):
+            quantised = [name for name in activations if name in shared or name in ranges]
+            given = [name for name in activations if graph.by_name[name].op == "input"]
+            if output in wanted and quantised and {*quantised, *given} == set(activations):
+                for name in given:
+                    quantise_input(name)
                 integer.add(node.name)
                 produced.add(output)
                 ranges.append(output)
-        elif node.name in wanted and moves_data(node) and activations and activations[0] in produced:
+        elif moves_data(node) and activations and activations[0] in produced:
             integer.add(node.name)
             produced.add(node.name)
             shared[node.name] = shared.get(activations[0], activations[0])
     unread = _unread(graph, kernels, absorbed, integer, integer_layers)
-    dropped = {kernels[name].output if name in kernels else name for name in unread}
+    dropped = {_output(kernels, name) for name in unread}
+    integer -= unread
+    # A model input that was quantised for kernels that were dropped has no integer reader left.
+    dropped |= {name for name in sources - produced if not integer & _readers(graph, absorbed, name)}
     return Arithmetic(
-        frozenset(integer - unread),
+        frozenset(integer),
         tuple(name for name in ranges if name not in dropped),
         {name: owner for name, owner in shared.items() if name not in dropped},
-        frozenset(sources - produced),
+        frozenset(sources - produced - dropped),
     )
+
+
+def _output(kernels: Mapping[str, FusedKernel], name: str) -> str:
+    return kernels[name].output if name in kernels else name
+
+
+def _readers(graph: Graph, absorbed: Mapping[str, str], name: str) -> set[str]:
+    """The kernels and operators that read a value; asking for its size is not reading it."""
+    users = (user for user in graph.users[name] if graph.by_name[user].short_op != "sym_size")
+    return {absorbed.get(user, user) for user in users}
 
 
 def _unread(
@@ -120,14 +138,22 @@ def _unread(
     integer: set[str],
     integer_layers: frozenset[str],
 ) -> set[str]:
-    """Kernels without weights that no integer kernel reads after all: floats serve their readers better."""
+    """Kernels without weights that no integer kernel reads after all: floats serve their readers better.
+
+    Operators that move data are no such readers where they only lead to floats, but what they move comes in
+    integers from the kernels that stay.
+    """
     unread: set[str] = set()
     for node in reversed(graph.nodes):
-        if node.name in integer and node.name not in integer_layers:
-            output = kernels[node.name].output if node.name in kernels else node.name
-            readers = {absorbed.get(user, user) for user in graph.users[output]}
-            if not readers & (integer - unread):
-                unread.add(node.name)
+        if node.name not in integer or node.name in integer_layers:
+            continue
+        if not _readers(graph, absorbed, _output(kernels, node.name)) & (integer - unread):
+            unread.add(node.name)
+    made = {_output(kernels, name) for name in integer - unread}
+    for node in graph.nodes:
+        if node.name in unread and moves_data(node) and node.inputs[0] in made:
+            unread.discard(node.name)
+            made.add(node.name)
     return unread
 
 

@@ -1,17 +1,22 @@
 """Sizes, stored bytes and the placement of integer arithmetic."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from space_zoo import ZOO, specimen
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from paretopress.spaces.arithmetic import FIRST
+from paretopress.spaces.arithmetic import FIRST, moves_data
+from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Factorised, Keep, Weights
 from paretopress.spaces.coupling import ChannelGroup
 from paretopress.spaces.errors import PolicyError
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import kept_channels, plan
 from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.structure import analyse
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -118,6 +123,18 @@ def integer_policies(draw):
     return structure, Policy.of(choices)
 
 
+def leads_to_integers(planned, value):
+    """Whether an integer kernel reads a value, directly or after it was moved."""
+    graph = planned.structure.graph
+    main = {n: k.main for k in planned.structure.fusion.kernels for n in (k.main, *k.absorbed)}
+    for name in graph.users[value]:
+        if main.get(name, name) in planned.arithmetic.integer_kernels and (
+            not moves_data(graph.by_name[name]) or leads_to_integers(planned, name)
+        ):
+            return True
+    return False
+
+
 @given(integer_policies())
 @settings(max_examples=150, deadline=None)
 def test_integer_placement(case):
@@ -133,7 +150,6 @@ def test_integer_placement(case):
     assert all(arithmetic.range_of(tensor) in arithmetic.ranges for tensor in arithmetic.shared)
     produced = {kernels[name].output if name in kernels else name for name in arithmetic.integer_kernels}
     assert not arithmetic.sources & produced - {k.output for m, k in kernels.items() if m in layers}
-    absorbed = {name: kernel.main for kernel in kernels.values() for name in kernel.absorbed}
     for name in arithmetic.integer_kernels:
         node = graph.by_name[name]
         sources = [graph.by_name[source] for source in node.inputs]
@@ -145,11 +161,13 @@ def test_integer_placement(case):
         is_linear = name in layers and kernels[name].layer.kind is LayerKind.LINEAR
         if not is_linear:
             assert arithmetic.is_quantised(output)
-        if name not in layers:  # only for the sake of an integer reader
-            readers = {absorbed.get(user, user) for user in graph.users[output]}
-            assert readers & arithmetic.integer_kernels
+        if name in kernels and name not in layers and not moves_data(node):
+            assert leads_to_integers(planned, output), name  # floats serve other readers better
         if output in arithmetic.shared:
             assert arithmetic.range_of(output) == arithmetic.range_of(inputs[0])
+    for node in graph.operators():
+        if moves_data(node) and node.inputs[0] in produced and arithmetic.is_quantised(node.inputs[0]):
+            assert node.name in arithmetic.integer_kernels, node.name
     firsts = {tensor for tensor in arithmetic.ranges if tensor.endswith(FIRST)}
     assert firsts == {x.layer.node + FIRST for x in planned.layers if x.rank and x.activation_bits == 8}
     if not layers:
@@ -168,6 +186,50 @@ def test_residual_sum_is_integer_only_between_integers():
     partial = plan(structure, Policy.of(everything)).arithmetic
     assert "add_" not in partial.integer_kernels
     assert partial.sources == {"x", "flatten"}
+
+
+def arithmetic_of(model, *shape):
+    """Where a model computes in integers when every layer may."""
+    structure = analyse(capture(model, (torch.zeros(2, *shape),)), model)
+    free = [unit for unit, reason in structure.units.items() if unit.endswith("/weights") and not reason]
+    return plan(structure, Policy.of({unit: Weights(8, 8) for unit in free})).arithmetic
+
+
+def test_what_is_moved_behind_an_integer_kernel_is_integers_for_floats_too():
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            return F.max_pool2d(self.conv(x), 2).permute(0, 2, 3, 1)
+
+    arithmetic = arithmetic_of(Outputs(), 3, 8, 8)
+    assert arithmetic.integer_kernels == {"conv2d", "max_pool2d", "permute"}
+    assert dict(arithmetic.shared) == {"max_pool2d": "conv2d", "permute": "conv2d"}
+
+
+class Joined(nn.Module):
+    """An input joined with a layer's output and with others, in front of a layer."""
+
+    def __init__(self, others):
+        super().__init__()
+        self.first, self.second, self.others = nn.Conv2d(3, 8, 1), nn.LazyConv2d(4, 1), others
+        self(torch.zeros(1, 3, 4, 4))
+
+    def forward(self, x):
+        y = torch.cat([self.first(torch.tanh(x)), x], 1)
+        return self.second(torch.cat([y, *self.others(x)], 1) if self.others else y)
+
+
+def test_an_input_is_joined_in_integers_only_where_the_result_is_read_so():
+    arithmetic = arithmetic_of(Joined(None), 3, 4, 4)
+    assert "cat" in arithmetic.integer_kernels
+    assert arithmetic.sources == {"tanh", "x"}
+    arithmetic = arithmetic_of(Joined(lambda x: [torch.sigmoid(x)]), 3, 4, 4)
+    assert not {"cat", "cat_1"} & arithmetic.integer_kernels
+    assert arithmetic.sources == {"tanh", "cat_1"}  # nothing reads the input in integers
+    assert "x" not in arithmetic.ranges
 
 
 def test_structure_knows_its_layers_and_has_a_fingerprint_of_its_shape():
