@@ -236,7 +236,8 @@ def strength(choice: Choice | None) -> tuple[float, ...]:
         case None:
             return (0.0, 0.0)
         case Keep(ratio):
-            return (1.0 - ratio, 0.0)
+            # A branch that is dropped whole is compensated by other layers than one that is thinned out.
+            return (1.0 - ratio, 0.0) if ratio > 0.0 else (-1.0, 1.0)
         case Factorised(_, rank):
             return (1.0 / rank, 0.0)
         case Weights(bits, activations):

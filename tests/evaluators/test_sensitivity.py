@@ -109,6 +109,11 @@ def test_the_table_is_monotone_finite_and_the_same_twice(small):
     assert any(row[-1] > row[1] > 0.0 for row in table.losses.values())
 
 
+def test_a_dropped_branch_may_lose_less_than_a_thin_one():
+    options = (None, Keep(0.5), Keep(0.125), Keep(0.0))
+    assert monotone(options, [0.0, 0.3, 0.2, 0.1]) == (0.0, 0.3, 0.3, 0.1)
+
+
 def test_single_8_bit_losses_are_scaled_to_what_all_layers_in_8_bits_lose(small):
     table = measure_sensitivity(small.entries, small.space)
     integer = {unit: Weights(8) for unit, options in small.space.options.items() if Weights(8) in options}
