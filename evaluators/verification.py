@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,8 +103,10 @@ def verify_artifacts(
     metrics: Sequence[Metric],
     runs: int,
     timed: bool,
+    seconds: float | None = None,
+    fewest: int = 0,
 ) -> list[Verified | str]:
-    """Verify artefacts one after the other.
+    """Verify artefacts one after the other, until the time is over.
 
     Args:
         report: Called with each folder when it is done.
@@ -114,9 +117,11 @@ def verify_artifacts(
         metrics: Metrics to score.
         runs: Counted runs of each timing.
         timed: Whether to time at all (the target's runtime is this machine's).
+        seconds: After which no other artefact is begun; None for no limit.
+        fewest: Artefacts that are verified however long it takes.
 
     Returns:
-        Per task the measured values, or one line that says what failed.
+        Per task that there was time for the measured values, or one line that says what failed.
 
     Raises:
         DiskError: The ONNX file of an artefact cannot be written.
@@ -124,7 +129,10 @@ def verify_artifacts(
     reference = session(Path(baseline)) if timed else None
     results: list[Verified | str] = []
     program: Program | None = None   # the dense model's capture, the same for all artefacts of a run
+    start = time.monotonic()
     for task in tasks:
+        if seconds is not None and len(results) >= fewest and time.monotonic() - start >= seconds:
+            break
         try:
             compressed = load(task.folder, model, program).eval()
             program = compressed.program

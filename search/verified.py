@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -161,9 +161,9 @@ def _verify(
 
     def check(part: Sequence[Task]) -> list[Verified | str]:
         seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
-        arguments = (problem.model, list(part), str(baseline), problem.data.holdout, problem.data.metrics, seconds,
-                     -(-fewest // processes))
-        found: list[Verified | str] = call_in_clean_process(check_in_time, arguments, on_report=on_report)
+        arguments = (problem.model, list(part), str(baseline), problem.data.holdout, problem.data.metrics, 0, False,
+                     seconds, -(-fewest // processes))
+        found: list[Verified | str] = call_in_clean_process(verify_artifacts, arguments, on_report=on_report)
         return found
 
     with ThreadPoolExecutor(processes) as pool:
@@ -174,26 +174,6 @@ def _verify(
             results[start + place * processes] = result
     if any(device.runs_here() for device in problem.costs.devices):
         _time(problem, tasks, results, baseline, observer)
-    return results
-
-
-def check_in_time(
-    report: Callable[[str], None],
-    model: nn.Module,
-    tasks: Sequence[Task],
-    baseline: str,
-    holdout: Any,  # noqa: ANN401 - see `verify_artifacts`
-    metrics: Any,  # noqa: ANN401
-    seconds: float | None,
-    fewest: int,
-) -> list[Verified | str]:
-    """Verify artefacts in order, untimed, until the time is over; the first `fewest` of them anyway."""
-    start = time.monotonic()
-    results: list[Verified | str] = []
-    for task in tasks:
-        if seconds is not None and len(results) >= fewest and time.monotonic() - start >= seconds:
-            break
-        results += verify_artifacts(report, model, [task], baseline, holdout, metrics, 0, False)
     return results
 
 
