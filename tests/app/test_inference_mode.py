@@ -26,6 +26,7 @@ def test_a_model_loads_inside_inference_mode_and_is_an_ordinary_one(run, project
     assert any(parameter.grad is not None for parameter in loaded.parameters())
 
 
+@pytest.mark.slow
 def test_compress_works_inside_inference_mode(project, tmp_path):
     import small
 

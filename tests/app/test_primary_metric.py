@@ -162,8 +162,8 @@ def test_a_regression_with_a_relative_budget_end_to_end(tmp_path, capsys):
     metrics = {"mse": Metric(mean_squared_error, direction="min"), "largest": lambda o, t: float((o - t).abs().max())}
     data = paretopress.Data(samples(128, 1)[0], samples(256, 2), samples(256, 3), metric=metrics)
     result = paretopress.compress(
-        model, data=data, target="cortex-a76-tflite", max_drop="5%", max_size="-10%", trials=12,
-        run=tmp_path / "run", progress=False, settings={"search": {"finalists": 6}},
+        model, data=data, target="cortex-a76-tflite", max_drop="5%", max_size="-10%", trials=6,
+        run=tmp_path / "run", progress=False, settings={"search": {"finalists": 2}},
     )
     front = result.front
     assert front.metric.direction == "min"
