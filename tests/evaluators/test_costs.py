@@ -3,15 +3,19 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay, runs_everywhere, violations
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.profile import DeviceProfile
+from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Weights
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.structure import analyse
 
 ZEN, PHONE, BOARD, GPU = "x86-zen4-vnni-onnxruntime", "cortex-a76-tflite", "stm32-h7a3", "h200-sxm"
 
@@ -67,6 +71,31 @@ def test_every_resolved_name_is_predicted(small):
     assert set(low_high) == {f"latency@{ZEN}", f"latency@{PHONE}"}   # what only ranks has no milliseconds
     for name, (low, high) in low_high.items():
         assert low <= costs[name] <= high
+
+
+class Padded(nn.Module):
+    """Begins as MLPerf Tiny's keyword spotting does: zeros around the input; ends in a mean over all positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad, self.conv = nn.ZeroPad2d((1, 1, 4, 5)), nn.Conv2d(1, 16, (10, 4), 2)
+        self.depthwise, self.fc = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Linear(16, 12)
+
+    def forward(self, x):
+        x = torch.relu(self.depthwise(torch.relu(self.conv(self.pad(x)))))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_an_integer_only_device_runs_a_network_of_8_bit_layers_that_pads_its_input():
+    model = Padded()
+    structure = analyse(capture(model, (torch.zeros(2, 1, 49, 10),)), model)
+    board = CostModel((load_profile(BOARD),))
+    units = [unit for unit, frozen in structure.units.items() if unit.endswith("/weights") and not frozen]
+    everything = dict.fromkeys(units, Weights(8, 8))
+    assert board.refusals(plan(structure, Policy.of(everything))) == {}
+    for unit in units:
+        all_but_one = Policy.of({name: choice for name, choice in everything.items() if name != unit})
+        assert set(board.refusals(plan(structure, all_but_one))) == {BOARD}
 
 
 def test_what_a_device_cannot_execute_is_infinite_there_and_nowhere_else(several, small):
