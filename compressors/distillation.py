@@ -1,0 +1,232 @@
+"""Distillation: a finalist's weights are trained against the outputs of the dense model, without labels.
+
+Closed-form compensation solves one layer at a time for the values of its own outputs. Training solves all of them
+at once for the outputs of the model (Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015),
+through the rounding of weights and activations (straight-through). The dense model labels whatever it is shown,
+so that a few hundred calibration samples give as many training inputs as augmentation makes of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from paretopress.compressors.augmentation import Augmentation, Augmenter
+from paretopress.compressors.calibration import base_network
+from paretopress.compressors.compressed_model import run_batches
+from paretopress.compressors.distillation_latents import LatentPart, latent_parts, quantise_activation
+from paretopress.compressors.distillation_loss import output_loss, relative_error
+from paretopress.compressors.goals import layer_goals
+from paretopress.compressors.network import Network, Part, apply_parts, runner, select
+from paretopress.compressors.program import Program, Values
+from paretopress.compressors.tuning import with_integer_biases
+from paretopress.spaces.plan import LayerPlan
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """How a network is distilled.
+
+    Attributes:
+        steps: Gradient steps.
+        batch_size: Samples per step; models captured for one batch size use that.
+        learning_rate: Peak step of Adam, relative to the size of each row of weights; it rises over the first
+            twentieth of the steps and falls to zero along a cosine.
+        temperature: Softens both distributions where outputs are class scores.
+        features: Weight of the mean relative squared error of the layers' outputs.
+        augmentation: How inputs are varied.
+        held_out: Fraction of the samples that training does not see and before and after are compared on.
+        seconds: Time limit; the schedule then ends early, and the result depends on the machine's speed.
+    """
+
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 0.03
+    temperature: float = 4.0
+    features: float = 3.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    held_out: float = 0.125
+    seconds: float | None = None
+
+
+def distil(
+    program: Program,
+    network: Network,
+    inputs: Sequence[Tensor],
+    settings: DistillationSettings | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Network:
+    """Train a network's weights and biases against the dense model.
+
+    Everything else stays: the plan, scales, ranges and kept channels, and layers that are frozen. With the same
+    seed and one thread the result is the same, unless `settings.seconds` cuts it short.
+
+    Args:
+        program: The captured dense model, the teacher.
+        network: A finished network of any plan; it is not changed.
+        inputs: Samples as one batch, one tensor per model input.
+        settings: How; defaults where not given.
+        seed: Seed of the split, the batches and the augmentation.
+        progress: Called with steps done and in all.
+
+    Returns:
+        The trained network, or `network` itself where training did not bring it nearer to the dense model on the
+        samples that were held out.
+    """
+    settings = settings or DistillationSettings()
+    if network.plan.policy.is_dense:   # realised as a copy of the user's own model
+        return network
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        inputs = [tensor.detach().clone() for tensor in inputs]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(inputs[0]), generator=generator)
+        count = max(1, round(settings.held_out * len(order)))
+        held_out, training = ([tensor[rows] for tensor in inputs] for rows in (order[:count], order[count:]))
+        student = Student(program, network, settings)
+        if not student.trained or not len(training[0]):
+            return network
+        augmenter = Augmenter(training, settings.augmentation, generator)
+        if not _train(student, augmenter, settings, progress):
+            return network
+        after = student.finished()
+    before_loss, after_loss = (output_divergence(program, one, held_out) for one in (network, after))
+    return after if after_loss < before_loss else network
+
+
+class Student:
+    """A network in training: latent tensors, and how the captured graph runs on them."""
+
+    def __init__(self, program: Program, network: Network, settings: DistillationSettings) -> None:
+        self.program, self.settings = program.under(network.plan.structure), settings
+        state = {name: tensor.detach().clone() for name, tensor in network.state.items()}
+        parts = {node: tuple(_outside_inference(part) for part in parts) for node, parts in network.parts.items()}
+        self.network = replace(network, state=state, parts=parts)
+        self.latents = latent_parts(self.network)
+        self.trained = [tensor for parts in self.latents.values() for part in parts for tensor in part.trained()]
+        self.features = feature_nodes(program, network) if settings.features else ()
+        self.teacher_program, self.teacher = program, base_network(program)
+
+    def with_parts(self, make: Callable[[LatentPart], Part]) -> Network:
+        """The network with its trained parts made of the latent ones."""
+        parts = {node: tuple(make(part) for part in parts) for node, parts in self.latents.items()}
+        return replace(self.network, parts={**self.network.parts, **parts})
+
+    def finished(self) -> Network:
+        """The network to store."""
+        return with_integer_biases(self.with_parts(LatentPart.finished))
+
+    def loss(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Loss of the current weights on a mini-batch."""
+        keep = frozenset(self.features)
+        with torch.no_grad():
+            wanted = self.teacher_program.run(inputs, runner(self.teacher_program, self.teacher), keep=keep)
+        network = self.with_parts(LatentPart.current)
+        arithmetic = network.plan.arithmetic
+
+        def quantise(tensor: str, value: Tensor) -> Tensor:
+            return quantise_activation(value, *network.ranges[arithmetic.range_of(tensor)])
+
+        def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
+            return apply_parts(network, layer, x, quantise)
+
+        found = self.program.run(inputs, runner(self.program, network, apply=apply, quantise=quantise), keep=keep)
+        loss = output_loss(
+            [wanted[name] for name in self.teacher_program.graph.outputs],
+            [found[name] for name in self.program.graph.outputs], self.settings.temperature,
+        )
+        if self.features:
+            loss = loss + self.settings.features / len(self.features) * self._feature_loss(wanted, found)
+        return loss
+
+    def _feature_loss(self, wanted: Values, found: Values) -> Tensor:
+        network, total = self.network, torch.zeros(())
+        for name in self.features:
+            axes = network.plan.structure.coupling.values.get(name) or (None,) * found[name].ndim
+            total = total + relative_error(select(wanted[name], axes, network.selection), found[name])
+        return total
+
+
+def feature_nodes(program: Program, network: Network) -> tuple[str, ...]:
+    """Outputs of the layers' kernels that mean the same in the dense model, model outputs excepted.
+
+    A layer that stands in for a dropped branch has another output than in the dense model.
+    """
+    structure = network.plan.structure
+    goals = layer_goals(program.graph, structure)
+    standing_in = {node for node, goal in goals.items() if goal.stands_in}
+    outputs = set(program.graph.outputs)
+    kernels = {kernel.main: kernel.output for kernel in structure.fusion.kernels}
+    nodes = (
+        kernels[layer.layer.node] for layer in network.plan.layers
+        if layer.layer.node in kernels and layer.layer.node not in standing_in
+    )
+    return tuple(dict.fromkeys(name for name in nodes if name not in outputs and name in program.graph.by_name))
+
+
+def _outside_inference(part: Part) -> Part:
+    """A part without inference tensors, which autograd refuses."""
+    tensors = (part.weight, part.bias, part.integers, part.scales)
+    weight, bias, integers, scales = (None if t is None else t.detach().clone() for t in tensors)
+    assert weight is not None
+    return Part(weight, bias, integers, scales, part.bits)
+
+
+def _train(
+    student: Student,
+    augmenter: Augmenter,
+    settings: DistillationSettings,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Run the schedule and return the steps taken; a loss that is not finite ends it."""
+    graph = student.teacher_program.graph
+    size = min(settings.batch_size, augmenter.count) if graph.dynamic_batch else graph.batch
+    optimiser = torch.optim.Adam(student.trained, lr=0.0)
+    taken, start = 0, time.perf_counter()
+    for step in range(settings.steps):
+        done = step / settings.steps
+        if settings.seconds is not None:
+            done = max(done, (time.perf_counter() - start) / max(settings.seconds, 1e-9))
+        if done >= 1.0:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * schedule(done)
+        optimiser.zero_grad(set_to_none=True)
+        loss = student.loss(augmenter.batch(size))
+        if not loss.requires_grad or not math.isfinite(float(loss.detach())):
+            break
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        taken += 1
+        if progress:
+            progress(step + 1, settings.steps)
+    return taken
+
+
+def schedule(done: float, warm_up: float = 0.05) -> float:
+    """Fraction of the peak learning rate: a linear rise, then a cosine to zero.
+
+    Args:
+        done: Fraction of the steps done.
+        warm_up: Fraction of the steps that the rise takes.
+    """
+    if done < warm_up:
+        return done / warm_up
+    return 0.5 * (1.0 + math.cos(math.pi * (done - warm_up) / (1.0 - warm_up)))
+
+
+def output_divergence(program: Program, network: Network, inputs: Sequence[Tensor]) -> float:
+    """Divergence of a network's outputs from the dense model's, as finalists are compared; NaN counts as infinite."""
+    with torch.inference_mode():
+        dense, found = (
+            pytree.tree_leaves(run_batches(program, one, list(inputs))) for one in (base_network(program), network)
+        )
+        loss = float(output_loss(dense, found))
+    return math.inf if math.isnan(loss) else loss
