@@ -160,6 +160,15 @@ class Builder:
         attributes = {} if axis is None else {"axis": axis}
         return self._convert("DequantizeLinear", name, [integers, scale, zero_point], torch.float32, **attributes)
 
+    def expand(self, name: str, integers: Value, scale: Value) -> Value:
+        """`Cast` and `Mul`: integers times their scale, which broadcasts."""
+        floats = self._convert("Cast", f"{name}_cast", [integers], torch.float32, to=1)   # TensorProto.FLOAT
+        key = ("Mul", floats.name, scale.name)
+        if key not in self._converted:
+            one, other = (meta.to(torch.float32) for meta in integers.metas)
+            self._converted[key] = self.emit("Mul", [floats, scale], name, (one, other))
+        return self._converted[key]
+
     def _convert(self, op: str, name: str, inputs: list[Value], dtype: torch.dtype, **attributes: int) -> Value:
         """Write a conversion once, however many operators read it."""
         key = (op, *(value.name for value in inputs), *map(str, attributes.values()))

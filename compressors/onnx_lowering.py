@@ -40,6 +40,9 @@ class Backend(Protocol[T]):
     def dequantise(self, name: str, integers: T, scale: T, zero_point: T, axis: int | None = None) -> T:
         """`DequantizeLinear`, per tensor or along an axis."""
 
+    def expand(self, name: str, integers: T, scale: T) -> T:
+        """`Cast` and `Mul`: integers times their scale, which broadcasts."""
+
     def layer(self, name: str, layer: Layer, x: T, weight: T, bias: T | None, groups: int) -> T:
         """A convolution or linear layer."""
 
@@ -153,7 +156,7 @@ class Lowering(Generic[T]):
         if part.integers is None or part.scales is None:
             weight = self.backend.constant(f"{path}.weight", part.weight)
         else:
-            weight = self._weight(path, part)
+            weight = self._expanded(path, part)
         bias = None if part.bias is None else self.backend.constant(f"{path}.bias", part.bias)
         return self.backend.layer(name, layer, x, weight, bias, groups)
 
@@ -165,6 +168,18 @@ class Lowering(Generic[T]):
         scales = self.backend.constant(f"{path}.weight_scales", part.scales)
         zeros = self.backend.constant(f"{path}.weight_zeros", torch.zeros_like(part.scales, dtype=torch.int8))
         return self.backend.dequantise(f"{path}.weight", integers, scales, zeros, axis=0)
+
+    def _expanded(self, path: str, part: Part) -> T:
+        """Integer weights of a layer that computes in floats, as a product.
+
+        Runtimes compute products of constants once, when they load the file, and then run the layer at the speed
+        of floats. `DequantizeLinear` on constants they keep, for integer kernels to find, and run on every call.
+        """
+        assert part.integers is not None
+        assert part.scales is not None
+        integers = self.backend.constant(f"{path}.weight_integers", part.integers.reshape(part.weight.shape))
+        scales = part.scales.reshape(-1, *(1,) * (part.weight.ndim - 1))
+        return self.backend.expand(f"{path}.weight", integers, self.backend.constant(f"{path}.weight_scales", scales))
 
     def _apply_integer(self, name: str, path: str, layer: Layer, x: T, part: Part, source: str, groups: int) -> T:
         weight = self._weight(path, part)

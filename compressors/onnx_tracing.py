@@ -84,6 +84,10 @@ class _ExportModule(nn.Module):
         )
         return value
 
+    def expand(self, name: str, integers: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG002
+        """`Cast` and `Mul`; torch.onnx may compute them at once, which makes the file larger."""
+        return integers.to(torch.float32) * scale
+
     def layer(
         self, name: str, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int  # noqa: ARG002
     ) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.choices import Choice, Weights
@@ -161,6 +161,32 @@ def drop_what_cannot_run(structure: Structure, space: SearchSpace, costs: CostMo
                 continue
             refusals = costs.refusals(plan(structure, integer.replace({unit: choice})))
             space = space.without({unit: [choice]}, {unit: "; ".join(refusals.values())})
+    return space
+
+
+def drop_slower_twins(structure: Structure, space: SearchSpace, costs: CostModel) -> SearchSpace:
+    """Remove weights that compute in floats where the same bytes computing in integers are faster in any case.
+
+    An integer layer between float ones pays for the conversions on both sides. Where it is faster even then, on
+    every target, it is faster among integer layers all the more; where it is not, both are offered.
+
+    Args:
+        structure: The model.
+        space: Its legal space.
+        costs: The target devices.
+    """
+    for unit, options in space.options.items():
+        removed = []
+        for choice in options:
+            if not isinstance(choice, Weights) or choice.activations != 32:
+                continue
+            twin = replace(choice, activations=8)
+            if twin not in options:
+                continue
+            floats, integers = (costs.predict(plan(structure, Policy.of({unit: one}))) for one in (choice, twin))
+            if all(integers[name] < floats[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names):
+                removed.append(choice)
+        space = space.without({unit: removed}, {unit: "the same bytes with 8-bit activations run faster"})
     return space
 
 

@@ -19,6 +19,7 @@ from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.costs import (
     CostModel,
+    drop_slower_twins,
     drop_what_cannot_run,
     drop_what_does_not_pay,
     integer_policy,
@@ -205,6 +206,7 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     _refuse_times_without_basis(costs, settings.budgets)
     space = build_space(program.structure, [device.capabilities() for device in devices], settings.space)
     space = drop_what_cannot_run(program.structure, space, costs)
+    space = drop_slower_twins(program.structure, space, costs)
     space, size_only = drop_what_does_not_pay(program.structure, space, costs)
     baseline = costs.predict(plan(program.structure, DENSE))
     problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings)

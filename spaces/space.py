@@ -218,9 +218,6 @@ def _weight_options(
     for bits in settings.bits:
         for activations in (8, 32):
             choice = Weights(bits, activations)
-            if activations == 32 and any(found.bits == bits for found in legal):
-                refused.append((describe(choice), "the same bytes with 8-bit activations run faster"))
-                continue
             why = [
                 f"{device.device}: {device.refused.get((bits, activations), 'no kernel for this format')}"
                 for device in devices if (bits, activations) not in device.formats

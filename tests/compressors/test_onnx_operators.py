@@ -221,8 +221,9 @@ def test_rules_and_torch_quantise_in_the_same_places(policy, tmp_path):
     program = item.program.under(network.plan.structure)
     protos = [rewrite(make(program, network)) for make in (translated_model, traced_model)]
     counts = [Counter(node.op_type for node in proto.graph.node) for proto in protos]
+    expanded = [counts[0].pop(name, 0) for name in ("Cast", "Mul")]   # torch.onnx computes these at once
     assert counts[0] == counts[1]
-    assert counts[0]["DequantizeLinear"] > 0
+    assert (counts[0]["DequantizeLinear"] > 0, min(expanded) > 0) == (policy == "mixed", policy == "w2")
     found = []
     for index, proto in enumerate(protos):
         onnx.save(proto, tmp_path / f"{index}.onnx")

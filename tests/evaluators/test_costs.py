@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from paretopress.evaluators.candidate import Limits
-from paretopress.evaluators.costs import CostModel, drop_what_does_not_pay, runs_everywhere, violations
+from paretopress.evaluators.costs import (
+    CostModel,
+    drop_slower_twins,
+    drop_what_does_not_pay,
+    runs_everywhere,
+    violations,
+)
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.capture import capture
@@ -15,6 +21,7 @@ from paretopress.spaces.choices import Weights
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.space import SpaceSettings, build_space
 from paretopress.spaces.structure import analyse
 
 ZEN, PHONE, BOARD, GPU = "x86-zen4-vnni-onnxruntime", "cortex-a76-tflite", "stm32-h7a3", "h200-sxm"
@@ -172,3 +179,28 @@ def test_an_integer_layer_pays_among_integer_neighbours_or_not_at_all(small):
         assert (Weights(8) in faster.options.get(unit, ())) == pays
     assert any(Weights(8) in faster.options.get(unit, ()) for unit in every)
     assert any(Weights(8) not in faster.options.get(unit, ()) for unit in every)
+
+
+def test_weights_that_compute_in_floats_stay_where_conversions_cost_more_than_integers_save():
+    """A layer of 4 channels gains nothing from integers among float layers; one of 64 pays its conversions."""
+
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.thin = nn.Conv2d(3, 4, 1)
+            self.wide = nn.Conv2d(4, 128, 3, padding=1)
+            self.heavy = nn.Conv2d(128, 128, 3, padding=1)
+
+        def forward(self, x):
+            return self.heavy(self.wide(self.thin(x)).relu()).mean((2, 3))
+
+    device = load_profile(ZEN)
+    model = Three().eval()
+    structure = analyse(capture(model, (torch.randn(2, 3, 16, 16),)), model)
+    space = build_space(structure, [device.capabilities()], SpaceSettings())
+    assert all(Weights(bits, 32) in space.options["thin/weights"] for bits in (8, 4, 3, 2))
+    kept = drop_slower_twins(structure, space, CostModel((device,)))
+    assert Weights(8, 32) in kept.options["thin/weights"]
+    assert not any(choice.activations == 32 for choice in kept.options["heavy/weights"] if choice)
+    why = {reason for unit, choice, reason in kept.dropped if unit == "heavy/weights" and "bit weights" in choice}
+    assert "the same bytes with 8-bit activations run faster" in why

@@ -96,8 +96,8 @@ def test_size_counts_policies():
     assert 10**built.log10_size == pytest.approx(
         math.prod(len(options) for options in built.options.values())
     )
-    assert built.options["features.0/weights"] == (None, Weights(8, 8))
-    assert built.log10_size == pytest.approx(math.log10(2**3 * 2**4 * 2**4))
+    assert built.options["features.0/weights"] == (None, Weights(8, 8), Weights(8, 32))
+    assert built.log10_size == pytest.approx(math.log10(2**3 * 2**4 * 3**4))
 
 
 def test_units_come_in_execution_order():
