@@ -110,9 +110,10 @@ class Lowering(Generic[T]):
     def _move(self, node: Node, values: Values) -> T:
         """Move integers instead of floats; zero padding pads with the zero point."""
         source = node.inputs[0]
+        read = self._read(source, values)   # a source in floats is quantised here
         key = self.network.plan.arithmetic.range_of(node.name)
         if node.short_op.startswith("max_pool"):
-            value: T = self.backend.call(node, values, {})
+            value: T = self.backend.call(node, {**values, source: read}, {})
             return self._dequantise(node.name, self._quantise(node.name, value))
         changes = dict(argument_changes(self.network.plan, node))
         if node.short_op in _PADDINGS:
@@ -123,7 +124,7 @@ class Lowering(Generic[T]):
 
     def _subsample(self, chain: Subsampling, node: Node, values: Values) -> T:
         """A chain of slices and paddings as one convolution; operators before its last pass their input on."""
-        x: T = values[node.inputs[0]]
+        x = self._read(node.inputs[0], values)
         if node.name != chain.output:
             return x
         channels, wanted = (self.network.plan.shape(name)[1] for name in (chain.source, chain.output))

@@ -3,8 +3,9 @@
 A layer runs in integers only if its input, weight and output (after the fused activation) are
 quantised; a residual sum, pooling or concatenation only if all its inputs are (the model's own inputs
 can always be) and an integer kernel wants its output. Operators that only move data work on the
-integers of the kernel before them, whoever reads them, and share the range of their input. The exported
-graph, the search's candidates and the cost model all use this placement.
+integers of the kernel before them, whoever reads them, and on quantised floats where only integer
+kernels read them; they share the range of their input. The exported graph, the search's candidates and
+the cost model all use this placement.
 """
 
 from __future__ import annotations
@@ -113,12 +114,39 @@ def choose_arithmetic(
     integer -= unread
     # A model input that was quantised for kernels that were dropped has no integer reader left.
     dropped |= {name for name in sources - produced if not integer & _readers(graph, absorbed, name)}
-    return Arithmetic(
+    placed = Arithmetic(
         frozenset(integer),
         tuple(name for name in ranges if name not in dropped),
         {name: owner for name, owner in shared.items() if name not in dropped},
         frozenset(sources - produced - dropped),
     )
+    return _quantised_before_moving(graph, absorbed, placed)
+
+
+def _quantised_before_moving(graph: Graph, absorbed: Mapping[str, str], placed: Arithmetic) -> Arithmetic:
+    """Quantise in front of operators that move floats to integer kernels only: rounding commutes with moving."""
+    integer, sources = set(placed.integer_kernels), set(placed.sources)
+    ranges, shared = list(placed.ranges), dict(placed.shared)
+    for node in reversed(graph.nodes):   # backwards: what is quantised there may have been moved there itself
+        if node.name not in sources or not moves_data(node):
+            continue
+        if not _readers(graph, absorbed, node.name) <= integer:
+            continue
+        source = _activation_inputs(graph, node)[0]
+        owner = shared.get(source, source)
+        sources.discard(node.name)
+        integer.add(node.name)
+        if source in shared or source in ranges:
+            ranges.remove(node.name)
+        else:
+            sources.add(source)
+            ranges[ranges.index(node.name)] = source
+        shared[node.name] = owner
+        shared.update({name: owner for name, other in shared.items() if other == node.name})
+    if integer == placed.integer_kernels:
+        return placed
+    ranges.sort(key=lambda name: graph.position[name.removesuffix(FIRST)])   # stable: an inner tensor stays in front
+    return Arithmetic(frozenset(integer), tuple(ranges), shared, frozenset(sources))
 
 
 def _output(kernels: Mapping[str, FusedKernel], name: str) -> str:

@@ -86,18 +86,7 @@ def priced(view):
         if "add" in kernel.fused or (kernel.family is Family.ADD and kernel.activation_bits == 32):
             found["add", 32] += "add" in kernel.fused
             found["relu", 32] += kernel.fused[-1] == "relu"   # merged at a higher level of optimisation only
-    return any_mover(found + Counter(boundary.kind for boundary in view.boundaries))
-
-
-def any_mover(found):
-    """Counts with the width of what only moves data left out.
-
-    Runtimes quantise in front of such operators where the file does it behind them.
-    """
-    counts = Counter()
-    for key, count in found.items():
-        counts[key[0] if key[0] in ("pool", "data") else key] += count
-    return counts
+    return found + Counter(boundary.kind for boundary in view.boundaries)
 
 
 KINDS = {
@@ -135,7 +124,7 @@ def ran(path):
             found[KINDS[node.op_type], width] += 1
         if width == 8 and node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
             integers.update(node.output)
-    return any_mover(found + Counter({"dequantize": len(dequantised)}))
+    return found + Counter({"dequantize": len(dequantised)})
 
 
 def optimised_session(path, optimised):

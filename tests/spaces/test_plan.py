@@ -185,7 +185,8 @@ def test_residual_sum_is_integer_only_between_integers():
     del everything["project/weights"]
     partial = plan(structure, Policy.of(everything)).arithmetic
     assert "add_" not in partial.integer_kernels
-    assert partial.sources == {"x", "flatten"}
+    assert partial.sources == {"x", "adaptive_avg_pool2d"}   # what is read through `flatten`
+    assert partial.range_of("flatten") == "adaptive_avg_pool2d"
 
 
 def arithmetic_of(model, *shape):
@@ -207,6 +208,41 @@ def test_what_is_moved_behind_an_integer_kernel_is_integers_for_floats_too():
     arithmetic = arithmetic_of(Outputs(), 3, 8, 8)
     assert arithmetic.integer_kernels == {"conv2d", "max_pool2d", "permute"}
     assert dict(arithmetic.shared) == {"max_pool2d": "conv2d", "permute": "conv2d"}
+
+
+MOVES = {
+    "slice": lambda x: x[:, :, 1:, 1:],
+    "permute": lambda x: x.permute(0, 1, 3, 2),
+    "max_pool": lambda x: F.max_pool2d(x, 2),
+    "pad": lambda x: F.pad(x, (1, 0, 0, 0)),
+    "chain": lambda x: F.pad(F.max_pool2d(F.pad(x, (1, 1)).transpose(2, 3), 2), (1, 1, 1, 1)),
+}
+
+
+class Moved(nn.Module):
+    """An input that is moved in front of a layer; something else may read it too."""
+
+    def __init__(self, move, also):
+        super().__init__()
+        self.conv, self.move, self.also = nn.Conv2d(3, 8, 3), move, also
+
+    def forward(self, x):
+        y = self.move(x)
+        return (self.conv(y), self.also(x, y)) if self.also else self.conv(y)
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=list(MOVES))
+def test_floats_are_quantised_before_they_are_moved_to_integer_kernels(move):
+    arithmetic = arithmetic_of(Moved(move, None), 3, 8, 8)
+    assert arithmetic.sources == {"x"}
+    assert arithmetic.ranges == ("x", "conv2d")
+    assert {arithmetic.range_of(name) for name in arithmetic.shared} == {"x"}
+    assert arithmetic.integer_kernels == {"conv2d", *arithmetic.shared}
+    beside = arithmetic_of(Moved(move, lambda x, _: torch.sigmoid(x)), 3, 8, 8)
+    assert beside == arithmetic   # another reader takes the floats from in front of it
+    behind = arithmetic_of(Moved(move, lambda _, y: torch.sigmoid(y)), 3, 8, 8)
+    assert behind.integer_kernels == {"conv2d"}   # one that wants the moved floats
+    assert behind.sources.isdisjoint({"x"})
 
 
 class Joined(nn.Module):
