@@ -1,8 +1,9 @@
 """Rewrites of an exported ONNX graph that change no value: forms that runtimes execute faster.
 
 Zero padding in front of a convolution moves into the convolution, batch normalisation behind a layer moves into
-its weights, a mean over all positions becomes a global average pooling, and traces of the exporting process
-(source lines, local paths) are removed.
+its weights, a mean over all positions becomes a global average pooling, padding in front of a pooling is
+written so that no runtime merges the two, and traces of the exporting process (source lines, local paths) are
+removed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+_KEEPS_ZERO = ("DequantizeLinear", "QuantizeLinear", "Identity", "Dropout")   # runtimes move or remove them
 
 
 def rewrite(model: Any) -> Any:  # noqa: ANN401 - onnx protobufs have no useful types
@@ -54,6 +57,9 @@ class _Rewriter:
                 self._pool_globally(node)
             elif node.op_type == "BatchNormalization":
                 self._fold_normalisation(node)
+        for node in list(self.graph.node):
+            if node.op_type in ("MaxPool", "AveragePool"):
+                self._keep_padding(node)
         self._drop_unread()
 
     def _array(self, name: str) -> np.ndarray | None:
@@ -102,6 +108,25 @@ class _Rewriter:
             return 0
         value = self._array(pad.input[2])
         return None if value is None else value.reshape(-1)[0].item()
+
+    def _keep_padding(self, pool: Any) -> None:  # noqa: ANN401
+        """Name the axes, all of them, of a padding that a pooling reads.
+
+        ONNX Runtime (seen in 1.31) merges a padding with zeros into the pooling, but not one with named axes.
+        A maximum pools as if padded with minus infinity, which is wrong for windows of negative numbers, and
+        the padding of a pooling must be smaller than its window, else the file does not load.
+        """
+        pad = self.producers.get(pool.input[0])
+        while pad is not None and pad.op_type in _KEEPS_ZERO:
+            pad = self.producers.get(pad.input[0])
+        if pad is None or pad.op_type != "Pad" or len(pad.input) > 3:
+            return
+        amounts = self._array(pad.input[1])
+        if amounts is None:
+            return
+        name = f"{pad.output[0]}_axes"
+        self.graph.initializer.append(self.from_array(np.arange(len(amounts) // 2, dtype=np.int64), name))
+        pad.input.extend([*[""] * (3 - len(pad.input)), name])
 
     def _pool_globally(self, node: Any) -> None:  # noqa: ANN401
         """A mean over all spatial positions of a 4-d tensor, kept as 1x1, is a global average pooling."""

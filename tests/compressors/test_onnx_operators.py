@@ -4,6 +4,7 @@ import functools
 from collections import Counter
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from artefact_models import POLICIES, choices_of, prepared
@@ -175,6 +176,36 @@ def test_a_lookup_takes_integers(tmp_path):
     translated_model(program, network)
     export_onnx(program, network, tmp_path / "model.onnx")
     check_same(model, tmp_path / "model.onnx", torch.tensor([[10, 3, 3, 0, 1]]))
+
+
+POOLED = {
+    "maximum": lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 2),
+    "maximum that pads too": lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2, 1),
+    "maximum of rows": lambda x: F.max_pool1d(F.pad(x.flatten(1, 2), (1, 0)), 2),
+    "padded twice": lambda x: F.max_pool2d(F.pad(F.pad(x, (1, 1)), (0, 0, 1, 1)), 2),
+    "behind dropout": lambda x: F.max_pool2d(F.dropout(F.pad(x, (1, 1, 1, 1)), training=False), 2),
+    "read twice": lambda x: F.max_pool2d(F.pad(x, (0, 3)), 3) + F.max_pool2d(F.pad(x, (0, 3)), 3).sum(),
+    "wide": lambda x: F.max_pool2d(F.pad(x, (2, 3, 0, 1)), 2),
+    "average": lambda x: F.avg_pool2d(F.pad(x, (1, 2, 0, 1)), 2),
+    "average that pads too": lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 2, padding=1),
+    "through torch.onnx": lambda x: F.max_pool2d(F.pad(torch.cumsum(x, 1), (1, 1, 1, 1)), 2),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_zero_padding_in_front_of_a_pooling_is_zeros_in_every_session(name, tmp_path):
+    """ONNX Runtime's default optimisations would merge the two and pool negative numbers as if never padded."""
+    torch.manual_seed(0)
+    model, x = Chain(POOLED[name], IMAGE), torch.randn(2, *IMAGE)
+    with torch.no_grad():
+        model.first.bias -= 20.0
+    program, network = captured(model, x)
+    export_onnx(program, network, tmp_path / "model.onnx")
+    check_same(model, tmp_path / "model.onnx", x)
+    defaults = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        torch.testing.assert_close(run_session(defaults, [x])[0], model(x), rtol=1e-4, atol=1e-5)
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"), full_check=True)
 
 
 # The capture itself never leaves these in a graph, or they stand for another name of a tested rule.
