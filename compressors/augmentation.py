@@ -23,12 +23,15 @@ class Augmentation:
             share of the other one uniform in 0 to 1/2.
         noise: Largest standard deviation of added Gaussian noise, in standard deviations of each feature; every
             sample draws its own between 0 and this.
+        difference: Standard deviation of a random factor times the difference of two other samples that is added:
+            noise with the covariance of the data; every sample draws its own between 0 and this.
         shift: Largest fraction of each spatial dimension that a sample is rolled by; only inputs with at least
             three dimensions, `(n, channels, ...)`, are.
     """
 
     mixup: float = 0.5
     noise: float = 0.5
+    difference: float = 0.5
     shift: float = 0.0
 
 
@@ -52,10 +55,16 @@ class Augmenter:
         mixed = self._uniform(size) < self.settings.mixup
         share = torch.where(mixed, 0.5 * self._uniform(size), 0.0)
         amount = self.settings.noise * self._uniform(size)
-        return tuple(
-            self._vary(tensor, spread, rows, others, share, amount)
-            for tensor, spread in zip(self.inputs, self.spread, strict=True)
-        )
+        pair = torch.randint(self.count, (2, size), generator=self.generator)
+        factor = self.settings.difference * self._uniform(size) * torch.randn(size, generator=self.generator)
+        varied = []
+        for tensor, spread in zip(self.inputs, self.spread, strict=True):
+            x = self._vary(tensor, spread, rows, others, share, amount)
+            if spread is not None and self.settings.difference > 0.0:
+                column = factor.reshape(-1, *(1,) * (x.ndim - 1)).to(x.dtype)
+                x = x + column * (tensor[pair[0]] - tensor[pair[1]])
+            varied.append(x)
+        return tuple(varied)
 
     def _vary(
         self, tensor: Tensor, spread: Tensor | None, rows: Tensor, others: Tensor, share: Tensor, amount: Tensor

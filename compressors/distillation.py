@@ -45,11 +45,11 @@ class DistillationSettings:
         seconds: Time limit; the schedule then ends early, and the result depends on the machine's speed.
     """
 
-    steps: int = 600
+    steps: int = 1500
     batch_size: int = 64
     learning_rate: float = 0.03
     temperature: float = 4.0
-    features: float = 3.0
+    features: float = 10.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     held_out: float = 0.125
     seconds: float | None = None

@@ -319,7 +319,7 @@ def test_the_dense_model_is_no_distance_from_itself():
 def test_augmentation_keeps_inputs_together_and_leaves_indices_alone():
     values = torch.arange(40.0).reshape(10, 4)
     indices = torch.arange(10)
-    augmenter = Augmenter((values, values * 2.0, indices), Augmentation(mixup=1.0, noise=0.0),
+    augmenter = Augmenter((values, values * 2.0, indices), Augmentation(mixup=1.0, noise=0.0, difference=0.0),
                           torch.Generator().manual_seed(0))
     first, second, third = augmenter.batch(25)
     assert torch.allclose(second, 2.0 * first)
@@ -330,18 +330,29 @@ def test_augmentation_keeps_inputs_together_and_leaves_indices_alone():
     assert (share > 0.0).any()
 
 
+def test_differences_stay_in_the_span_of_the_samples():
+    direction = torch.randn(1, 6)
+    values = torch.randn(30, 1) * direction
+    settings = Augmentation(mixup=0.0, noise=0.0, difference=1.0)
+    batch = Augmenter((values,), settings, torch.Generator().manual_seed(0)).batch(30)[0]
+    assert torch.linalg.matrix_rank(batch, tol=1e-4) == 1
+    known = values @ direction.T
+    assert ((batch @ direction.T - known.T).abs().amin(dim=1) > 1e-5).float().mean() > 0.8
+
+
 def test_augmentation_can_be_switched_off_and_covers_every_sample():
     values = torch.randn(12, 2, 6)
-    batch = Augmenter((values,), Augmentation(0.0, 0.0, 0.0), torch.Generator().manual_seed(0)).batch(12)[0]
+    settings = Augmentation(mixup=0.0, noise=0.0, difference=0.0)
+    batch = Augmenter((values,), settings, torch.Generator().manual_seed(0)).batch(12)[0]
     assert sorted(batch.sum(dim=(1, 2)).tolist()) == pytest.approx(sorted(values.sum(dim=(1, 2)).tolist()))
 
 
 def test_noise_is_in_proportion_to_each_feature_and_shifts_only_roll():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(64, 3, 10) * torch.tensor([1.0, 100.0, 0.0]).reshape(1, 3, 1)
-    noisy = Augmenter((values,), Augmentation(mixup=0.0, noise=0.5), generator).batch(64)[0]
+    noisy = Augmenter((values,), Augmentation(mixup=0.0, noise=0.5, difference=0.0), generator).batch(64)[0]
     assert (noisy[:, 2] == 0.0).all()
-    rolled = Augmenter((values,), Augmentation(mixup=0.0, noise=0.0, shift=0.3), generator).batch(64)[0]
+    rolled = Augmenter((values,), Augmentation(mixup=0.0, noise=0.0, difference=0.0, shift=0.3), generator).batch(64)[0]
     rolls = torch.stack([values.roll(step, dims=2) for step in range(-3, 4)], dim=1)   # (rows, steps, channels, length)
     matches = (rolled[:, None, None] == rolls[None]).all(dim=(-1, -2))                 # (rolled, rows, steps)
     assert (matches.any(dim=2).sum(dim=1) == 1).all()
