@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretopress.primary_metric import PrimaryMetric
+from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.spaces.documents import read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, nearest
 from paretopress.spaces.policy import Policy

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from paretopress.evaluators.budgets import UNITS, Budget, parse_budget
-from paretopress.primary_metric import ACCURACY, PrimaryMetric
+from paretopress.evaluators.primary_metric import ACCURACY, PrimaryMetric
 from paretopress.spaces.errors import ConfigError, InfeasibleError, unknown_name
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paretopress.evaluators.budgets import UNITS
-from paretopress.primary_metric import ACCURACY, PrimaryMetric
+from paretopress.evaluators.primary_metric import ACCURACY, PrimaryMetric
 from paretopress.selection import dominates
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from paretopress.evaluators.budgets import Budget
 from paretopress.evaluators.costs import runs_everywhere
+from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.evaluators.verification import Verified, drop_interval, measured_plain
 from paretopress.search.correlation import kendall, spearman
 from paretopress.search.finalists import Finalist
@@ -17,6 +19,8 @@ from paretopress.search.pareto import hypervolume, non_dominated
 from paretopress.search.problem import Problem
 
 NEIGHBOUR_GAP = 0.05
+ACCURACY_GAP = 0.005   # of a share; of the dense model's value where the metric is none
+WORST_DROP = 0.1       # the box of the hypervolume; likewise
 DENSE_NAME = "dense"
 
 
@@ -81,12 +85,15 @@ def judge(problem: Problem, candidates: Sequence[Candidate]) -> Verdict:
     dense = candidates[0]
     if isinstance(dense.verified, str):
         raise_failed_baseline(dense.verified)
-    judged = [_judge_alone(problem, candidate, dense) for candidate in candidates]
+    found = [one.verified.scores["accuracy"] for one in candidates if isinstance(one.verified, Verified)]
+    metric = PrimaryMetric.of(problem.data.metrics[0], found)
+    scale = metric.scale(found[0])
+    judged = [_judge_alone(problem, candidate, dense, metric) for candidate in candidates]
     judged = _mark_dominated(judged)
-    judged = _mark_crowded(judged)
+    judged = _mark_crowded(judged, ACCURACY_GAP * scale)
     judged = _mark_knee(judged)
     return Verdict(tuple(judged), _latency_error(problem, candidates), _proxies(candidates),
-                   _volume(judged, problem.cost_objectives))
+                   _volume(judged, problem.cost_objectives, WORST_DROP * scale))
 
 
 def raise_failed_baseline(reason: str) -> None:
@@ -96,14 +103,13 @@ def raise_failed_baseline(reason: str) -> None:
     raise ArtifactError(f"the dense baseline cannot be verified: {reason}")
 
 
-def _judge_alone(problem: Problem, candidate: Candidate, dense: Candidate) -> Judged:
+def _judge_alone(problem: Problem, candidate: Candidate, dense: Candidate, metric: PrimaryMetric) -> Judged:
     verified, baseline = candidate.verified, dense.verified
     assert isinstance(baseline, Verified)
     if isinstance(verified, str):
         return Judged(candidate, (), False, False, f"verification failed: {verified}", {})
-    direction = problem.data.metrics[0].direction
     accuracy, dense_accuracy = verified.scores["accuracy"], baseline.scores["accuracy"]
-    drop = dense_accuracy - accuracy if direction == "max" else accuracy - dense_accuracy
+    drop = metric.drop(accuracy, dense_accuracy)
     interval = drop_interval(baseline.correct, verified.correct)
     measured = {
         **measured_plain(verified),
@@ -115,7 +121,7 @@ def _judge_alone(problem: Problem, candidate: Candidate, dense: Candidate) -> Ju
     }
     values = _values(problem, candidate, verified)
     broken = _refusals(problem, candidate)
-    broken += _broken_budgets(problem, candidate, dense, values, accuracy, dense_accuracy)
+    broken += _broken_budgets(problem, candidate, dense, values, metric)
     if verified.parity.problem:
         broken.append(f"parity: {verified.parity.problem}")
     costs = (drop, *(values[name] for name in problem.cost_objectives))
@@ -147,11 +153,11 @@ def _broken_budgets(
     candidate: Candidate,
     dense: Candidate,
     values: Mapping[str, float],
-    accuracy: float,
-    dense_accuracy: float,
+    metric: PrimaryMetric,
 ) -> list[str]:
     assert isinstance(dense.verified, Verified)
     assert isinstance(candidate.verified, Verified)
+    accuracy, dense_accuracy = candidate.verified.scores["accuracy"], dense.verified.scores["accuracy"]
     baseline = _values(problem, dense, dense.verified)
     if candidate.verified.timing is not None:
         for device in problem.costs.devices:
@@ -161,7 +167,7 @@ def _broken_budgets(
     for budget in problem.settings.budgets:
         if not budget.on_cost:
             if budget.violation(accuracy, dense_accuracy) > 0.0:
-                broken.append(f"accuracy drop {abs(dense_accuracy - accuracy) * 100:.2f}pp exceeds {budget.text}")
+                broken.append(f"{_loss(budget, metric, accuracy, dense_accuracy)} exceeds {budget.text}")
             continue
         broken += [
             f"{name} {values[name]:.4g} exceeds {budget.text}"
@@ -169,6 +175,14 @@ def _broken_budgets(
             if math.isfinite(values[name]) and budget.violation(values[name], baseline[name]) > 0.0
         ]
     return broken
+
+
+def _loss(budget: Budget, metric: PrimaryMetric, accuracy: float, dense: float) -> str:
+    """A loss as text, in the metric's unit and, where the budget is relative, in percent of the dense model's value."""
+    drop = metric.drop(accuracy, dense)
+    amount = f"{100 * drop:.2f}pp" if metric.is_share else f"{drop:.4g}"
+    relative = f" ({drop / abs(dense):.2%})" if budget.kind == "relative" and dense else ""
+    return f"{metric.label} {metric.loss_word} {amount}{relative}"
 
 
 def _mark_dominated(judged: list[Judged]) -> list[Judged]:
@@ -187,14 +201,14 @@ def _mark_dominated(judged: list[Judged]) -> list[Judged]:
     return result
 
 
-def _mark_crowded(judged: list[Judged]) -> list[Judged]:
-    """Thin out points that differ from a neighbour by less than 5% in every objective."""
+def _mark_crowded(judged: list[Judged], gap: float) -> list[Judged]:
+    """Thin out points that differ from a neighbour by less than 5% in every cost and by less than `gap` in the drop."""
     kept: list[int] = []
     result = list(judged)
     order = sorted((i for i, p in enumerate(judged) if p.why_not is None),
                    key=lambda i: (judged[i].candidate.finalist.name != DENSE_NAME, judged[i].costs))
     for index in order:
-        twin = next((other for other in kept if not _differ(judged[index].costs, judged[other].costs)), None)
+        twin = next((other for other in kept if not _differ(judged[index].costs, judged[other].costs, gap)), None)
         if twin is None:
             kept.append(index)
         else:
@@ -203,9 +217,9 @@ def _mark_crowded(judged: list[Judged]) -> list[Judged]:
     return result
 
 
-def _differ(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether two points differ by at least 5% in a cost, or by at least half a point in accuracy."""
-    if abs(first[0] - second[0]) >= 0.005:
+def _differ(first: Sequence[float], second: Sequence[float], gap: float) -> bool:
+    """Whether two points differ by at least 5% in a cost, or by at least `gap` in the drop."""
+    if abs(first[0] - second[0]) >= gap:
         return True
     return any(abs(a - b) >= NEIGHBOUR_GAP * max(abs(a), abs(b)) for a, b in zip(first[1:], second[1:], strict=True))
 
@@ -263,8 +277,8 @@ def _proxies(candidates: Sequence[Candidate]) -> dict[str, float | None]:
     }
 
 
-def _volume(judged: Sequence[Judged], names: Sequence[str]) -> float:
-    """Hypervolume of (accuracy drop, time on the first target, size) against the dense model and a 10pp drop.
+def _volume(judged: Sequence[Judged], names: Sequence[str], worst: float) -> float:
+    """Hypervolume of (accuracy drop, time on the first target, size) against the dense model and the `worst` drop.
 
     Where the target cannot execute the dense model, the slowest verified point that it can stands for its time.
     """
@@ -276,5 +290,5 @@ def _volume(judged: Sequence[Judged], names: Sequence[str]) -> float:
     slowest = np.where(np.isfinite(known), known, 0.0).max(axis=0)
     dense = np.where(np.isfinite(known[0]), known[0], slowest)
     dense = np.maximum(dense, 1e-12)   # a model without weights has no bytes
-    costs = np.array([[max(0.0, point.costs[0] / 0.1), *(np.array(point.costs)[columns] / dense)] for point in rows])
+    costs = np.array([[max(0.0, point.costs[0] / worst), *(np.array(point.costs)[columns] / dense)] for point in rows])
     return hypervolume(costs, np.ones(costs.shape[1]))

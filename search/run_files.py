@@ -51,6 +51,7 @@ def contract(
     where = {"host": f"{host['cpu']}, {host['runtime']}, {host['threads']} thread", "device": device}
     points = [_point(point, where) for point in verdict.points]
     named = [point for point in points if point["name"] not in (None, "dense")]
+    metric = problem.data.metrics[0]
     states: dict[str, int] = {}
     for record in records:
         states[record.state.value] = states.get(record.state.value, 0) + 1
@@ -59,6 +60,7 @@ def contract(
         "baseline": points[0],
         "points": points,
         "comparisons": named,
+        "metric": {"name": metric.label or metric.name, "direction": metric.direction},
         "seed": problem.settings.seed,
         "target": [device.id for device in problem.costs.devices],
         "tiers": {device.id: device.tier for device in problem.costs.devices},

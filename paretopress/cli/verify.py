@@ -11,7 +11,7 @@ import click
 from paretopress.cli.options import DATA_OPTION, MODEL_OPTION, common, print_json, terminal_width
 
 if TYPE_CHECKING:
-    from paretopress.primary_metric import PrimaryMetric
+    from paretopress.evaluators.primary_metric import PrimaryMetric
 
 _OF_METRIC = ("accuracy", "accuracy_baseline", "accuracy_drop")
 
@@ -25,7 +25,7 @@ def verify_command(output: Path, model: str, data: str, runs: int, as_json: bool
     """Check an exported model: files, accuracy on the holdout data, and time in ONNX Runtime here."""
     from paretopress.evaluators.metrics import normalise_metric
     from paretopress.factories import load_data, load_model
-    from paretopress.primary_metric import PrimaryMetric
+    from paretopress.evaluators.primary_metric import PrimaryMetric
     from paretopress.progress import observing
     from paretopress.search.session import verify_artifact
     from paretopress.spaces.errors import ArtifactError

@@ -10,7 +10,7 @@ import paretopress
 from paretopress import Result
 from paretopress.cli.verify import measured_text
 from paretopress.evaluators.metrics import RESERVED, Metric
-from paretopress.primary_metric import PrimaryMetric
+from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.selection import dominates, pick_point
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError
 

@@ -7,7 +7,7 @@ import pytest
 
 from paretopress.cli.inspect import inspection_text
 from paretopress.cli.verify import measured_text
-from paretopress.primary_metric import PrimaryMetric
+from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.tables import shown
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from paretopress.evaluators.budgets import parse_budget
+from paretopress.evaluators.metrics import Metric
 from paretopress.evaluators.timing import Timing
 from paretopress.evaluators.verification import Parity, Verified
 from paretopress.search.correlation import kendall, spearman
@@ -151,6 +152,56 @@ def test_budgets_are_judged_on_measured_values(problem_of):
         0: False, 1: True, 2: False, 3: False, 4: False, 5: True, 6: False
     }
     assert found[5] == "dominated by #1"
+
+
+@pytest.fixture
+def errors_of(problem_of):
+    """Make a problem of which the first metric is an error that is no share: less is better."""
+
+    def make(*budgets):
+        problem = problem_of()
+        metric = Metric(lambda *_: 0.0, "min", label="mse")
+        parsed = tuple(parse_budget(text, "accuracy", "min") for text in budgets)
+        settings = replace(problem.settings, budgets=parsed)
+        return replace(problem, data=replace(problem.data, metrics=(metric,)), settings=settings)
+
+    return make
+
+
+def test_a_relative_budget_of_a_share_says_what_was_lost_relatively(problem_of):
+    verdict = judge(problem_of(("accuracy", "2%")), [candidate(*DENSE), candidate(1, 0.912, 4.0, 500)])
+    assert reasons(verdict)[1] == "accuracy drop 3.80pp (4.00%) exceeds 2%"
+
+
+def test_a_metric_that_is_no_share_is_told_in_its_own_unit(errors_of):
+    verdict = judge(errors_of("5%"), [
+        candidate(0, 0.20, 10.0, 1000), candidate(1, 0.2089, 4.0, 500), candidate(2, 0.22, 4.0, 500),
+    ])
+    assert reasons(verdict) == {0: None, 1: None, 2: "mse rise 0.02 (10.00%) exceeds 5%"}
+    assert verdict.points[1].measured["accuracy_drop"] == pytest.approx(0.0089)
+
+
+def test_a_metric_that_is_no_share_is_compared_by_ratios(errors_of):
+    """The same points with errors a thousand times larger or smaller are judged alike."""
+    verdicts = [
+        judge(errors_of(), [
+            candidate(0, 0.2 * unit, 10.0, 1000),
+            candidate(1, 0.21 * unit, 5.0, 500),
+            candidate(2, 0.2108 * unit, 4.90, 495),   # 0.4% of the dense error worse: the same but for rounding
+            candidate(3, 0.2112 * unit, 4.85, 490),   # 0.6% worse
+        ])
+        for unit in (1e-3, 1.0, 1e3)
+    ]
+    for verdict in verdicts:
+        assert reasons(verdict) == {0: None, 1: None, 2: "within 5% of #1 in every objective", 3: None}
+    volumes = [verdict.hypervolume for verdict in verdicts]
+    # Against the dense model and an error 10% larger: point 1 loses 5% of the dense error, point 3 5.6%.
+    assert volumes == pytest.approx([0.5 * 0.5 * 0.5 + 0.44 * (0.515 * 0.51 - 0.25)] * 3)
+
+
+def test_a_dense_error_of_zero_is_judged(errors_of):
+    verdict = judge(errors_of("5%"), [candidate(0, 0.0, 10.0, 1000), candidate(1, 0.02, 4.0, 500)])
+    assert reasons(verdict) == {0: None, 1: "mse rise 0.02 exceeds 5%"}
 
 
 def test_nothing_feasible_leaves_an_empty_front_without_a_knee(problem_of):
@@ -298,6 +349,14 @@ def test_files_repeat_byte_for_byte_what_they_are_made_of(tiny_run, problem_of, 
     assert read["a", "measured"] != read["c", "measured"]
 
 
+def test_the_contract_names_the_metric_and_its_direction(errors_of, tmp_path):
+    from paretopress.search.run_files import contract
+
+    problem = errors_of("5%")
+    points = judge(problem, [candidate(0, 0.20, 10.0, 1000)])
+    assert contract(tmp_path, problem, points, {}, [])["metric"] == {"name": "mse", "direction": "min"}
+
+
 def test_every_front_is_finite_json_with_the_contract_s_keys(tiny_run):
     import json
 
@@ -306,6 +365,7 @@ def test_every_front_is_finite_json_with_the_contract_s_keys(tiny_run):
 
     document = json.loads((tiny_run.path / "front.json").read_text(), parse_constant=refuse)
     assert {"run", "baseline", "points"} <= document.keys()
+    assert document["metric"] == {"name": "top1", "direction": "max"}
     keys = {"id", "policy_hash", "feasible", "knee", "predicted", "measured", "why_not"}
     for point in document["points"]:
         assert keys <= point.keys()

@@ -73,6 +73,15 @@ class PrimaryMetric:
             return f"{100 * (value - dense):+.1f} pp"
         return f"{(value - dense) / abs(dense):+.1%}" if dense else ""
 
+    @property
+    def loss_word(self) -> str:
+        """What a loss is called: values of which more is better drop, others rise."""
+        return "drop" if self.direction == "max" else "rise"
+
+    def scale(self, dense: float) -> float:
+        """Return the unit in which drops are compared: 1 of a share, else the dense model's size, 1 where that is 0."""
+        return 1.0 if self.is_share else abs(dense) or 1.0
+
     def drop_shown(self, drop: float, dense: float | None) -> str:
         """Return a drop as text: `+0.30 pp` of a share, else `+0.0009 (+3.1%)`; positive is worse."""
         if self.is_share:
