@@ -55,6 +55,21 @@ class DistillationSettings:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Distilled:
+    """What came of a distillation.
+
+    Attributes:
+        network: The trained network, or the one before where training did not bring it nearer to the dense model.
+        before: Divergence from the dense model before, on the samples that were held out.
+        after: Divergence of `network` on them.
+    """
+
+    network: Network
+    before: float
+    after: float
+
+
 def distil(
     program: Program,
     network: Network,
@@ -63,7 +78,7 @@ def distil(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Network:
+) -> Distilled:
     """Train a network's weights and biases against the dense model.
 
     Everything else stays: the plan, scales, ranges and kept channels, and layers that are frozen. With the same
@@ -78,27 +93,27 @@ def distil(
         progress: Called with steps done and in all.
 
     Returns:
-        The trained network, or `network` itself where training did not bring it nearer to the dense model on the
-        samples that were held out.
+        The network, with its divergence on the samples that were held out before and after.
     """
     settings = settings or DistillationSettings()
     if network.plan.policy.is_dense:   # realised as a copy of the user's own model
-        return network
+        return Distilled(network, 0.0, 0.0)
     with torch.inference_mode(mode=False), torch.enable_grad():
         inputs = [tensor.detach().clone() for tensor in inputs]
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(inputs[0]), generator=generator)
         count = max(1, round(settings.held_out * len(order)))
         held_out, training = ([tensor[rows] for tensor in inputs] for rows in (order[:count], order[count:]))
+        before = output_divergence(program, network, held_out)
         student = Student(program, network, settings)
         if not student.trained or not len(training[0]):
-            return network
+            return Distilled(network, before, before)
         augmenter = Augmenter(training, settings.augmentation, generator)
         if not _train(student, augmenter, settings, progress):
-            return network
-        after = student.finished()
-    before_loss, after_loss = (output_divergence(program, one, held_out) for one in (network, after))
-    return after if after_loss < before_loss else network
+            return Distilled(network, before, before)
+        trained = student.finished()
+        after = output_divergence(program, trained, held_out)
+    return Distilled(trained, before, after) if after < before else Distilled(network, before, before)
 
 
 class Student:

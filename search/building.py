@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paretopress.search.session import Observer
 
 ROUNDS = 4                 # a round builds a quarter of what may be built
+DISTILLATION_SHARE = 0.8   # of the time for building
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 
 
@@ -38,6 +39,8 @@ class BuildSettings:
         finalists: How many candidates are verified, besides the named ones.
         fewest: How many are built however short the time.
         deadline: Of `time.monotonic()`, None for no limit.
+        distilled: Whether every build is distilled, which takes longer than all else: as many are built as
+            are verified then.
     """
 
     objectives: Mapping[str, str]
@@ -46,11 +49,24 @@ class BuildSettings:
     finalists: int
     fewest: int
     deadline: float | None = None
+    distilled: bool = False
 
     @property
     def most(self) -> int:
         """How many are built at most, besides the named ones."""
-        return BUILDS_PER_FINALIST * self.finalists
+        return self.finalists if self.distilled else BUILDS_PER_FINALIST * self.finalists
+
+    def distillation_seconds(self, named: int, workers: int) -> float | None:
+        """Time for each distillation, so that all of the builds fit; None where there is no limit.
+
+        Args:
+            named: How many builds there are besides the candidates.
+            workers: How many are under way at a time.
+        """
+        if self.deadline is None:
+            return None
+        left = max(0.0, self.deadline - time.monotonic())
+        return DISTILLATION_SHARE * left * workers / (named + self.most)
 
     def in_time(self) -> bool:
         """Whether there is time to build another one."""
@@ -65,6 +81,7 @@ class Workshop:
         folder: Where everything is built.
         executor: Does the building; its file system is this one's.
         observer: Hears about progress.
+        seconds: Time for each distillation, None for no limit.
         built: Records by policy hash.
         failed: One line by policy hash.
     """
@@ -72,6 +89,7 @@ class Workshop:
     folder: Path
     executor: Executor
     observer: Observer
+    seconds: float | None = None
     built: dict[str, Built] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -97,7 +115,7 @@ class Workshop:
                     waiting.clear()
                     break
                 number, policy = waiting.pop(0)
-                self.executor.submit(number, Construction(policy, str(self.place(policy))))
+                self.executor.submit(number, Construction(policy, str(self.place(policy)), self.seconds))
             if not self.executor.pending:
                 return
             outcome = self.executor.next_result()
@@ -133,7 +151,8 @@ def build_finalists(
     """
     drain(workshop.executor)
     workshop.open()
-    workshop.observer.stage("refit", len(named) + min(settings.most, len(records)))
+    workshop.seconds = settings.distillation_seconds(len(named), workshop.executor.capacity)
+    workshop.observer.stage("distil" if settings.distilled else "refit", len(named) + min(settings.most, len(records)))
     workshop.build(named, settings, len(named))
     baseline = named[0].hash
     if baseline in workshop.failed:

@@ -114,9 +114,10 @@ def prospects(
     if not complete:
         return []
     before = [record.values["divergence"] for record in complete]
+    judged = [one for one in built.values() if one.tier != "distilled"]   # others may have been trained on the samples
     curve = AccuracyCurve.fit(
-        [*before, *(one.divergence for one in built.values())],
-        [*(record.values["accuracy"] for record in complete), *(one.refitted for one in built.values())],
+        [*before, *(one.divergence for one in judged)],
+        [*(record.values["accuracy"] for record in complete), *(one.refitted for one in judged)],
         limits.direction,
     )
     pairs = [(loss, built[r.policy.hash].divergence) for r, loss in zip(complete, before, strict=True)

@@ -54,6 +54,8 @@ class SearchSettings:
         executor: `"serial"`, `"process"` or `"ray"`.
         sampler: `"nsga2"`, `"tpe"` or `"random"`.
         importance: How channels are ranked: `"obs"`, `"l1"`, `"l2"` or `"taylor"`.
+        distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
+            on the train set where the data has one.
         finalists: How many candidates are verified, beside the baseline and the comparisons.
         space: What the space offers.
         timing_runs: Counted runs of each timing.
@@ -70,6 +72,7 @@ class SearchSettings:
     executor: str = "serial"
     sampler: str = "nsga2"
     importance: str = "obs"
+    distil: str = "auto"
     finalists: int = 22
     space: SpaceSettings = field(default_factory=SpaceSettings)
     timing_runs: int = 200
@@ -153,6 +156,13 @@ class Problem:
         found: dict[str, Mapping[str, Any]] = {"uniform int8": integer, "uniform half width": half}
         return {name: self.policy(choices) for name, choices in found.items() if choices}
 
+    def distillation_samples(self) -> Batches | None:
+        """What finalists are distilled on, None where they are not."""
+        data, wanted = self.data, self.settings.distil
+        if wanted == "calibration":
+            return data.calibration
+        return None if wanted == "off" else data.train
+
     def policy(self, choices: Mapping[str, Any]) -> Policy:
         """A policy of this model and space."""
         return Policy.of(choices, model=self.model_fingerprint, space=self.space.fingerprint)
@@ -165,7 +175,8 @@ class Problem:
     def fingerprints(self) -> dict[str, str]:
         """What the results of a run depend on."""
         settings = self.settings
-        evaluator = [settings.importance, settings.sampler, settings.finalists, settings.executor == "serial",
+        evaluator = [settings.importance, settings.distil, settings.sampler, settings.finalists,
+                     settings.executor == "serial",
                      [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
         return {
             "model": self.model_fingerprint,
@@ -198,6 +209,8 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
         ProfileError: An unknown or malformed device profile.
     """
     prepared = prepare(data)
+    if settings.distil == "train" and prepared.train is None:
+        raise ConfigError("distil: train: the data has no train set (allowed: auto, calibration, off)")
     settings = replace(settings, budgets=_with_directions(settings.budgets, prepared.metrics[0].direction))
     example = prepared.calibration.first(EXAMPLE_SAMPLES)[0]
     program = build_program(model, example.args, dict(example.kwargs))

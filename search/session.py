@@ -48,6 +48,7 @@ SEEDS = 40
 TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SENSITIVITY = "sensitivity.json"
+DISTIL = ("auto", "train", "calibration", "off")
 THREADS = 1               # results must not depend on how many cores happen to be there
 
 
@@ -152,6 +153,8 @@ def _versions() -> str:
 def _check_settings(settings: SearchSettings) -> None:
     if settings.importance not in IMPORTANCES:
         raise ConfigError(unknown_name("importance", settings.importance, IMPORTANCES))
+    if settings.distil not in DISTIL:
+        raise ConfigError(unknown_name("distil", settings.distil, DISTIL))
     if settings.executor not in ("serial", "process", "ray"):
         raise ConfigError(unknown_name("executor", settings.executor, ("serial", "process", "ray")))
     if settings.seconds is None and settings.trials is None:

@@ -21,15 +21,17 @@ class Substitution:
 
 @dataclass(frozen=True, slots=True)
 class Construction:
-    """Build a finalist by the refit pass and store it.
+    """Build a finalist by the refit pass, distil it where the run does that, and store it.
 
     Attributes:
         policy: What to build.
         folder: Where the artefact is stored; the worker's file system must be the driver's.
+        seconds: Time for its distillation, None for no limit.
     """
 
     policy: Policy
     folder: str
+    seconds: float | None = None
 
 
 Task: TypeAlias = Policy | Substitution | Construction

@@ -81,6 +81,7 @@ def verify_finalists(
     settings = BuildSettings(
         problem.objectives, evaluator.limits, evaluator.samples.count, problem.settings.finalists, FEWEST,
         None if deadline is None else time.monotonic() + BUILD_SHARE * max(0.0, deadline - time.monotonic()),
+        problem.distillation_samples() is not None,
     )
     workshop = Workshop(path / BUILDING, executor, observer)
     others = build_finalists(workshop, list(named.values()), records, settings)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from paretopress.compressors.distillation import DistillationSettings, Distilled, distil
 from paretopress.compressors.network import Network, dense_network
 from paretopress.compressors.realise import realise
 from paretopress.compressors.refit import refit
@@ -24,6 +25,7 @@ from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 
 REFIT_SAMPLES = 512
+TRAINING_SAMPLES = 10_000   # every worker holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Built:
     """A finalist as it was built and stored.
 
     Attributes:
-        tier: `"dense"`, `"entries"` or `"refit"`: which build is stored.
+        tier: `"dense"`, `"entries"`, `"refit"` or `"distilled"`: which build is stored.
         stitched: Accuracy on the search set before the refit.
         refitted: Accuracy on the search set of what is stored.
         divergence: Divergence from the dense model on the search set of what is stored.
@@ -69,7 +71,10 @@ class Workload:
         model: The user's dense model, to realise finalists with.
         inputs: Calibration samples of the refit as one batch, one tensor per model input.
         check: The first holdout samples: what an artefact computes on them must survive reloading.
-        seed: Seed of the refit's sampled positions.
+        seed: Seed of the refit's sampled positions and of the distillation.
+        training: Inputs that finalists are distilled on, as one batch; empty where they are not.
+        trains_on_search: Whether these are search samples too.
+        distillation: How they are distilled.
     """
 
     evaluator: CandidateEvaluator
@@ -77,6 +82,9 @@ class Workload:
     inputs: tuple[Tensor, ...]
     check: Batches
     seed: int
+    training: tuple[Tensor, ...] = ()
+    trains_on_search: bool = False
+    distillation: DistillationSettings = DistillationSettings()   # noqa: RUF009 - frozen
 
     @classmethod
     def of(cls, problem: Problem, evaluator: CandidateEvaluator) -> Workload:
@@ -84,26 +92,37 @@ class Workload:
         batch = problem.data.calibration.first(REFIT_SAMPLES).whole
         inputs = tuple(problem.program.flatten_inputs(batch.args, batch.kwargs))
         check = problem.data.holdout.first(PARITY_SAMPLES)
-        return cls(evaluator, problem.model, inputs, check, problem.settings.seed)
+        samples = problem.distillation_samples()
+        if samples is None:
+            return cls(evaluator, problem.model, inputs, check, problem.settings.seed)
+        samples = samples.first(TRAINING_SAMPLES)
+        training = tuple(problem.program.flatten_inputs(samples.whole.args, samples.whole.kwargs))
+        shared = not set(samples.row_hashes()).isdisjoint(evaluator.samples.row_hashes())
+        return cls(evaluator, problem.model, inputs, check, problem.settings.seed, training, shared)
 
     def __call__(self, task: Task) -> Evaluation:
         """Do one task: `Policy`, `Substitution` (`loss`) or `Construction` (see `Built`)."""
         match task:
             case Substitution(policy):
                 return Evaluation(State.COMPLETE, {"loss": substitution_loss(self.evaluator.entries, policy)})
-            case Construction(policy, folder):
-                built = self.construct(policy, Path(folder))
+            case Construction(policy, folder, seconds):
+                built = self.construct(policy, Path(folder), seconds)
                 return Evaluation(State.COMPLETE, {"accuracy": built.refitted, "divergence": built.divergence})
             case _:
                 return self.evaluator(task)
 
-    def construct(self, policy: Policy, folder: Path) -> Built:
+    def construct(self, policy: Policy, folder: Path, seconds: float | None = None) -> Built:
         """Build a finalist and store it in `folder`, with its record beside it.
 
         The dense model gets its ONNX file too: times of the others are paired with it.
         """
         program = self.evaluator.entries.program
         network, tier, before, after = build(self.evaluator, policy, self.inputs, self.seed)
+        if self.training:
+            settings = replace(self.distillation, seconds=seconds)
+            distilled = distil(program, network, self.training, settings, seed=self.seed)
+            if distilled.network is not network:
+                network, tier, after = distilled.network, "distilled", self._scored(distilled, after)
         if policy.is_dense:
             network = dense_network(program, plan(program.structure, policy))
         compressed = realise(self.model, program, network)
@@ -116,6 +135,16 @@ class Workload:
         )
         built.save(folder)
         return built
+
+    def _scored(self, distilled: Distilled, before: dict[str, float]) -> dict[str, float]:
+        """Scores of a distilled network; where it was trained on the search samples, their divergence flatters it.
+
+        What it gained on the samples that were held out stands in for what it gained there.
+        """
+        after = self.evaluator.score(distilled.network)
+        if self.trains_on_search and distilled.before > 0.0:
+            after["divergence"] = before["divergence"] * distilled.after / distilled.before
+        return after
 
 
 def build(

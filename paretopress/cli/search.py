@@ -119,6 +119,11 @@ def demo_command(
 @click.option("--sampler", help="How trials are proposed: nsga2, tpe or random.  [default: nsga2]")
 @click.option("--importance", help="How channels are ranked: obs, taylor, l2 or l1.  [default: obs]")
 @click.option(
+    "--distil",
+    help="Train finalists against the dense model, without labels, on these inputs: train, calibration, off, or auto: "
+    "on train where the data has it.  [default: auto]",
+)
+@click.option(
     "--set",
     "assignments",
     multiple=True,
@@ -142,6 +147,7 @@ def search_command(
     ray: str | None,
     sampler: str | None,
     importance: str | None,
+    distil: str | None,
     assignments: Sequence[str],
     as_json: bool,
 ) -> int:
@@ -160,6 +166,7 @@ def search_command(
         "ray": ray,
         "sampler": sampler,
         "importance": importance,
+        "distil": distil,
     }
     plain = with_arguments(
         read_plain(settings_file, assignments), targets, limits_of(limits), max_drop, flags

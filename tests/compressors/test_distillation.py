@@ -65,7 +65,7 @@ def trained(monkeypatch):
         losses = iter((1.0, 0.0))
         with monkeypatch.context() as patch:
             patch.setattr(distillation, "output_divergence", lambda *_: next(losses))
-            return distil(*args, replace(QUICK, **settings))
+            return distil(*args, replace(QUICK, **settings)).network
     return train
 
 
@@ -99,7 +99,7 @@ def test_what_comes_back_is_never_further_from_the_dense_model_where_it_is_compa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distillation, "output_divergence", watch)
-        result = distil(item.program, network, item.inputs, QUICK)
+        result = distil(item.program, network, item.inputs, QUICK).network
     before, after = compared
     assert (result is network) == (after >= before)
 
@@ -108,7 +108,7 @@ def test_the_guard_keeps_the_network_that_training_made_worse():
     item = prepared("depthwise")
     network = item.network(choices_of(item, keep=True))
     ruinous = replace(QUICK, learning_rate=1e3)
-    assert distil(item.program, network, item.inputs, ruinous) is network
+    assert distil(item.program, network, item.inputs, ruinous).network is network
 
 
 def test_only_weights_biases_and_integers_change(case, trained):
@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_tensors_and_another_seed_others(policy, tr
     network = item.network(choices_of(item, **POLICIES[policy]))
     one, again = (trained_tensors(trained(item.program, network, item.inputs)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
-    other = trained_tensors(distil(item.program, network, item.inputs, QUICK, seed=1))
+    other = trained_tensors(distil(item.program, network, item.inputs, QUICK, seed=1).network)
     assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -211,7 +211,7 @@ def test_training_recovers_more_of_a_dropped_branch_than_solving_layer_by_layer(
     seen, unseen = inputs[:128], inputs[128:]
     with torch.inference_mode():
         network = refit(program, entries, planned, (seen,))
-        result = distil(program, network, (seen,), DistillationSettings(steps=200, batch_size=32))
+        result = distil(program, network, (seen,), DistillationSettings(steps=200, batch_size=32)).network
     before, after = (output_divergence(program, one, (unseen,)) for one in (network, result))
     assert after < before
     compressed = realise(model, program, result)
@@ -231,7 +231,7 @@ def test_training_recovers_a_pruned_perceptron_on_samples_it_never_saw():
     planned = plan(program.structure, Policy.of({"0/channels": Keep(0.5), "2/channels": Keep(0.5)}))
     with torch.inference_mode():
         network = refit(program, entries, planned, (seen,))
-    result = distil(program, network, (seen,), DistillationSettings(steps=300))
+    result = distil(program, network, (seen,), DistillationSettings(steps=300)).network
     before, after = (output_divergence(program, one, (unseen,)) for one in (network, result))
     assert after < 0.85 * before
 
@@ -250,14 +250,14 @@ def test_frozen_layers_keep_their_weights(trained):
 def test_the_dense_model_comes_back_as_it_is():
     item = prepared("resnet")
     network = item.network({})
-    assert distil(item.program, network, item.inputs, QUICK) is network
+    assert distil(item.program, network, item.inputs, QUICK).network is network
 
 
 def test_a_network_without_trainable_layers_or_samples_comes_back():
     item = prepared("mlp")
     network = item.network(choices_of(item, keep=True))
-    assert distil(item.program, network, [tensor[:1] for tensor in item.inputs], QUICK) is network
-    assert distil(item.program, network, item.inputs, replace(QUICK, seconds=0.0)) is network
+    assert distil(item.program, network, [tensor[:1] for tensor in item.inputs], QUICK).network is network
+    assert distil(item.program, network, item.inputs, replace(QUICK, seconds=0.0)).network is network
 
 
 def test_progress_counts_steps():
