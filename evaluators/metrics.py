@@ -42,6 +42,11 @@ def top1(outputs: Any, targets: Tensor) -> float:  # noqa: ANN401 - models retur
     Raises:
         DataError: The scores are not finite, or the shapes do not belong together.
     """
+    return float(right_first(outputs, targets).double().mean())
+
+
+def right_first(outputs: Any, targets: Tensor) -> Tensor:  # noqa: ANN401
+    """Return which first guesses are correct, booleans in the shape of `targets`. See `top1`."""
     scores = _logits(outputs)
     if scores.ndim < 2 or scores.shape[1] < 2 or scores.shape[:1] + scores.shape[2:] != targets.shape:
         raise DataError(
@@ -50,7 +55,7 @@ def top1(outputs: Any, targets: Tensor) -> float:  # noqa: ANN401 - models retur
         )
     if not bool(torch.isfinite(scores).all()):
         raise DataError("the model's outputs hold NaN or infinities")
-    return float((scores.argmax(dim=1) == targets).double().mean())
+    return scores.argmax(dim=1) == targets
 
 
 def _logits(outputs: Any) -> Tensor:  # noqa: ANN401

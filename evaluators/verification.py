@@ -16,7 +16,7 @@ from paretopress.compressors.compressed_model import CompressedModel, load, netw
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
 from paretopress.compressors.program import Program
 from paretopress.evaluators.batches import Batches
-from paretopress.evaluators.metrics import Metric, concatenate_outputs, score
+from paretopress.evaluators.metrics import Metric, concatenate_outputs, right_first, score, top1
 from paretopress.evaluators.timing import Timing, time_alternately
 from paretopress.spaces.errors import DiskError, StorageError
 
@@ -68,8 +68,8 @@ class Verified:
         onnx_bytes: The ONNX file.
         parity: Agreement of its forms.
         timing: Alternated times, None where the artefact was not timed.
-        correct: Per holdout sample whether the first output is right, for paired intervals; empty where
-            the outputs are not class scores.
+        correct: Per holdout sample whether the first guess is right, for paired intervals; empty where the
+            first metric is not `top1`, or there is more than one guess per sample.
     """
 
     scores: Mapping[str, float]
@@ -184,7 +184,7 @@ def _verify(
     if not (folder / ONNX).exists():
         add_onnx(compressed, folder)
     opened = session(folder / ONNX)
-    outputs, from_onnx, correct = _outputs(compressed, opened, holdout)
+    outputs, from_onnx = _outputs(compressed, opened, holdout)
     sizes = [path.stat().st_size for path in folder.iterdir() if path.name != ONNX]
     timing = None
     if reference is not None:
@@ -194,8 +194,15 @@ def _verify(
     return Verified(
         score(metrics, outputs, holdout.targets), compressed.size_bytes, sum(sizes), (folder / ONNX).stat().st_size,
         Parity(None if not task.expected else digest == task.expected, *from_onnx, bool(compressed.delta.ranges)),
-        timing, correct,
+        timing, _correct(metrics[0], outputs, holdout.targets),
     )
+
+
+def _correct(metric: Metric, outputs: Any, targets: Tensor) -> tuple[bool, ...]:  # noqa: ANN401
+    """Which samples are right, empty where that is not what the metric counts."""
+    if metric.function is not top1 or targets.ndim != 1:
+        return ()
+    return tuple(right_first(outputs, targets).tolist())
 
 
 def add_onnx(compressed: CompressedModel, folder: Path) -> None:
@@ -234,11 +241,11 @@ def output_digest(model: nn.Module, samples: Batches) -> str:
 
 def _outputs(
     compressed: CompressedModel, opened: Any, samples: Batches  # noqa: ANN401
-) -> tuple[Any, tuple[float, float], tuple[bool, ...]]:
-    """All PyTorch outputs, (difference, agreement) with ONNX Runtime, and which samples are right."""
+) -> tuple[Any, tuple[float, float]]:
+    """All PyTorch outputs, and (difference, agreement) with ONNX Runtime."""
     from torch.utils import _pytree as pytree
 
-    collected, difference, largest, agreeing, right = [], 0.0, 0.0, 0, []
+    collected, difference, largest, agreeing = [], 0.0, 0.0, 0
     for batch in samples:
         with torch.inference_mode():
             outputs = compressed(*batch.args, **batch.kwargs)
@@ -250,10 +257,8 @@ def _outputs(
             largest = max(largest, float(one.abs().max()))
         first, second = _leading(flat[0]), _leading(found[0])
         agreeing += int((first == second).sum())
-        if batch.targets is not None and batch.targets.shape == first.shape:
-            right += (first == batch.targets).tolist()
     outputs = concatenate_outputs(collected)
-    return outputs, (difference / max(largest, 1e-12), agreeing / samples.count), tuple(right)
+    return outputs, (difference / max(largest, 1e-12), agreeing / samples.count)
 
 
 def _largest_difference(one: Tensor, other: Tensor) -> float:

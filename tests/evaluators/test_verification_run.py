@@ -11,6 +11,7 @@ from paretopress.compressors.network import dense_network
 from paretopress.compressors.program import build_program
 from paretopress.compressors.realise import realise
 from paretopress.evaluators.data import Data, prepare
+from paretopress.evaluators.metrics import Metric, top1
 from paretopress.evaluators.verification import ONNX, Task, output_digest, verify_artifacts
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE
@@ -81,3 +82,35 @@ def test_an_artefact_of_another_model_is_not_judged_with_the_capture_at_hand(tmp
     assert own.parity.problem == again.parity.problem == ""
     assert other.startswith("ArtifactError: the artefact belongs to another model")
     assert altered.startswith("ArtifactError")
+
+
+def first_guesses(outputs, targets):
+    """The user's own function: what it counts is not known."""
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_right_and_wrong_samples_are_known_of_first_guesses_only(tmp_path, outputs):
+    """Targets of a regression are no classes, and the sign of an output is no guess."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, outputs)).eval()
+    program = build_program(model, (torch.zeros(4, 6),))
+    compressed = realise(model, program, dense_network(program, plan(program.structure, DENSE)))
+    inputs = torch.randn(40, 6)
+    compressed.save(tmp_path / "0")
+
+    def correct(targets, metric):
+        data = prepare(Data(inputs + 1.0, (inputs + 2.0, targets), (inputs, targets), metric=metric))
+        (found,) = verify(model, [Task(str(tmp_path / "0"))], data)
+        return found.correct
+
+    shape = (40,) if outputs == 1 else (40, outputs)
+    errors = {"mse": Metric(lambda o, t: float(((o.reshape(t.shape) - t) ** 2).mean()), "min")}
+    assert correct((torch.randn(shape) > 0).float(), errors) == ()
+    classes = torch.randint(0, 3, (40,))
+    assert correct(classes, {"mine": lambda _, t: float(len(t))}) == ()
+    if outputs > 1:
+        with torch.inference_mode():
+            right = model(inputs).argmax(1) == classes
+        assert correct(classes, first_guesses) == ()
+        assert correct(classes, Metric(top1, label="mine")) == tuple(right.tolist())

@@ -283,6 +283,16 @@ def test_predicted_and_measured_latency_are_compared_where_the_target_runs(probl
     assert error["within_15_pct"] == 1.0
 
 
+def test_the_knee_beats_what_people_would_try_by_hand_where_a_point_does(problem_of):
+    """By ratios alone the small and slow point is the knee; it is slower than uniform int8."""
+    problem = problem_of(("accuracy", "10pp"))
+    dense = candidate(0, 0.95, 10.0, 1000, name="dense")
+    uniform = candidate(1, 0.93, 5.0, 300, name="uniform int8")
+    slow, fast = candidate(2, 0.93, 8.0, 10), candidate(3, 0.93, 4.5, 250)
+    assert [point.knee for point in judge(problem, [dense, slow, fast]).points] == [False, True, False]
+    assert [point.knee for point in judge(problem, [dense, uniform, slow, fast]).points] == [False, False, False, True]
+
+
 def test_the_knee_compares_times_and_bytes_by_ratios(problem_of):
     verdict = judge(problem_of(), [
         candidate(*DENSE),
@@ -370,4 +380,5 @@ def test_every_front_is_finite_json_with_the_contract_s_keys(tiny_run):
     for point in document["points"]:
         assert keys <= point.keys()
         assert {"accuracy", "latency_ms", "latency_ms_baseline", "size_bytes", "onnx_bytes"} <= point["measured"].keys()
+        assert len(point["measured"]["accuracy_drop_interval"]) == 2
     assert document["baseline"] == document["points"][0]
