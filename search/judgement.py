@@ -225,11 +225,20 @@ def _differ(first: Sequence[float], second: Sequence[float], gap: float) -> bool
 
 
 def _mark_knee(judged: list[Judged]) -> list[Judged]:
+    """Mark the knee among the points that beat most of what people would try by hand, in every objective."""
     rows = [i for i, p in enumerate(judged) if p.why_not is None]
     if not rows:
         return judged
+    by_hand = [p.costs for p in judged if p.costs and p.candidate.finalist.name not in (None, DENSE_NAME)]
+    beaten = [sum(_dominates(judged[index].costs, other) for other in by_hand) for index in rows]
+    rows = [index for index, count in zip(rows, beaten, strict=True) if count == max(beaten)]
     best = rows[_knee([judged[index].costs for index in rows])]
     return [replace(point, knee=index == best) for index, point in enumerate(judged)]
+
+
+def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether a point is at least as good in every objective and better in one."""
+    return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
 
 
 def _knee(front: Sequence[Sequence[float]]) -> int:

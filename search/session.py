@@ -47,6 +47,7 @@ SEARCH_SAMPLES = 1000     # candidates and finalists are scored on the first of 
 SEEDS = 40
 TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
+SHARE_WITH_DISTILLATION = 0.35   # the same where finalists are distilled, which gains more than more candidates do
 SENSITIVITY = "sensitivity.json"
 DISTIL = ("auto", "train", "calibration", "off")
 THREADS = 1               # results must not depend on how many cores happen to be there
@@ -217,7 +218,8 @@ def _explore(
     policies = (*first, *problem.comparisons().values(), *seeds.policies[1:])
     seconds = None
     if deadline is not None:
-        seconds = max(1.0, (deadline - time.monotonic()) * EXPLORATION_SHARE)
+        share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
+        seconds = max(1.0, (deadline - time.monotonic()) * share)
     exploration = ExplorationSettings(
         sampler=settings.sampler, trials=settings.trials, seconds=seconds, seed=settings.seed
     )

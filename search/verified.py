@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from paretopress.search.session import Observer
 
 FEWEST = 8            # finalists that are built and verified however short the time
-BUILD_SHARE = 0.55    # of the time that is left after the exploration: the rest verifies
+BUILD_SHARE = 0.7     # of the time that is left after the exploration: the rest verifies
 BUILDING = "building"
 
 

@@ -288,7 +288,7 @@ def test_the_knee_beats_what_people_would_try_by_hand_where_a_point_does(problem
     problem = problem_of(("accuracy", "10pp"))
     dense = candidate(0, 0.95, 10.0, 1000, name="dense")
     uniform = candidate(1, 0.93, 5.0, 300, name="uniform int8")
-    slow, fast = candidate(2, 0.93, 8.0, 10), candidate(3, 0.93, 4.5, 250)
+    slow, fast = candidate(2, 0.93, 6.5, 10), candidate(3, 0.93, 4.5, 250)
     assert [point.knee for point in judge(problem, [dense, slow, fast]).points] == [False, True, False]
     assert [point.knee for point in judge(problem, [dense, uniform, slow, fast]).points] == [False, False, False, True]
 
