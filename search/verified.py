@@ -19,6 +19,7 @@ from paretopress.compressors.network import dense_network
 from paretopress.compressors.realise import realise
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import Data, prepare
+from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.evaluators.timing import Timing, host_description
 from paretopress.evaluators.verification import (
     ONNX,
@@ -228,9 +229,10 @@ def verify_one(folder: Path, model: nn.Module, data: Data, observer: Observer, r
     if isinstance(first, str) or isinstance(second, str):
         raise ArtifactError(f"{folder}: {second if isinstance(second, str) else first}")
     measured = measured_plain(second)
-    baseline = first.scores["accuracy"]
+    dense_score, found = first.scores["accuracy"], second.scores["accuracy"]
+    metric = PrimaryMetric.of(prepared.metrics[0], (dense_score, found))
     return {
         "artefact": str(folder), "policy_hash": compressed.policy.hash, "parity_problem": second.parity.problem or None,
-        "measured": {**measured, "accuracy_baseline": baseline, "accuracy_drop": baseline - second.scores["accuracy"],
+        "measured": {**measured, "accuracy_baseline": dense_score, "accuracy_drop": metric.drop(found, dense_score),
                      "size_bytes_baseline": first.size_bytes, "host": host_description()},
     }

@@ -201,7 +201,7 @@ def test_verify_prints_a_rise_of_the_error_as_a_drop(cli, project, monkeypatch, 
         "    metric = {'mse': paretopress.Metric(lambda *_: 0.0, direction='min')}\n"
         "    return dataclasses.replace(labelled(), metric=metric)\n"
     )
-    measured = {"accuracy": 0.0206, "accuracy_baseline": 0.02, "accuracy_drop": -0.0006, "runs": 3}
+    measured = {"accuracy": 0.0206, "accuracy_baseline": 0.02, "accuracy_drop": 0.0006, "runs": 3}
     monkeypatch.setattr(
         "paretopress.search.session.verify_artifact", lambda *_, **__: {"measured": measured, "parity_problem": None}
     )
