@@ -8,7 +8,7 @@ are applied and how tensors are quantised.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -164,7 +164,8 @@ def build_program(
         kwargs: Keyword example inputs.
 
     Raises:
-        UnsupportedModelError: The model cannot be captured, or its capture gives other outputs.
+        UnsupportedModelError: The model cannot be captured, cannot run on the example, or its capture gives
+            other outputs.
     """
     captured = capture(model, args, kwargs)
     structure = analyse(captured, model)
@@ -191,12 +192,13 @@ def _check_same(
 ) -> None:
     training = {name: module.training for name, module in model.named_modules()}
     model.eval()
+    inputs = program.flatten_inputs(args, kwargs)
     try:
         with torch.inference_mode():
             expected = pytree.tree_leaves(model(*args, **kwargs))
-            values = program.run(
-                program.flatten_inputs(args, kwargs), lambda node, known: dense_value(program, node, known)
-            )
+            values = program.run(inputs, lambda node, known: dense_value(program, node, known))
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise UnsupportedModelError(_failure(model, inputs, error)) from None
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
@@ -207,3 +209,19 @@ def _check_same(
                 "the captured graph does not compute what the model computes; "
                 "does its forward depend on state or chance?"
             )
+
+
+def _failure(model: torch.nn.Module, inputs: Sequence[Tensor], error: Exception) -> str:
+    """One line on a model that was captured but does not run, with the types where they may be the reason."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = f"the model cannot run on the example: {type(error).__name__}: {reason}"
+    own, given = (_floats(tensors) for tensors in (model.state_dict().values(), inputs))
+    if own and given and own != given:
+        text += f" (the model's tensors are {' and '.join(own)}, its inputs {' and '.join(given)})"
+    return text
+
+
+def _floats(tensors: Iterable[Any]) -> list[str]:
+    """Names of the types of floats among tensors."""
+    found = {str(one.dtype) for one in tensors if isinstance(one, Tensor) and one.is_floating_point()}
+    return sorted(name.removeprefix("torch.") for name in found)
