@@ -20,6 +20,9 @@ from paretopress.search.tasks import Task
 from paretopress.spaces.errors import ConfigError, DiskError, ParetopressError, StorageError
 
 _START_SECONDS = 120.0    # how long an actor may take to load the evaluator
+_ANSWER_SECONDS = 5.0     # how long a cluster may take to answer at all
+_FRAME_HEADER = 9         # bytes of HTTP/2: length (3), type, flags, stream (4)
+_SETTINGS = 4
 
 
 @dataclass
@@ -248,29 +251,63 @@ def _connect(address: str | None, cpus: int) -> bool:
 
     if ray.is_initialized():
         return False
-    if address not in (None, "auto"):
-        _check_reachable(str(address))
+    if address is not None:
+        _check_reachable(address)
     try:
         if address is None:
             _start_on_loopback(cpus)
         else:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"cannot connect to Ray at {address or 'this machine'}: {first}") from None
+        raise _unreachable(address or "this machine", error) from None
     return True
 
 
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"cannot connect to Ray at {address}: {reason}")
+
+
 def _check_reachable(address: str) -> None:
-    """Refuse at once an address where nobody listens; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"Ray address {address!r}: expected HOST:PORT or 'auto'")
+    """Refuse at once an address where no Ray listens; Ray itself would try, and print, for minutes."""
+    place = address
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+        place = _resolve(address)
+        host, _, port = place.removeprefix("ray://").rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
+            answers = _speaks_grpc(connection)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot connect to Ray at {address}: {reason}") from None
+        raise _unreachable(place if address == "auto" else address, error) from None
+    if not answers:
+        raise ConfigError(f"cannot connect to Ray at {address}: something else listens at {place}")
+
+
+def _resolve(address: str) -> str:
+    """Return what Ray connects to: `auto` found, this machine's names replaced by its address in the network."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"Ray address {address!r}: expected HOST:PORT or 'auto'")
+    return address if address.startswith("ray://") else str(canonicalize_bootstrap_address(address))
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side opens HTTP/2 with a SETTINGS frame (RFC 9113, section 3.4), as every gRPC server does."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false", ""):
+        return True   # encrypted: only Ray itself can tell
+    preface, no_settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\4\0\0\0\0\0"
+    connection.sendall(preface + no_settings)
+    answer = b""
+    while len(answer) < _FRAME_HEADER:
+        received = connection.recv(_FRAME_HEADER - len(answer))
+        if not received:
+            return False
+        answer += received
+    return answer[3] == _SETTINGS
 
 
 def _start_on_loopback(cpus: int) -> None:

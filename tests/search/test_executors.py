@@ -1,6 +1,8 @@
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -266,6 +268,39 @@ def test_a_cluster_that_is_not_there_is_one_line_at_once(toys, address, message)
     with pytest.raises(ConfigError, match=message) as error:
         RayExecutor(toys.ToyEvaluator(), workers=1, address=address)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("answer", "message"), [
+    (b"HTTP/1.1 400 Bad Request\r\n\r\n", "something else listens at"),
+    (b"", "something else listens at"),
+    (None, "timed out"),
+])
+@pytest.mark.parametrize("found", [False, True])
+def test_what_else_listens_is_refused_before_ray_prints_about_it(toys, answer, message, found, monkeypatch, capfd):
+    monkeypatch.setattr("paretopress.search.ray_executor._ANSWER_SECONDS", 1.0)
+    with socket.create_server(("0.0.0.0", 0)) as server:   # Ray connects to this machine through the network
+        port = server.getsockname()[1]
+        thread = threading.Thread(target=answer_once, args=(server, answer))
+        thread.start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}" if found else "192.0.2.1:1")
+        with pytest.raises(ConfigError, match=f"^cannot connect to Ray at .*{message}") as error:
+            RayExecutor(toys.ToyEvaluator(), workers=1, address="auto" if found else f"127.0.0.1:{port}")
+        thread.join()
+    assert f":{port}" in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def answer_once(server, answer):
+    """Accept one connection and say something, or nothing until the other side leaves."""
+    connection, _ = server.accept()
+    with connection:
+        connection.settimeout(5.0)
+        if answer is None:
+            while connection.recv(1024):
+                pass
+        else:
+            connection.recv(1024)
+            connection.sendall(answer)
 
 
 @pytest.mark.slow
