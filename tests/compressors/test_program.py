@@ -26,5 +26,5 @@ def test_floats_of_another_width_than_the_model_s(own, given):
 
 def test_a_model_that_fails_on_the_values():
     model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))
-    with pytest.raises(UnsupportedModelError, match="^the model cannot run on the example: IndexError: index out of"):
+    with pytest.raises(UnsupportedModelError, match=r"^the model cannot run on the example: IndexError: index out"):
         build_program(model, (torch.tensor([[0, 9], [1, 2]]),))
