@@ -13,7 +13,7 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import State
 from paretopress.search.executors import Executor
 from paretopress.search.finalists import choose, prospects
-from paretopress.search.records import TrialRecord
+from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
 from paretopress.search.workload import Built
 from paretopress.spaces.documents import disk_error
@@ -82,6 +82,7 @@ class Workshop:
         executor: Does the building; its file system is this one's.
         observer: Hears about progress.
         seconds: Time for each distillation, None for no limit.
+        evaluated: Accuracy and divergence of complete trials by policy hash.
         built: Records by policy hash.
         failed: One line by policy hash.
     """
@@ -90,6 +91,7 @@ class Workshop:
     executor: Executor
     observer: Observer
     seconds: float | None = None
+    evaluated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     built: dict[str, Built] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -115,7 +117,8 @@ class Workshop:
                     waiting.clear()
                     break
                 number, policy = waiting.pop(0)
-                self.executor.submit(number, Construction(policy, str(self.place(policy)), self.seconds))
+                known = self.evaluated.get(policy.hash)
+                self.executor.submit(number, Construction(policy, str(self.place(policy)), self.seconds, known))
             if not self.executor.pending:
                 return
             outcome = self.executor.next_result()
@@ -151,6 +154,10 @@ def build_finalists(
     """
     drain(workshop.executor)
     workshop.open()
+    workshop.evaluated = {
+        record.policy.hash: (record.values["accuracy"], record.values["divergence"]) for record in records
+        if record.state is TrialState.COMPLETE and "divergence" in record.values
+    }
     workshop.seconds = settings.distillation_seconds(len(named), workshop.executor.capacity)
     workshop.observer.stage("distil" if settings.distilled else "refit", len(named) + min(settings.most, len(records)))
     workshop.build(named, settings, len(named))

@@ -27,11 +27,13 @@ class Construction:
         policy: What to build.
         folder: Where the artefact is stored; the worker's file system must be the driver's.
         seconds: Time for its distillation, None for no limit.
+        evaluated: `(accuracy, divergence)` that the candidate had as a trial, None where it was none.
     """
 
     policy: Policy
     folder: str
     seconds: float | None = None
+    evaluated: tuple[float, float] | None = None
 
 
 Task: TypeAlias = Policy | Substitution | Construction

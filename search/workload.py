@@ -105,21 +105,21 @@ class Workload:
         match task:
             case Substitution(policy):
                 return Evaluation(State.COMPLETE, {"loss": substitution_loss(self.evaluator.entries, policy)})
-            case Construction(policy, folder, seconds):
-                built = self.construct(policy, Path(folder), seconds)
+            case Construction():
+                built = self.construct(task)
                 return Evaluation(State.COMPLETE, {"accuracy": built.refitted, "divergence": built.divergence})
             case _:
                 return self.evaluator(task)
 
-    def construct(self, policy: Policy, folder: Path, seconds: float | None = None) -> Built:
-        """Build a finalist and store it in `folder`, with its record beside it.
+    def construct(self, task: Construction) -> Built:
+        """Build a finalist and store it in the task's folder, with its record beside it.
 
         The dense model gets its ONNX file too: times of the others are paired with it.
         """
-        program = self.evaluator.entries.program
-        network, tier, before, after = build(self.evaluator, policy, self.inputs, self.seed)
+        program, policy, folder = self.evaluator.entries.program, task.policy, Path(task.folder)
+        network, tier, before, after = build(self.evaluator, policy, self.inputs, self.seed, task.evaluated)
         if self.training:
-            settings = replace(self.distillation, seconds=seconds)
+            settings = replace(self.distillation, seconds=task.seconds)
             distilled = distil(program, network, self.training, settings, seed=self.seed)
             if distilled.network is not network:
                 network, tier, after = distilled.network, "distilled", self._scored(distilled, after)
@@ -148,7 +148,11 @@ class Workload:
 
 
 def build(
-    evaluator: CandidateEvaluator, policy: Policy, inputs: Sequence[Tensor], seed: int
+    evaluator: CandidateEvaluator,
+    policy: Policy,
+    inputs: Sequence[Tensor],
+    seed: int,
+    evaluated: tuple[float, float] | None = None,
 ) -> tuple[Network, str, dict[str, float], dict[str, float]]:
     """Build a finalist by the refit pass; keep the stitched build where that one diverges less.
 
@@ -157,18 +161,24 @@ def build(
         policy: What to build.
         inputs: Calibration samples as one batch.
         seed: Seed of the refit's sampled positions.
+        evaluated: `(accuracy, divergence)` of the stitched build where they are known: it is made only if it is
+            better than the refit then.
 
     Returns:
         The network, which build it is, the scores of the stitched and of the stored build on the search set.
     """
     entries = evaluator.entries
-    stitched, _ = evaluator.build(policy)
-    before = evaluator.score(stitched)
-    if policy.is_dense:
+    stitched: Network | None = None
+    if evaluated is None or policy.is_dense:
+        stitched, _ = evaluator.build(policy)
+        before = evaluator.score(stitched)
+    else:
+        before = dict(zip(("accuracy", "divergence"), evaluated, strict=True))
+    if stitched is not None and policy.is_dense:
         return stitched, "dense", before, before
     with torch.inference_mode():
         refitted = refit(entries.program, entries, plan(entries.program.structure, policy), inputs, seed=seed)
     after = evaluator.score(refitted)
     if after["divergence"] <= before["divergence"]:
         return refitted, "refit", before, after
-    return stitched, "entries", before, before
+    return stitched or evaluator.build(policy)[0], "entries", before, before
