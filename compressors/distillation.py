@@ -15,18 +15,22 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 from torch.utils import _pytree as pytree
 
 from paretopress.compressors.augmentation import Augmentation, Augmenter
 from paretopress.compressors.calibration import base_network
 from paretopress.compressors.compressed_model import run_batches
-from paretopress.compressors.distillation_latents import LatentPart, latent_parts, quantise_activation
-from paretopress.compressors.distillation_loss import output_loss, relative_error
+from paretopress.compressors.distillation_latents import LatentPart, channels_last, latent_parts, quantise_activation
+from paretopress.compressors.distillation_loss import output_loss, variance
+from paretopress.compressors.distillation_optimiser import Optimiser
 from paretopress.compressors.goals import layer_goals
 from paretopress.compressors.network import Network, Part, apply_parts, runner, select
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.tuning import with_integer_biases
 from paretopress.spaces.plan import LayerPlan
+
+COMPARED = 256   # variations of the samples that were held out, which before and after are compared on
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,13 @@ class DistillationSettings:
     Attributes:
         steps: Gradient steps.
         batch_size: Samples per step; models captured for one batch size use that.
-        learning_rate: Peak step of Adam, relative to the size of each row of weights; it rises over the first
-            twentieth of the steps and falls to zero along a cosine.
+        learning_rate: Peak step of the optimiser, relative to the size of each row of weights; it rises over the
+            first twentieth of the steps and falls to zero along a cosine.
         temperature: Softens both distributions where outputs are class scores.
         features: Weight of the mean relative squared error of the layers' outputs.
         augmentation: How inputs are varied.
-        held_out: Fraction of the samples that training does not see and before and after are compared on.
+        held_out: Fraction of the samples that training does not see; before and after are compared on variations
+            of them.
         seconds: Time limit; the schedule then ends early, and the result depends on the machine's speed.
     """
 
@@ -61,7 +66,8 @@ class Distilled:
 
     Attributes:
         network: The trained network, or the one before where training did not bring it nearer to the dense model.
-        before: Divergence from the dense model before, on the samples that were held out.
+        before: Divergence from the dense model before, on varied samples that were held out: larger than on
+            samples as they are.
         after: Divergence of `network` on them.
     """
 
@@ -93,7 +99,7 @@ def distil(
         progress: Called with steps done and in all.
 
     Returns:
-        The network, with its divergence on the samples that were held out before and after.
+        The network, with its divergence on variations of the samples that were held out before and after.
     """
     settings = settings or DistillationSettings()
     if network.plan.policy.is_dense:   # realised as a copy of the user's own model
@@ -104,6 +110,8 @@ def distil(
         order = torch.randperm(len(inputs[0]), generator=generator)
         count = max(1, round(settings.held_out * len(order)))
         held_out, training = ([tensor[rows] for tensor in inputs] for rows in (order[:count], order[count:]))
+        # The refit has seen these samples themselves: variations of them are as new to it as to the training.
+        held_out = list(Augmenter(held_out, settings.augmentation, generator).batch(max(count, COMPARED)))
         before = output_divergence(program, network, held_out)
         student = Student(program, network, settings)
         if not student.trained or not len(training[0]):
@@ -127,7 +135,8 @@ class Student:
         self.latents = latent_parts(self.network)
         self.trained = [tensor for parts in self.latents.values() for part in parts for tensor in part.trained()]
         self.features = feature_nodes(program, network) if settings.features else ()
-        self.teacher_program, self.teacher = program, base_network(program)
+        self.teacher_program, self.teacher = program, _with_channels_last(base_network(program))
+        self.variances: dict[str, Tensor] = {}
 
     def with_parts(self, make: Callable[[LatentPart], Part]) -> Network:
         """The network with its trained parts made of the latent ones."""
@@ -140,7 +149,7 @@ class Student:
 
     def loss(self, inputs: Sequence[Tensor]) -> Tensor:
         """Loss of the current weights on a mini-batch."""
-        keep = frozenset(self.features)
+        keep, inputs = frozenset(self.features), [channels_last(tensor) for tensor in inputs]
         with torch.no_grad():
             wanted = self.teacher_program.run(inputs, runner(self.teacher_program, self.teacher), keep=keep)
         network = self.with_parts(LatentPart.current)
@@ -165,7 +174,10 @@ class Student:
         network, total = self.network, torch.zeros(())
         for name in self.features:
             axes = network.plan.structure.coupling.values.get(name) or (None,) * found[name].ndim
-            total = total + relative_error(select(wanted[name], axes, network.selection), found[name])
+            target = channels_last(select(wanted[name], axes, network.selection))
+            if name not in self.variances:
+                self.variances[name] = variance(target)
+            total = total + mse_loss(found[name], target) / self.variances[name]
         return total
 
 
@@ -186,6 +198,12 @@ def feature_nodes(program: Program, network: Network) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in nodes if name not in outputs and name in program.graph.by_name))
 
 
+def _with_channels_last(network: Network) -> Network:
+    parts = {node: tuple(replace(part, weight=channels_last(part.weight)) for part in parts)
+             for node, parts in network.parts.items()}
+    return replace(network, parts=parts)
+
+
 def _outside_inference(part: Part) -> Part:
     """A part without inference tensors, which autograd refuses."""
     tensors = (part.weight, part.bias, part.integers, part.scales)
@@ -203,7 +221,7 @@ def _train(
     """Run the schedule and return the steps taken; a loss that is not finite ends it."""
     graph = student.teacher_program.graph
     size = min(settings.batch_size, augmenter.count) if graph.dynamic_batch else graph.batch
-    optimiser = torch.optim.Adam(student.trained, lr=0.0)
+    optimiser = Optimiser(student.trained)
     taken, start = 0, time.perf_counter()
     for step in range(settings.steps):
         done = step / settings.steps
@@ -211,14 +229,12 @@ def _train(
             done = max(done, (time.perf_counter() - start) / max(settings.seconds, 1e-9))
         if done >= 1.0:
             break
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * schedule(done)
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.forget_gradients()
         loss = student.loss(augmenter.batch(size))
         if not loss.requires_grad or not math.isfinite(float(loss.detach())):
             break
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimiser.step(settings.learning_rate * schedule(done))
         taken += 1
         if progress:
             progress(step + 1, settings.steps)

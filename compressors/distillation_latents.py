@@ -16,6 +16,11 @@ from paretopress.compressors.network import Network, Part
 from paretopress.compressors.quantisation import dequantise, largest_level, quantise_tensor, round_to_nearest
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """Return the tensor with the memory layout that convolutions over images train fastest in; others as they are."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 def straight_through(rounded: Tensor, latent: Tensor) -> Tensor:
     """Return `rounded` with the gradient of `latent`."""
     return latent + (rounded - latent).detach()
@@ -59,7 +64,7 @@ class LatentPart:
         bias = None if part.bias is None else part.bias.detach().clone()
         bias_unit = overall if bias is None else torch.maximum(bias.square().mean().sqrt(), overall)
         return cls(
-            part, (weight / unit).requires_grad_(True),
+            part, channels_last(weight / unit).requires_grad_(True),
             None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit,
         )
 
@@ -83,7 +88,7 @@ class LatentPart:
     @torch.no_grad()
     def finished(self) -> Part:
         """The part to store: rounded to its integers where it is quantised."""
-        weight = self.weight * self.weight_unit
+        weight = (self.weight * self.weight_unit).contiguous()
         bias = None if self.bias is None else self.bias * self.bias_unit
         if self.part.integers is None or self.part.scales is None:
             return replace(self.part, weight=weight, bias=bias)

@@ -40,8 +40,12 @@ def output_loss(teacher: Sequence[Any], student: Sequence[Any], temperature: flo
 
 def relative_error(wanted: Tensor, found: Tensor) -> Tensor:
     """Mean squared error over the variance of what is wanted."""
-    variance = wanted.var(correction=0).clamp_min(_SMALLEST_VARIANCE)
-    return (wanted - found).square().mean() / variance
+    return (wanted - found).square().mean() / variance(wanted)
+
+
+def variance(wanted: Tensor) -> Tensor:
+    """Variance of a tensor's values, large enough to divide by."""
+    return wanted.var(correction=0).clamp_min(_SMALLEST_VARIANCE)
 
 
 def _divergence(wanted: Tensor, found: Tensor) -> Tensor:
