@@ -71,7 +71,8 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
             yield _subsampling_kernel(plan, subsampling)
         return
     if layer is None:
-        yield _plain_kernel(plan, fused)
+        if not _is_rectified_in_quantising(plan, fused.main):
+            yield _plain_kernel(plan, fused)
         return
     tail = _absorbed_names(plan.structure.graph, fused)
     output, extra = fused.output, 0
@@ -84,6 +85,18 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
     else:
         yield _layer_kernel(plan, layer, fused.main, output, 1, (), 0)
         yield _layer_kernel(plan, layer, fused.main, output, 2, tail, extra)
+
+
+def _is_rectified_in_quantising(plan: Plan, name: str) -> bool:
+    """Whether a node is a ReLU of floats that only integer kernels read.
+
+    Its range begins at zero, so that quantising cuts off what is below; runtimes drop the operator.
+    """
+    graph, arithmetic = plan.structure.graph, plan.arithmetic
+    if graph.by_name[name].short_op != "relu" or name not in arithmetic.sources:
+        return False
+    readers = (user for user in graph.users[name] if graph.by_name[user].short_op != "sym_size")
+    return all(reader in arithmetic.integer_kernels for reader in readers)
 
 
 def _absorbed_names(graph: Graph, fused: FusedKernel) -> tuple[str, ...]:
@@ -183,18 +196,19 @@ def _lifetimes(plan: Plan, kernels: list[Kernel], read_at: Mapping[str, int]) ->
             kernel = kernels[first]
             yield Lifetime(name, kernel.output_elements * width, first, first + 1)
             continue
-        readers = list(_readers(graph, name))
+        readers = list(_readers(plan, name))
         last = max((len(kernels) if r == "output" else read_at[r] for r in readers), default=first)
         yield Lifetime(name, product(plan.shape(name)) * width, first, last)
 
 
-def _readers(graph: Graph, name: str) -> Iterator[str]:
-    """Nodes that read a buffer, also through operators that only rename its memory."""
+def _readers(plan: Plan, name: str) -> Iterator[str]:
+    """Nodes that read a buffer, also through operators that only rename its memory or that no kernel computes."""
+    graph = plan.structure.graph
     for user in graph.users[name]:
         node = graph.by_name[user]
         if node.short_op == "sym_size":
             continue   # reads the shape, not the buffer
-        if node.op != "output" and is_free(graph, node):
-            yield from _readers(graph, user)
+        if node.op != "output" and (is_free(graph, node) or _is_rectified_in_quantising(plan, user)):
+            yield from _readers(plan, user)
         else:
             yield user

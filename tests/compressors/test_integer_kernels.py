@@ -25,7 +25,7 @@ from paretopress.spaces.policy import Policy
 
 SIZE, SAMPLES = 10, 16
 LAYERS = ("conv", "conv_relu", "depthwise", "padded")
-STEPS = (*LAYERS, "max_pool", "add", "concat", "slice", "permute", "pad")
+STEPS = (*LAYERS, "max_pool", "add", "concat", "slice", "permute", "pad", "relu")
 HEADS = {
     "mean": lambda y: y.mean((2, 3)),
     "kept mean": lambda y: y.mean((2, 3), keepdim=True).flatten(1),
@@ -37,6 +37,7 @@ MOVES = {
     "slice": lambda y: y[:, :, 1:],
     "permute": lambda y: y.permute(0, 1, 3, 2),
     "pad": lambda y: F.pad(y, (0, 1, 2, 0)),
+    "relu": F.relu,
 }
 
 
@@ -78,15 +79,22 @@ class Network(nn.Module):
         return self.fc(self.features(x))
 
 
-def priced(view):
+def priced(planned):
     """Kernels by kind and width, and conversions, as the cost view has them."""
-    found = Counter()
+    view, found, arithmetic = cost_view(planned), Counter(), planned.arithmetic
+    absorbed = {name: kernel.main for kernel in planned.structure.fusion.kernels for name in kernel.absorbed}
+
+    def for_integers_only(name):
+        readers = {absorbed.get(user, user) for user in planned.structure.graph.users[name]}
+        return name in arithmetic.sources and readers <= arithmetic.integer_kernels
+
     for kernel in view.kernels:
         convolves = kernel.family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE)
         found["conv" if convolves else kernel.family.value, kernel.activation_bits] += 1
         if "add" in kernel.fused or (kernel.family is Family.ADD and kernel.activation_bits == 32):
             found["add", 32] += "add" in kernel.fused
-            found["relu", 32] += kernel.fused[-1] == "relu"   # merged at a higher level of optimisation only
+            # Merged at a higher level of optimisation only; what is quantised is cut at zero anyway.
+            found["elementwise", 32] += kernel.fused[-1] == "relu" and not for_integers_only(kernel.name)
     return found + Counter(boundary.kind for boundary in view.boundaries)
 
 
@@ -106,7 +114,7 @@ KINDS = {
     "Pad": "data",
     "Slice": "data",
     "Transpose": "data",
-    "Relu": "relu",
+    "Relu": "elementwise",
 }
 
 
@@ -150,7 +158,7 @@ def check(model, integer, folder):
     export_onnx(program, network, folder / "model.onnx")
     session = optimised_session(folder / "model.onnx", folder / "optimised.onnx")
     view = cost_view(planned)
-    assert priced(view) == ran(folder / "optimised.onnx")
+    assert priced(planned) == ran(folder / "optimised.onnx")
     with torch.inference_mode():
         expected = forward(program, network, (x,))
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -171,7 +179,7 @@ def test_any_network_under_any_placement_runs_as_it_is_priced(data, steps, head,
 
 @pytest.mark.parametrize("head", HEADS)
 def test_networks_of_integer_layers_hold_no_float_kernel(head, tmp_path):
-    steps = ["padded", "conv", "add", "max_pool", "padded", "conv_relu", "concat", "slice"]
+    steps = ["relu", "padded", "conv", "add", "max_pool", "padded", "conv_relu", "concat", "slice"]
     view = check(Network(steps, head), lambda _: True, tmp_path)
     assert {kernel.activation_bits for kernel in view.kernels} == {8}
     assert [boundary.kind for boundary in view.boundaries] == ["quantize"]

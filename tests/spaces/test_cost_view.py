@@ -90,6 +90,36 @@ def test_tensor_read_by_integers_and_floats_pays_the_boundary():
     assert bits["conv2"] == (32, 32)
 
 
+class Rectified(nn.Module):
+    """A rectification that no layer stands in front of; something else may read it."""
+
+    def __init__(self, also):
+        super().__init__()
+        self.conv, self.also = nn.Conv2d(3, 8, 3), also
+
+    def forward(self, x):
+        y = F.relu(x)
+        return (self.conv(y), self.also(y)) if self.also else self.conv(y)
+
+
+@pytest.mark.parametrize(("also", "choice", "families"), [
+    (None, Weights(8, 8), ["conv"]),
+    (None, Weights(8, 32), ["elementwise", "conv"]),
+    (torch.sigmoid, Weights(8, 8), ["elementwise", "conv", "elementwise"]),
+])
+def test_quantisation_rectifies_what_only_integer_kernels_read(also, choice, families):
+    model = Rectified(also)
+    structure = analyse(capture(model, (torch.zeros(2, 3, 8, 8),)), model)
+    view = cost_view(plan(structure, Policy.of({"conv/weights": choice})))
+    assert [str(kernel.family) for kernel in view.kernels] == families
+    if families == ["conv"]:
+        assert [(boundary.kind, boundary.tensor) for boundary in view.boundaries] == [
+            ("quantize", "relu"), ("dequantize", "conv2d"),
+        ]
+        found = {lifetime.tensor: (lifetime.first, lifetime.last) for lifetime in view.lifetimes}
+        assert found == {"x": (-1, 0), "conv2d": (0, 1)}
+
+
 class Padded(nn.Module):
     """A convolution behind any padding."""
 
