@@ -1,0 +1,117 @@
+"""Finalists distilled within a search: on what, how long, and what becomes of them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from paretopress.compressors.distillation import DistillationSettings
+from paretopress.search.building import BuildSettings
+from paretopress.search.problem import prepare_problem
+from paretopress.search.session import Silent, prepare_evaluator, run_search
+from paretopress.search.tasks import Construction
+from paretopress.search.workload import Built, Workload
+from paretopress.spaces.choices import Keep
+from paretopress.spaces.errors import ConfigError
+
+
+def with_train(tiny):
+    return replace(tiny.module.data(), train=tiny.module.samples(96, 7)[0])
+
+
+@pytest.mark.parametrize(
+    ("distil", "train", "count"),
+    [("auto", False, 0), ("auto", True, 96), ("off", True, 0), ("train", True, 96), ("calibration", True, None)],
+)
+def test_what_finalists_are_distilled_on(tiny, tiny_settings, distil, train, count):
+    data = with_train(tiny) if train else tiny.module.data()
+    problem = prepare_problem(tiny.module.model(), data, replace(tiny_settings, distil=distil))
+    samples = problem.distillation_samples()
+    expected = problem.data.calibration.count if count is None else count
+    assert (0 if samples is None else samples.count) == expected
+
+
+def test_a_train_set_that_is_not_there_is_refused(tiny, tiny_settings):
+    with pytest.raises(ConfigError, match=r"^distil: train: the data has no train set \(allowed: auto, calibration, "):
+        prepare_problem(tiny.module.model(), tiny.module.data(), replace(tiny_settings, distil="train"))
+
+
+def test_an_unknown_mode_is_refused_with_the_nearest(tiny, tiny_settings, tmp_path):
+    settings = replace(tiny_settings, distil="calibratoin")
+    with pytest.raises(ConfigError, match="did you mean 'calibration'"):
+        run_search(tiny.module.model(), tiny.module.data(), settings, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def workload(tiny, tiny_settings):
+    settings = replace(tiny_settings, distil="calibration")
+    problem = prepare_problem(tiny.module.model(), tiny.module.data(), settings)
+    torch.set_num_threads(1)
+    made = Workload.of(problem, prepare_evaluator(problem, Silent()))
+    return problem, replace(made, distillation=DistillationSettings(steps=60, batch_size=16))
+
+
+def thin(problem, ratio=0.3):
+    return problem.policy({unit: next(choice for choice in options if isinstance(choice, Keep) and choice.ratio <= ratio)
+                           for unit, options in problem.space.options.items() if unit.endswith("/channels")})
+
+
+def test_a_distilled_finalist_is_nearer_to_the_dense_model_and_stored_as_it_is(workload, tiny, tmp_path):
+    from paretopress.compressors.compressed_model import load
+
+    problem, work = workload
+    built = work.construct(Construction(thin(problem), str(tmp_path / "one")))
+    plain = replace(work, training=()).construct(Construction(thin(problem), str(tmp_path / "two")))
+    assert built.tier == "distilled"
+    assert plain.tier in ("refit", "entries")
+    assert built.divergence < plain.divergence
+    assert Built.load(tmp_path / "one") == built
+    first, second = (load(tmp_path / name, tiny.module.model()) for name in ("one", "two"))
+    assert first.size_bytes == second.size_bytes == built.size_bytes
+    inputs = problem.data.holdout.whole.args[0]
+    with torch.inference_mode():
+        assert not torch.equal(first(inputs), second(inputs))
+
+
+def test_the_same_distillation_twice_is_the_same(workload, tmp_path):
+    problem, work = workload
+    one, two = (work.construct(Construction(thin(problem), str(tmp_path / name))) for name in ("one", "two"))
+    assert one == two
+
+
+def test_no_time_leaves_the_refit(workload, tmp_path):
+    problem, work = workload
+    plain = replace(work, training=()).construct(Construction(thin(problem), str(tmp_path / "one")))
+    assert work.construct(Construction(thin(problem), str(tmp_path / "two"), seconds=0.0)) == plain
+
+
+def test_what_a_trial_scored_is_not_scored_again(workload, tmp_path, monkeypatch):
+    problem, work = workload
+    work = replace(work, training=())
+    policy = thin(problem, 0.5)
+    whole = work.construct(Construction(policy, str(tmp_path / "one")))
+    assert whole.tier == "refit"
+    trial = work.evaluator(policy)
+    known = (trial.values["accuracy"], trial.values["divergence"])
+    monkeypatch.setattr(type(work.evaluator), "build", lambda *_: pytest.fail("stitched again"))
+    assert work.construct(Construction(policy, str(tmp_path / "two"), evaluated=known)) == whole
+
+
+def test_time_is_shared_among_the_builds():
+    import time
+
+    settings = BuildSettings({}, None, 0, 22, 8, time.monotonic() + 100.0, distilled=True)
+    assert settings.most == 22
+    assert settings.distillation_seconds(3, 2) == pytest.approx(0.8 * 100.0 * 2 / 25, rel=0.01)
+    assert replace(settings, deadline=None).distillation_seconds(3, 2) is None
+
+
+def test_a_search_stores_and_verifies_distilled_finalists(tiny, tiny_settings, tmp_path):
+    settings = replace(tiny_settings, seconds=20.0, trials=12, distil="auto")
+    path = run_search(tiny.module.model(), with_train(tiny), settings, tmp_path / "run")
+    points = json.loads((path / "front.json").read_text())["points"]
+    tiers = {point["tier"] for point in points}
+    assert points[0]["tier"] == "dense"
+    assert "distilled" in tiers
+    assert all(point["measured"]["parity"]["reloaded_equal"] for point in points)
