@@ -53,8 +53,9 @@ def workload(tiny, tiny_settings):
 
 
 def thin(problem, ratio=0.3):
-    return problem.policy({unit: next(choice for choice in options if isinstance(choice, Keep) and choice.ratio <= ratio)
-                           for unit, options in problem.space.options.items() if unit.endswith("/channels")})
+    keeps = {unit: [choice for choice in options if isinstance(choice, Keep) and choice.ratio <= ratio]
+             for unit, options in problem.space.options.items() if unit.endswith("/channels")}
+    return problem.policy({unit: choices[0] for unit, choices in keeps.items()})
 
 
 def test_a_distilled_finalist_is_nearer_to_the_dense_model_and_stored_as_it_is(workload, tiny, tmp_path):
