@@ -168,7 +168,9 @@ def assemble(space: SearchSpace, measured: Mapping[Cell, float], together: float
                     row[index] = power_law(points, amount(options[index]))
                     estimated.add((unit, index))
         losses[unit] = monotone(options, row)
-    return SensitivityTable(_share_activation_noise(space, losses, together), frozenset(estimated))
+    shared = _share_activation_noise(space, losses, together)
+    repaired = {unit: monotone(options, list(shared[unit])) for unit, options in space.options.items()}
+    return SensitivityTable(repaired, frozenset(estimated))
 
 
 def power_law(points: Sequence[tuple[float, float]], at: float) -> float:
