@@ -22,7 +22,7 @@ from paretopress.compressors.augmentation import Augmentation, Augmenter
 from paretopress.compressors.calibration import base_network
 from paretopress.compressors.compressed_model import run_batches
 from paretopress.compressors.distillation_latents import LatentPart, channels_last, latent_parts, quantise_activation
-from paretopress.compressors.distillation_loss import output_loss, variance
+from paretopress.compressors.distillation_loss import output_loss, relative_error, variance
 from paretopress.compressors.distillation_optimiser import Optimiser
 from paretopress.compressors.goals import layer_goals
 from paretopress.compressors.network import Network, Part, apply_parts, runner, select
@@ -31,6 +31,7 @@ from paretopress.compressors.tuning import with_integer_biases
 from paretopress.spaces.plan import LayerPlan
 
 COMPARED = 256   # variations of the samples that were held out, which before and after are compared on
+FAR = 0.1        # mean relative squared error of the layers' outputs from which on steps are of full size
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class DistillationSettings:
     Attributes:
         steps: Gradient steps.
         batch_size: Samples per step; models captured for one batch size use that.
-        learning_rate: Peak step of the optimiser, relative to the size of each row of weights; it rises over the
+        learning_rate: Peak step of the optimiser, relative to the size of each row of weights, for a network whose
+            layers' outputs start as far off as `FAR`; one that starts nearer takes smaller steps. It rises over the
             first twentieth of the steps and falls to zero along a cosine.
         temperature: Softens both distributions where outputs are class scores.
         features: Weight of the mean relative squared error of the layers' outputs.
@@ -147,8 +149,26 @@ class Student:
         """The network to store."""
         return with_integer_biases(self.with_parts(LatentPart.finished))
 
+    def distance(self, inputs: Sequence[Tensor]) -> float:
+        """Relative squared error of the layers' outputs, their mean, or of the model's where that is more."""
+        with torch.no_grad():
+            wanted, found = self._values(inputs)
+            pairs = zip(self.teacher_program.graph.outputs, self.program.graph.outputs, strict=True)
+            errors = [float(relative_error(wanted[one], found[other])) for one, other in pairs
+                      if isinstance(wanted[one], Tensor) and wanted[one].is_floating_point()]
+            return max([*errors, float(self._feature_loss(wanted, found)) if self.features else 0.0])
+
     def loss(self, inputs: Sequence[Tensor]) -> Tensor:
         """Loss of the current weights on a mini-batch."""
+        wanted, found = self._values(inputs)
+        loss = output_loss(
+            [wanted[name] for name in self.teacher_program.graph.outputs],
+            [found[name] for name in self.program.graph.outputs], self.settings.temperature,
+        )
+        return loss + self.settings.features * self._feature_loss(wanted, found) if self.features else loss
+
+    def _values(self, inputs: Sequence[Tensor]) -> tuple[Values, Values]:
+        """Outputs of the model and of the layers that are compared: the teacher's and the student's."""
         keep, inputs = frozenset(self.features), [channels_last(tensor) for tensor in inputs]
         with torch.no_grad():
             wanted = self.teacher_program.run(inputs, runner(self.teacher_program, self.teacher), keep=keep)
@@ -161,14 +181,8 @@ class Student:
         def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
             return apply_parts(network, layer, x, quantise)
 
-        found = self.program.run(inputs, runner(self.program, network, apply=apply, quantise=quantise), keep=keep)
-        loss = output_loss(
-            [wanted[name] for name in self.teacher_program.graph.outputs],
-            [found[name] for name in self.program.graph.outputs], self.settings.temperature,
-        )
-        if self.features:
-            loss = loss + self.settings.features / len(self.features) * self._feature_loss(wanted, found)
-        return loss
+        run = runner(self.program, network, apply=apply, quantise=quantise)
+        return wanted, self.program.run(inputs, run, keep=keep)
 
     def _feature_loss(self, wanted: Values, found: Values) -> Tensor:
         network, total = self.network, torch.zeros(())
@@ -178,7 +192,7 @@ class Student:
             if name not in self.variances:
                 self.variances[name] = variance(target)
             total = total + mse_loss(found[name], target) / self.variances[name]
-        return total
+        return total / len(self.features)
 
 
 def feature_nodes(program: Program, network: Network) -> tuple[str, ...]:
@@ -223,6 +237,7 @@ def _train(
     size = min(settings.batch_size, augmenter.count) if graph.dynamic_batch else graph.batch
     optimiser = Optimiser(student.trained)
     taken, start = 0, time.perf_counter()
+    peak = settings.learning_rate * relative_step(student.distance(augmenter.batch(size)))
     for step in range(settings.steps):
         done = step / settings.steps
         if settings.seconds is not None:
@@ -234,11 +249,20 @@ def _train(
         if not loss.requires_grad or not math.isfinite(float(loss.detach())):
             break
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step(settings.learning_rate * schedule(done))
+        optimiser.step(peak * schedule(done))
         taken += 1
         if progress:
             progress(step + 1, settings.steps)
     return taken
+
+
+def relative_step(distance: float) -> float:
+    """Size of the steps of a network that starts at a relative squared error from the dense model, at most 1.
+
+    Weights that are nearly right are lost by steps as large as those that wrong ones need, and a short schedule
+    does not find them again. The root makes it a ratio of values, as steps are.
+    """
+    return min(1.0, math.sqrt(distance / FAR)) if math.isfinite(distance) else 1.0
 
 
 def schedule(done: float, warm_up: float = 0.05) -> float:

@@ -16,14 +16,18 @@ from paretopress.compressors.augmentation import Augmentation, Augmenter
 from paretopress.compressors.calibration import base_network, calibrate
 from paretopress.compressors.compressed_model import load, network_of, run_batches
 from paretopress.compressors.distillation import (
+    COMPARED,
+    FAR,
     DistillationSettings,
     Student,
     distil,
     output_divergence,
+    relative_step,
     schedule,
 )
 from paretopress.compressors.distillation_latents import LatentPart, quantise_activation
 from paretopress.compressors.distillation_loss import output_loss
+from paretopress.compressors.distillation_optimiser import LARGEST_SIDE, Optimiser, orthogonalised
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
 from paretopress.compressors.network import Part, forward
@@ -109,6 +113,65 @@ def test_the_guard_keeps_the_network_that_training_made_worse():
     network = item.network(choices_of(item, keep=True))
     ruinous = replace(QUICK, learning_rate=1e3)
     assert distil(item.program, network, item.inputs, ruinous).network is network
+
+
+def test_the_guard_compares_on_variations_that_neither_refit_nor_training_has_seen():
+    item, compared = prepared("depthwise"), []
+    network = item.network(choices_of(item, keep=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distillation, "output_divergence", lambda *args: compared.append(args[2][0]) or 1.0)
+        distil(item.program, network, item.inputs, QUICK)
+    before, after = compared
+    assert torch.equal(before, after)
+    assert len(before) == COMPARED
+    known = item.inputs[0].flatten(1)
+    assert not any(bool((known == one).all(dim=1).any()) for one in before.flatten(1))
+
+
+def test_distance_is_nothing_from_the_dense_model_itself_and_more_the_more_is_removed():
+    item = prepared("depthwise")
+    near, far = (item.network(choices_of(item, bits=bits)) for bits in (8, 2))
+    for features in (0.0, 1.0):
+        settings = replace(QUICK, features=features)
+        same, close, away = (Student(item.program, one, settings).distance(item.inputs)
+                             for one in (base_network(item.program), near, far))
+        assert same == pytest.approx(0.0, abs=1e-6)
+        assert same < close < away
+
+
+def test_steps_are_in_proportion_to_the_root_of_the_distance_and_at_most_full():
+    assert relative_step(0.25 * FAR) == pytest.approx(0.5)
+    assert relative_step(0.0) == 0.0
+    assert relative_step(FAR) == relative_step(7.0 * FAR) == relative_step(math.nan) == 1.0
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (8, 40), (40, 8), (1, 5)])
+def test_orthogonalised_matrices_keep_directions_and_have_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrix = left * torch.logspace(-1, 2, min(shape), dtype=torch.float64) @ right
+    found = left.T @ orthogonalised(matrix) @ right.T
+    assert found.shape == (min(shape), min(shape))
+    kept = torch.diagonal(found)[torch.logspace(-1, 2, min(shape)) > 2.0]
+    assert bool(((kept > 0.6) & (kept < 1.4)).all())
+    torch.testing.assert_close(found - torch.diag(torch.diagonal(found)), torch.zeros_like(found), rtol=0, atol=1e-6)
+    assert not orthogonalised(torch.zeros(shape)).any()
+
+
+def test_the_optimiser_steps_every_tensor_by_about_the_rate_whatever_the_size_of_its_gradient():
+    torch.manual_seed(0)
+    shapes = [(16, 24), (16, 8, 3, 3), (16, 1, 3, 3), (16,), (LARGEST_SIDE + 1, LARGEST_SIDE + 2)]
+    tensors = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    optimiser = Optimiser(tensors)
+    assert [len(tensor) for tensor in optimiser.matrices] == [16, 16]
+    for tensor, size in zip(tensors, (1e-3, 1.0, 1e3, 1.0, 1e3), strict=True):
+        tensor.grad = size * torch.randn(tensor.shape)
+    optimiser.step(0.01)
+    for tensor in tensors:
+        assert 0.1 * 0.01 < float(tensor.detach().square().mean().sqrt()) < 1.01 * 0.01
+        assert float((tensor.detach() * tensor.grad).sum()) < 0.0
+    optimiser.forget_gradients()
+    assert all(tensor.grad is None for tensor in tensors)
 
 
 def test_only_weights_biases_and_integers_change(case, trained):
