@@ -170,7 +170,7 @@ def build_finalists(
             break
         done = len(workshop.built) + len(workshop.failed) - len(named)
         workshop.build(policies, settings, max(0, settings.fewest - done))
-    known = prospects(records, workshop.built, settings.limits, named)
+    known = prospects(records, workshop.built, settings.limits, named, settings.samples)
     ready = [one for one in known if one.built]
     picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)
     broken = [record.policy for record in records if record.policy.hash in workshop.failed]
@@ -185,7 +185,7 @@ def _next_round(
     size = min(max(1, settings.most // ROUNDS), settings.most - tried)
     if size <= 0:
         return []
-    known = [one for one in prospects(records, workshop.built, settings.limits, named)
+    known = [one for one in prospects(records, workshop.built, settings.limits, named, settings.samples)
              if one.record.policy.hash not in workshop.failed]
     picked = choose(known, settings.objectives, settings.limits, settings.finalists, settings.samples)
     return [one.record.policy for one in picked if not one.built][:size]

@@ -98,17 +98,23 @@ class AccuracyCurve:
 
 
 def prospects(
-    records: Sequence[TrialRecord], built: Mapping[str, Built], limits: Limits, without: Sequence[Policy] = ()
+    records: Sequence[TrialRecord],
+    built: Mapping[str, Built],
+    limits: Limits,
+    without: Sequence[Policy] = (),
+    samples: int = 0,
 ) -> list[Prospect]:
     """What is known of every candidate, in the order of the trials.
 
-    What the builds so far gained by the refit is expected of the others too.
+    What the builds so far gained by the refit is expected of the others too. A candidate that misses the
+    allowed accuracy by less than the samples can tell may meet it: verification decides.
 
     Args:
         records: All trials.
         built: What was built, by policy hash.
         limits: Budgets.
         without: Policies that are verified anyway.
+        samples: Samples that accuracies were measured on, 0 to take them as exact.
     """
     complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
     if not complete:
@@ -126,8 +132,12 @@ def prospects(
     divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
                    for r, loss in zip(complete, after, strict=True)]
     left_out = {policy.hash for policy in without}
+    best = max if limits.direction == "max" else min
+    slack = accuracy_step(float(best(record.values["accuracy"] for record in complete)), samples)
+    slack = slack if limits.direction == "max" else -slack
     return [
-        Prospect(record, float(accuracy), loss, record.policy.hash in built, _allowed(record, float(accuracy), limits))
+        Prospect(record, float(accuracy), loss, record.policy.hash in built,
+                 _allowed(record, float(accuracy) + slack, limits))
         for record, accuracy, loss in zip(complete, curve.at(divergences), divergences, strict=True)
         if record.policy.hash not in left_out
     ]
