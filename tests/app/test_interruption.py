@@ -46,7 +46,7 @@ def start():
     def run(action):
         process = subprocess.Popen(
             [sys.executable, "-c", START.replace("{action}", action)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
+            text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),   # not so in a background job
         )
         running.append(process)
         assert process.stdout.readline() == "ready\n"

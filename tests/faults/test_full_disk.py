@@ -40,7 +40,7 @@ def test_the_ledger_fills_the_disk(tiny_run, finish, search_tiny, assert_refused
     assert (run / "finalists.csv").read_bytes() == (tiny_run.path / "finalists.csv").read_bytes()
 
 
-def test_an_artefact_that_cannot_be_stored_leaves_the_ledger_whole(
+def test_an_artefact_that_cannot_be_stored_leaves_the_earlier_front_whole(
     tiny, tiny_run, tiny_settings, finish, search_tiny, assert_refused, tmp_path
 ):
     """The ONNX file of the baseline is the largest file, and one byte too large."""
@@ -49,12 +49,12 @@ def test_an_artefact_that_cannot_be_stored_leaves_the_ledger_whole(
     assert largest == max(path.stat().st_size for path in stored.iterdir())
     run = tmp_path / "run"
     shutil.copytree(tiny_run.path, run)
-    shutil.rmtree(run / "models")
-    before = {name: (run / name).read_bytes() for name in ("trials.jsonl", "run.yaml", "front.json")}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     result = finish(*search_tiny(run), preexec_fn=functools.partial(limit_files, largest - 1))
     assert_refused(result, 74, "model.onnx", "the disk is full")
-    assert {name: (run / name).read_bytes() for name in before} == before
-    assert sorted(entry.name for entry in (run / "models" / "0").iterdir()) == [
+    assert {path: path.read_bytes() for path in before} == before
+    dense, = (entry for entry in (run / "building").iterdir() if entry.is_dir())
+    assert sorted(entry.name for entry in dense.iterdir()) == [
         "delta.json", "manifest.json", "model.safetensors", "policy.yaml"
     ]
 
