@@ -17,7 +17,7 @@ from paretopress.compressors.export_onnx import export_onnx, run_session, sessio
 from paretopress.compressors.program import Program
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.metrics import Metric, concatenate_outputs, right_first, score, top1
-from paretopress.evaluators.timing import Timing, time_alternately
+from paretopress.evaluators.timing import Timing, time_steadily
 from paretopress.spaces.errors import DiskError, StorageError
 
 ONNX = "model.onnx"
@@ -164,7 +164,7 @@ def time_artifacts(
     results: list[Timing | str] = []
     for folder in folders:
         try:
-            results.append(time_alternately(session(Path(folder) / ONNX), reference, inputs, runs))
+            results.append(time_steadily(session(Path(folder) / ONNX), reference, inputs, runs))
         except Exception as error:  # noqa: BLE001 - one failing artefact must not lose the others
             results.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         report(folder)
@@ -190,7 +190,7 @@ def _verify(
     if reference is not None:
         count = 1 if compressed.program.graph.dynamic_batch else compressed.program.graph.batch
         single = _flat_inputs(compressed, holdout, count)
-        timing = time_alternately(opened, reference, single, runs)
+        timing = time_steadily(opened, reference, single, runs)
     return Verified(
         score(metrics, outputs, holdout.targets), compressed.size_bytes, sum(sizes), (folder / ONNX).stat().st_size,
         Parity(None if not task.expected else digest == task.expected, *from_onnx, bool(compressed.delta.ranges)),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paretopress.evaluators import timing
-from paretopress.evaluators.timing import WARM_UP, time_alternately
+from paretopress.evaluators.timing import SERIES, WARM_UP, Timing, time_alternately, time_steadily
 from paretopress.evaluators.verification import Parity, _largest_difference, drop_interval, output_digest
 
 
@@ -104,3 +104,20 @@ def test_digests_tell_single_bits(tiny):
         model.last.bias[0] = torch.nextafter(model.last.bias[0], torch.tensor(9.0))
         model.last.bias += 0.0
     assert output_digest(model, samples) != digest
+
+
+@pytest.mark.parametrize(
+    ("spreads", "chosen"), [((0.02, 0.01), 0), ((0.5, 0.05, 0.01), 1), ((0.5, 0.4, 0.3), 2), ((0.5, 0.2, 0.3), 1)]
+)
+def test_a_series_that_was_disturbed_is_taken_again_and_the_steadiest_counts(spreads, chosen, monkeypatch):
+    from paretopress.evaluators import timing
+
+    made = [Timing(10.0, (10.0, 10.0 + 10.0 * spread), 20.0, (20.0, 20.0), 5) for spread in spreads]
+    waiting = iter(made)
+    monkeypatch.setattr(timing, "time_alternately", lambda *_: next(waiting))
+    assert time_steadily(None, None, (), 5) is made[chosen]
+    assert len(list(waiting)) == len(spreads) - (1 if spreads[0] < 0.1 else 2 if spreads[1] < 0.1 else SERIES)
+
+
+def test_the_baseline_disturbs_a_series_too():
+    assert Timing(10.0, (10.0, 10.1), 20.0, (20.0, 30.0), 5).spread == pytest.approx(0.5)
