@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paretopress.compressors.entries import Entries
@@ -53,29 +53,6 @@ class SensitivityTable:
             "choice": None if choice is None else choice_to_plain(choice), "loss": self.losses[unit][index],
         }
         return {**plain, "estimated": True} if (unit, index) in self.estimated else plain
-
-
-def measure_sensitivity(
-    entries: Entries, space: SearchSpace, progress: Callable[[int, int], None] | None = None
-) -> SensitivityTable:
-    """Measure the loss of every choice of a space, one substitution each.
-
-    Args:
-        entries: Memoised compressed layers of the model.
-        space: The choices.
-        progress: Called with choices done and in all.
-    """
-    cells = cells_in_order(space)
-    measured: dict[Cell, float] = {}
-    for done, (unit, index) in enumerate(cells, 1):
-        choice = space.options[unit][index]
-        assert choice is not None
-        measured[unit, index] = substitution_loss(entries, Policy.of({unit: choice}))
-        if progress:
-            progress(done, len(cells))
-    integer = integer_choices(space)
-    together = substitution_loss(entries, Policy.of(integer)) if integer else None
-    return assemble(space, measured, together)
 
 
 def cells_in_order(space: SearchSpace) -> list[Cell]:

@@ -79,6 +79,9 @@ def verify_finalists(
         ArtifactError: The baseline cannot be built, or the verifying process died.
     """
     named = {"dense": problem.policy({}), **problem.comparisons()}
+    stop = getattr(observer, "should_stop", None)
+    if stop is not None and stop():   # who interrupts a search waits for a few finalists, not for all
+        deadline = time.monotonic()
     settings = BuildSettings(
         problem.objectives, evaluator.limits, evaluator.samples.count, problem.settings.finalists, FEWEST,
         None if deadline is None else time.monotonic() + BUILD_SHARE * max(0.0, deadline - time.monotonic()),

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from paretopress.compressors.tuning import changed_nodes, tune
 from paretopress.evaluators import sensitivity
 from paretopress.evaluators.divergence import divergence
-from paretopress.evaluators.sensitivity import measure_sensitivity, monotone, strength, substitution_loss
+from paretopress.evaluators.sensitivity import (
+    assemble,
+    cells_in_order,
+    integer_choices,
+    monotone,
+    strength,
+    substitution_loss,
+)
 from paretopress.spaces.choices import Factorised, Keep, Weights
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
@@ -92,11 +99,17 @@ def test_the_cached_prefix_is_the_dense_model_s(small):
                 assert torch.equal(values[node.name], small.calibration.values[node.name])
 
 
+def table_of(small):
+    """The whole table, every cell by its own substitution."""
+    measured = {
+        (unit, index): substitution_loss(small.entries, Policy.of({unit: small.space.options[unit][index]}))
+        for unit, index in cells_in_order(small.space)
+    }
+    return assemble(small.space, measured, substitution_loss(small.entries, Policy.of(integer_choices(small.space))))
+
+
 def test_the_table_is_monotone_finite_and_the_same_twice(small):
-    done = []
-    table = measure_sensitivity(small.entries, small.space, lambda count, total: done.append((count, total)))
-    total = len(choices_of(small.space))
-    assert done == [(count, total) for count in range(1, total + 1)]
+    table = table_of(small)
     for unit, options in small.space.options.items():
         row = table.losses[unit]
         assert len(row) == len(options)
@@ -105,7 +118,7 @@ def test_the_table_is_monotone_finite_and_the_same_twice(small):
         for (one, a), (other, b) in itertools.permutations(zip(options, row, strict=True), 2):
             if weaker(one, other):
                 assert a <= b + 1e-12, (unit, one, other)
-    assert measure_sensitivity(small.entries, small.space) == table
+    assert table_of(small) == table
     assert any(row[-1] > row[1] > 0.0 for row in table.losses.values())
 
 
@@ -115,7 +128,7 @@ def test_a_dropped_branch_may_lose_less_than_a_thin_one():
 
 
 def test_single_8_bit_losses_are_scaled_to_what_all_layers_in_8_bits_lose(small):
-    table = measure_sensitivity(small.entries, small.space)
+    table = table_of(small)
     integer = {unit: Weights(8) for unit, options in small.space.options.items() if Weights(8) in options}
     together = substitution_loss(small.entries, Policy.of(integer))
     alone = sum(substitution_loss(small.entries, Policy.of({unit: choice})) for unit, choice in integer.items())
@@ -130,7 +143,7 @@ def test_a_choice_whose_outputs_are_not_finite_is_the_worst(small, monkeypatch):
 
 
 def test_plain_data_names_every_choice_with_its_loss(small):
-    table = measure_sensitivity(small.entries, small.space)
+    table = table_of(small)
     plain = table.to_plain(small.space)
     assert {unit: [entry["loss"] for entry in row] for unit, row in plain.items()} == {
         unit: list(row) for unit, row in table.losses.items()
