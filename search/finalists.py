@@ -133,8 +133,7 @@ def prospects(
                    for r, loss in zip(complete, after, strict=True)]
     left_out = {policy.hash for policy in without}
     best = max if limits.direction == "max" else min
-    slack = accuracy_step(float(best(record.values["accuracy"] for record in complete)), samples)
-    slack = slack if limits.direction == "max" else -slack
+    slack = accuracy_step(float(best(record.values["accuracy"] for record in complete)), samples, limits.direction)
     return [
         Prospect(record, float(accuracy), loss, record.policy.hash in built,
                  _allowed(record, float(accuracy) + slack, limits))
@@ -185,7 +184,7 @@ def choose(
     if not pool:
         return sorted(candidates, key=lambda one: sum(max(0.0, v) for v in one.record.constraints.values()))[:count]
     losses = np.array([one.accuracy for one in pool]) * (-1.0 if limits.direction == "max" else 1.0)
-    step = accuracy_step(float(np.median([one.accuracy for one in candidates])), samples)
+    step = accuracy_step(float(np.median([one.accuracy for one in candidates])), samples, limits.direction)
     costs = costs_of([one.record for one in pool], {k: way for k, way in objectives.items() if k != "accuracy"})
     levels = np.floor((losses - losses.min()) / step) if step else losses
     first = spread_fronts(np.column_stack([levels, costs]), count)
@@ -206,9 +205,9 @@ def _two_to_one(first: Sequence[int], second: Sequence[int], count: int) -> list
     return merged[:count]
 
 
-def accuracy_step(accuracy: float, samples: int) -> float:
-    """Half a standard error of an accuracy on so many samples; 0 for metrics that are not between 0 and 1."""
-    if not samples or not 0.0 < accuracy < 1.0:
+def accuracy_step(accuracy: float, samples: int, direction: str) -> float:
+    """Half a standard error of an accuracy on so many samples; 0 for errors, and for what is not between 0 and 1."""
+    if direction != "max" or not samples or not 0.0 < accuracy < 1.0:
         return 0.0
     return 0.5 * math.sqrt(accuracy * (1.0 - accuracy) / samples)
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,13 @@ def test_what_the_samples_cannot_tell_from_the_budget_may_be_verified():
     allowed = {samples: [one.allowed for one in prospects(records, {}, LIMITS, samples=samples)]
                for samples in (0, 100, 10_000)}
     assert allowed == {0: [True, False, False], 100: [True, True, False], 10_000: [True, False, False]}
+
+
+def test_an_error_between_0_and_1_is_no_share_of_samples():
+    errors = [replace(trial(index, 50.0, 0.1 * index), values={"accuracy": 0.1 + 0.01 * index, "size": 50.0 - index,
+                                                               "divergence": 0.1 * index}) for index in range(3)]
+    limits = Limits((), 0.105, "min")
+    assert [one.allowed for one in prospects(errors, {}, limits, samples=100)] == [True, False, False]
 
 
 @settings(max_examples=100, deadline=None)
