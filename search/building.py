@@ -108,6 +108,10 @@ class Workshop:
         """Where a policy's artefact is built."""
         return self.folder / policy.hash
 
+    def tried(self, named: Sequence[Policy]) -> int:
+        """How many candidates besides the named ones were built or failed."""
+        return len((self.built.keys() | self.failed.keys()) - {policy.hash for policy in named})
+
     def build(self, policies: Sequence[Policy], settings: BuildSettings, fewest: int) -> None:
         """Build policies, the first `fewest` of them however short the time."""
         waiting = list(enumerate(policies))
@@ -164,12 +168,12 @@ def build_finalists(
     baseline = named[0].hash
     if baseline in workshop.failed:
         raise ArtifactError(f"the dense baseline cannot be built: {workshop.failed[baseline]}")
-    while settings.in_time() or len(workshop.built) < len(named) + settings.fewest:
+    # Builds that fail count as tried: once the time is over nothing else is begun, and nothing is waited for.
+    while settings.in_time() or workshop.tried(named) < settings.fewest:
         policies = _next_round(workshop, named, records, settings)
         if not policies:
             break
-        done = len(workshop.built) + len(workshop.failed) - len(named)
-        workshop.build(policies, settings, max(0, settings.fewest - done))
+        workshop.build(policies, settings, max(0, settings.fewest - workshop.tried(named)))
     known = prospects(records, workshop.built, settings.limits, named, settings.samples)
     ready = [one for one in known if one.built]
     picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)
@@ -181,8 +185,7 @@ def _next_round(
     workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
 ) -> list[Policy]:
     """The candidates that the present knowledge would verify and that are not built yet, a quarter of all."""
-    tried = len(workshop.built) + len(workshop.failed) - len(named)
-    size = min(max(1, settings.most // ROUNDS), settings.most - tried)
+    size = min(max(1, settings.most // ROUNDS), settings.most - workshop.tried(named))
     if size <= 0:
         return []
     known = [one for one in prospects(records, workshop.built, settings.limits, named, settings.samples)

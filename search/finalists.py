@@ -31,7 +31,7 @@ class Finalist:
         name: `"dense"`, `"uniform int8"`, `"uniform half width"` or None.
         stitched: Accuracy on the search set before the refit; None until it is built.
         refitted: Accuracy on the search set of what is stored; None until it is built.
-        tier: `"dense"`, `"entries"` or `"refit"`: which build is stored; `""` until it is built.
+        tier: `"dense"`, `"entries"`, `"refit"` or `"distilled"`: which build is stored; `""` until it is built.
     """
 
     number: int

@@ -135,6 +135,16 @@ def test_a_build_that_fails_is_reported_and_stays_among_the_finalists(tmp_path):
     assert any("it broke" in text for text in shop.observer.warnings)
 
 
+def test_builds_that_fail_after_the_time_are_not_waited_for(tmp_path):
+    """The search hung here: failures left fewer built than wanted, and there was no time to build others."""
+    records = trials(40)
+    first = choose(prospects(records, {}, LIMITS), OBJECTIVES, LIMITS, 6)[0].record.policy
+    builder = Builder(records, broken=(first.hash,))
+    chosen = build_finalists(workshop(tmp_path, builder), [DENSE], records, settings_of(deadline=0.0))
+    assert len(builder.order) == 1 + 3
+    assert len(chosen) == 3   # two that were built, and the one that failed
+
+
 def test_without_a_baseline_there_is_nothing_to_verify(tmp_path):
     records = trials(3)
     with pytest.raises(ArtifactError, match="dense baseline cannot be built: RuntimeError: it broke"):
