@@ -88,15 +88,17 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
 
 
 def _is_rectified_in_quantising(plan: Plan, name: str) -> bool:
-    """Whether a node is a ReLU of floats that only integer kernels read.
+    """Whether a node is a ReLU of floats that only integer kernels read, directly or through one more such ReLU.
 
     Its range begins at zero, so that quantising cuts off what is below; runtimes drop the operator.
     """
     graph, arithmetic = plan.structure.graph, plan.arithmetic
-    if graph.by_name[name].short_op != "relu" or name not in arithmetic.sources:
+    if graph.by_name[name].short_op != "relu":
         return False
-    readers = (user for user in graph.users[name] if graph.by_name[user].short_op != "sym_size")
-    return all(reader in arithmetic.integer_kernels for reader in readers)
+    readers = [user for user in graph.users[name] if graph.by_name[user].short_op != "sym_size"]
+    if name in arithmetic.sources:
+        return all(reader in arithmetic.integer_kernels for reader in readers)
+    return len(readers) == 1 and _is_rectified_in_quantising(plan, readers[0])
 
 
 def _absorbed_names(graph: Graph, fused: FusedKernel) -> tuple[str, ...]:

@@ -85,8 +85,11 @@ def priced(planned):
     absorbed = {name: kernel.main for kernel in planned.structure.fusion.kernels for name in kernel.absorbed}
 
     def for_integers_only(name):
-        readers = {absorbed.get(user, user) for user in planned.structure.graph.users[name]}
-        return name in arithmetic.sources and readers <= arithmetic.integer_kernels
+        graph = planned.structure.graph
+        users = list(graph.users[name])
+        if name not in arithmetic.sources:   # of two ReLUs in a row, the first
+            return len(users) == 1 and graph.by_name[users[0]].short_op == "relu" and for_integers_only(users[0])
+        return {absorbed.get(user, user) for user in users} <= arithmetic.integer_kernels
 
     for kernel in view.kernels:
         convolves = kernel.family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE)
@@ -175,6 +178,11 @@ def test_any_network_under_any_placement_runs_as_it_is_priced(data, steps, head,
         steps = [step for step in steps if step != "pad"]
     torch.manual_seed(1)
     check(Network(steps, head), lambda unit: data.draw(st.booleans(), unit), tmp_path_factory.mktemp("drift"))
+
+
+@pytest.mark.parametrize("before", [["relu", "relu"], ["conv_relu", "relu"], ["conv", "conv", "add", "relu", "relu"]])
+def test_relus_before_the_integers_are_dropped_however_many(before, tmp_path):
+    check(Network([*before, "conv"], "mean"), lambda unit: unit == f"layers.{len(before)}/weights", tmp_path)
 
 
 @pytest.mark.parametrize("head", HEADS)
