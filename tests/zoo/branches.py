@@ -19,12 +19,21 @@ class Vgg(nn.Module):
             if entry == "M":
                 layers.append(nn.MaxPool2d(2, 2))
                 continue
-            layers += [nn.Conv2d(cin, entry // share, 3, padding=1), nn.BatchNorm2d(entry // share), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(cin, entry // share, 3, padding=1),
+                nn.BatchNorm2d(entry // share),
+                nn.ReLU(inplace=True),
+            ]
             cin = entry // share
         self.features, self.avgpool = nn.Sequential(*layers), nn.AdaptiveAvgPool2d((positions, positions))
         self.classifier = nn.Sequential(
-            nn.Linear(cin * positions * positions, hidden), nn.ReLU(True), nn.Dropout(),
-            nn.Linear(hidden, hidden), nn.ReLU(True), nn.Dropout(), nn.Linear(hidden, classes),
+            nn.Linear(cin * positions * positions, hidden),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(hidden, classes),
         )
 
     def forward(self, x):
@@ -90,8 +99,12 @@ class Inception(nn.Module):
     def __init__(self, cin, one, reduce3, three, reduce5, five, pool):
         super().__init__()
         self.branch1 = ConvBn(cin, one, kernel_size=1)
-        self.branch2 = nn.Sequential(ConvBn(cin, reduce3, kernel_size=1), ConvBn(reduce3, three, kernel_size=3, padding=1))
-        self.branch3 = nn.Sequential(ConvBn(cin, reduce5, kernel_size=1), ConvBn(reduce5, five, kernel_size=3, padding=1))
+        self.branch2 = nn.Sequential(
+            ConvBn(cin, reduce3, kernel_size=1), ConvBn(reduce3, three, kernel_size=3, padding=1)
+        )
+        self.branch3 = nn.Sequential(
+            ConvBn(cin, reduce5, kernel_size=1), ConvBn(reduce5, five, kernel_size=3, padding=1)
+        )
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1, ceil_mode=True), ConvBn(cin, pool, kernel_size=1))
         self.channels = one + three + five + pool
 
@@ -103,9 +116,17 @@ class GoogLeNet(nn.Module):
     """Szegedy et al. 2015 with batch normalisation, without the auxiliary classifiers."""
 
     widths = (
-        (64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64), None, (192, 96, 208, 16, 48, 64), (160, 112, 224, 24, 64, 64),
-        (128, 128, 256, 24, 64, 64), (112, 144, 288, 32, 64, 64), (256, 160, 320, 32, 128, 128), None,
-        (256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128),
+        (64, 96, 128, 16, 32, 32),
+        (128, 128, 192, 32, 96, 64),
+        None,
+        (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64),
+        (128, 128, 256, 24, 64, 64),
+        (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128),
+        None,
+        (256, 160, 320, 32, 128, 128),
+        (384, 192, 384, 48, 128, 128),
     )
 
     def __init__(self, share=1, classes=1000):
@@ -155,10 +176,61 @@ class SqueezeNet(nn.Module):
             layers.append(Fire(cin, squeezed, expanded))
             cin = 2 * expanded
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(cin, classes, 1), nn.ReLU(True), nn.AdaptiveAvgPool2d(1))
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5), nn.Conv2d(cin, classes, 1), nn.ReLU(True), nn.AdaptiveAvgPool2d(1)
+        )
 
     def forward(self, x):
         return torch.flatten(self.classifier(self.features(x)), 1)
+
+
+class DeepLab(nn.Module):
+    """Atrous spatial pyramid pooling behind a small backbone, low-level features joined (Chen et al. 2018)."""
+
+    def __init__(self, width=64, pooled=256, classes=21):
+        super().__init__()
+        self.low = nn.Sequential(
+            ConvBn(3, width, kernel_size=3, stride=2, padding=1), ConvBn(width, width, kernel_size=3, padding=1)
+        )
+        self.high = nn.Sequential(
+            ConvBn(width, 2 * width, kernel_size=3, stride=2, padding=1),
+            ConvBn(2 * width, 4 * width, kernel_size=3, padding=2, dilation=2),
+        )
+        wide = [ConvBn(4 * width, pooled, kernel_size=3, padding=rate, dilation=rate) for rate in (6, 12, 18)]
+        self.pyramid = nn.ModuleList([ConvBn(4 * width, pooled, kernel_size=1), *wide])
+        self.image = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvBn(4 * width, pooled, kernel_size=1))
+        self.project = nn.Sequential(ConvBn(5 * pooled, pooled, kernel_size=1), nn.Dropout(0.5))
+        self.reduce = ConvBn(width, width // 2, kernel_size=1)
+        self.head = nn.Sequential(
+            ConvBn(pooled + width // 2, pooled, kernel_size=3, padding=1),
+            nn.Conv2d(pooled, classes, 1),
+        )
+
+    def forward(self, x):
+        low = self.low(x)
+        high = self.high(low)
+        image = F.interpolate(self.image(high), size=high.shape[-2:], mode="bilinear", align_corners=False)
+        high = self.project(torch.cat([*(branch(high) for branch in self.pyramid), image], dim=1))
+        high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)
+        y = self.head(torch.cat([self.reduce(low), high], dim=1))
+        return F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Generator(nn.Module):
+    """Vector to image with transposed convolutions (DCGAN, Radford et al. 2016) behind a linear layer."""
+
+    def __init__(self, width=64, latent=100):
+        super().__init__()
+        self.width = width
+        self.project = nn.Linear(latent, 8 * width * 4 * 4)
+        layers = [nn.BatchNorm2d(8 * width), nn.ReLU(True)]
+        for factor in (8, 4, 2):
+            cin, cout = factor * width, factor * width // 2
+            layers += [nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU(True)]
+        self.main = nn.Sequential(*layers, nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
+
+    def forward(self, z):
+        return self.main(self.project(z).view(-1, 8 * self.width, 4, 4))
 
 
 class DoubleConv(nn.Sequential):
@@ -277,7 +349,10 @@ class Yolo(nn.Module):
     def __init__(self, width=16, classes=80, bins=16):
         super().__init__()
         w = [width << index for index in range(5)]
-        self.stem, self.p2 = ConvSilu(3, w[0], 3, 2), nn.Sequential(ConvSilu(w[0], w[1], 3, 2), C2f(w[1], w[1], 1, True))
+        self.stem, self.p2 = (
+            ConvSilu(3, w[0], 3, 2),
+            nn.Sequential(ConvSilu(w[0], w[1], 3, 2), C2f(w[1], w[1], 1, True)),
+        )
         self.p3 = nn.Sequential(ConvSilu(w[1], w[2], 3, 2), C2f(w[2], w[2], 2, True))
         self.p4 = nn.Sequential(ConvSilu(w[2], w[3], 3, 2), C2f(w[3], w[3], 2, True))
         self.p5 = nn.Sequential(ConvSilu(w[3], w[4], 3, 2), C2f(w[4], w[4], 1, True), Sppf(w[4], w[4]))

@@ -15,9 +15,31 @@ def divisible(value, divisor=8):
 
 def conv_bn(cin, cout, kernel, stride=1, groups=1, activation=nn.ReLU6):
     layers = [
-        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(cout),
+        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(cout),
     ]
     return nn.Sequential(*layers, *([activation()] if activation else []))
+
+
+class MobileNetV1(nn.Module):
+    """Howard et al. 2017: depthwise separable convolutions in a row."""
+
+    widths = (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
+    halved = (2, 4, 6, 12)  # places whose width is the double of the one before: stride 2
+
+    def __init__(self, width=1.0, classes=1000):
+        super().__init__()
+        cin = divisible(32 * width)
+        layers = [conv_bn(3, cin, 3, 2, activation=nn.ReLU)]
+        for place, channels in enumerate(self.widths, 1):
+            cout, stride = divisible(channels * width), 2 if place in self.halved else 1
+            layers += [conv_bn(cin, cin, 3, stride, cin, nn.ReLU), conv_bn(cin, cout, 1, activation=nn.ReLU)]
+            cin = cout
+        self.model, self.fc = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), nn.Linear(cin, classes)
+        self.features = cin
+
+    def forward(self, x):
+        return self.fc(self.model(x).view(-1, self.features))
 
 
 class InvertedResidual(nn.Module):
@@ -38,7 +60,15 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Sandler et al. 2018."""
 
-    settings = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    settings = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
 
     def __init__(self, width=1.0, classes=1000):
         super().__init__()
@@ -63,9 +93,17 @@ class MobileNetV3(nn.Module):
     """Howard et al. 2019, the small network."""
 
     settings = (
-        (3, 16, 16, True, "RE", 2), (3, 72, 24, False, "RE", 2), (3, 88, 24, False, "RE", 1), (5, 96, 40, True, "HS", 2),
-        (5, 240, 40, True, "HS", 1), (5, 240, 40, True, "HS", 1), (5, 120, 48, True, "HS", 1), (5, 144, 48, True, "HS", 1),
-        (5, 288, 96, True, "HS", 2), (5, 576, 96, True, "HS", 1), (5, 576, 96, True, "HS", 1),
+        (3, 16, 16, True, "RE", 2),
+        (3, 72, 24, False, "RE", 2),
+        (3, 88, 24, False, "RE", 1),
+        (5, 96, 40, True, "HS", 2),
+        (5, 240, 40, True, "HS", 1),
+        (5, 240, 40, True, "HS", 1),
+        (5, 120, 48, True, "HS", 1),
+        (5, 144, 48, True, "HS", 1),
+        (5, 288, 96, True, "HS", 2),
+        (5, 576, 96, True, "HS", 1),
+        (5, 576, 96, True, "HS", 1),
     )
 
     def __init__(self, width=1.0, classes=1000):
@@ -82,7 +120,10 @@ class MobileNetV3(nn.Module):
         self.features = nn.Sequential(*features, conv_bn(cin, last, 1, activation=nn.Hardswish))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(
-            nn.Linear(last, hidden), nn.Hardswish(inplace=True), nn.Dropout(0.2, inplace=True), nn.Linear(hidden, classes),
+            nn.Linear(last, hidden),
+            nn.Hardswish(inplace=True),
+            nn.Dropout(0.2, inplace=True),
+            nn.Linear(hidden, classes),
         )
 
     def forward(self, x):
@@ -93,7 +134,12 @@ class EfficientNet(nn.Module):
     """Tan and Le 2019, B0."""
 
     settings = (
-        (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4),
+        (1, 3, 1, 16, 1),
+        (6, 3, 2, 24, 2),
+        (6, 5, 2, 40, 2),
+        (6, 3, 2, 80, 3),
+        (6, 5, 1, 112, 3),
+        (6, 5, 2, 192, 4),
         (6, 3, 1, 320, 1),
     )
 
@@ -130,13 +176,21 @@ class ShuffleUnit(nn.Module):
         self.stride, half = stride, cout // 2
         if stride > 1:
             self.branch1 = nn.Sequential(
-                nn.Conv2d(cin, cin, 3, stride, 1, groups=cin, bias=False), nn.BatchNorm2d(cin),
-                nn.Conv2d(cin, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
+                nn.Conv2d(cin, cin, 3, stride, 1, groups=cin, bias=False),
+                nn.BatchNorm2d(cin),
+                nn.Conv2d(cin, half, 1, bias=False),
+                nn.BatchNorm2d(half),
+                nn.ReLU(inplace=True),
             )
         self.branch2 = nn.Sequential(
-            nn.Conv2d(cin if stride > 1 else half, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
-            nn.Conv2d(half, half, 3, stride, 1, groups=half, bias=False), nn.BatchNorm2d(half),
-            nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
+            nn.Conv2d(cin if stride > 1 else half, half, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, half, 3, stride, 1, groups=half, bias=False),
+            nn.BatchNorm2d(half),
+            nn.Conv2d(half, half, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
         )
 
     def forward(self, x):
@@ -174,7 +228,12 @@ class DepthwiseSeparable(nn.Module):
 
     def __init__(self, width=64, blocks=4, classes=12):
         super().__init__()
-        layers = [nn.Conv2d(1, width, (10, 4), 2, (4, 1), bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.2)]
+        layers = [
+            nn.Conv2d(1, width, (10, 4), 2, (4, 1), bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+        ]
         for _ in range(blocks):
             layers += [conv_bn(width, width, 3, groups=width, activation=nn.ReLU)]
             layers += [conv_bn(width, width, 1, activation=nn.ReLU)]

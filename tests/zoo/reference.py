@@ -15,37 +15,177 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from paretopress.compressors.program import Program, resolve
 from paretopress.spaces.graph import Node, Ref
 
-MOVES = frozenset((
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "expand", "expand_as", "slice", "select", "narrow", "cat",
-    "concat", "stack", "hstack", "vstack", "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unflatten",
-    "flatten", "squeeze", "unsqueeze", "contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy", "roll",
-    "flip", "index", "index_select", "repeat", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "unfold", "im2col", "movedim", "swapaxes", "swapdims", "adjoint", "mT", "numpy_T", "view_as", "reshape_as",
-    "broadcast_to", "dropout", "alpha_dropout", "feature_dropout", "to", "_to_copy", "type_as", "float", "double", "embedding",
-    "atleast_2d", "as_strided", "diagonal", "gather", "take_along_dim", "upsample_nearest1d", "upsample_nearest2d",
-    "python.operator.getitem", "getitem", "native_channel_shuffle", "ravel",
-))
-POOLS = frozenset((
-    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_bilinear2d", "upsample_bicubic2d",
-))
-ELEMENTWISE = frozenset((
-    "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "where", "lerp", "addcmul", "relu", "relu6", "hardtanh",
-    "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "elu", "leaky_relu", "selu", "mish", "softplus", "abs",
-    "neg", "exp", "log", "sqrt", "rsqrt", "square", "clamp", "clamp_min", "clamp_max", "reciprocal", "erf", "softsign", "sin",
-    "cos", "prelu", "masked_fill", "logical_and", "logical_not", "ne", "eq", "lt", "gt", "le", "ge", "bitwise_and", "log1p",
-    "expm1", "zeros_like", "ones_like", "full_like",
-))
-PRODUCTS = frozenset((
-    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "matmul", "bmm", "mm", "einsum", "addmm",
-    "baddbmm",
-))
-BIASES = ("bias", "self")   # of linear and convolutions, and of addmm
+MOVES = frozenset(
+    (
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "expand_as",
+        "slice",
+        "select",
+        "narrow",
+        "cat",
+        "concat",
+        "stack",
+        "hstack",
+        "vstack",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "tensor_split",
+        "unflatten",
+        "flatten",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "detach_",
+        "lift_fresh_copy",
+        "roll",
+        "flip",
+        "index",
+        "index_select",
+        "repeat",
+        "repeat_interleave",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "unfold",
+        "im2col",
+        "movedim",
+        "swapaxes",
+        "swapdims",
+        "adjoint",
+        "mT",
+        "numpy_T",
+        "view_as",
+        "reshape_as",
+        "broadcast_to",
+        "dropout",
+        "alpha_dropout",
+        "feature_dropout",
+        "to",
+        "_to_copy",
+        "type_as",
+        "float",
+        "double",
+        "embedding",
+        "atleast_2d",
+        "as_strided",
+        "diagonal",
+        "gather",
+        "take_along_dim",
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "python.operator.getitem",
+        "getitem",
+        "native_channel_shuffle",
+        "ravel",
+    )
+)
+POOLS = frozenset(
+    (
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+    )
+)
+ELEMENTWISE = frozenset(
+    (
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "maximum",
+        "minimum",
+        "pow",
+        "where",
+        "lerp",
+        "addcmul",
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "tanh",
+        "elu",
+        "leaky_relu",
+        "selu",
+        "mish",
+        "softplus",
+        "abs",
+        "neg",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "reciprocal",
+        "erf",
+        "softsign",
+        "sin",
+        "cos",
+        "prelu",
+        "masked_fill",
+        "logical_and",
+        "logical_not",
+        "ne",
+        "eq",
+        "lt",
+        "gt",
+        "le",
+        "ge",
+        "bitwise_and",
+        "log1p",
+        "expm1",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+    )
+)
+PRODUCTS = frozenset(
+    (
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "matmul",
+        "bmm",
+        "mm",
+        "einsum",
+        "addmm",
+        "baddbmm",
+    )
+)
+BIASES = ("bias", "self")  # of linear and convolutions, and of addmm
 
 
 class NoRuleError(Exception):
@@ -68,13 +208,13 @@ class Partial:
         return torch.where(self.present > 0, self.value, torch.zeros_like(self.value))
 
 
-def _value(item: Any) -> Any:  # noqa: ANN401
+def _value(item: Any) -> Any:
     if isinstance(item, Partial):
         return item.value
     return [_value(one) for one in item] if isinstance(item, list | tuple) else item
 
 
-def _present(item: Any) -> Any:  # noqa: ANN401
+def _present(item: Any) -> Any:
     """Presence of floats; indices, masks and numbers as they are."""
     if isinstance(item, Partial):
         return item.present
@@ -83,21 +223,21 @@ def _present(item: Any) -> Any:  # noqa: ANN401
     return [_present(one) for one in item] if isinstance(item, list | tuple) else item
 
 
-def _is_partial(item: Any) -> bool:  # noqa: ANN401
+def _is_partial(item: Any) -> bool:
     return isinstance(item, Partial) or (isinstance(item, list | tuple) and any(_is_partial(one) for one in item))
 
 
-def _partial(value: Tensor, present: Tensor) -> Any:  # noqa: ANN401
+def _partial(value: Tensor, present: Tensor) -> Any:
     return value if bool((present > 0).all()) else Partial(value, (present > 0).to(torch.float64))
 
 
-def _pair(values: Any, presents: Any) -> Any:  # noqa: ANN401
+def _pair(values: Any, presents: Any) -> Any:
     if isinstance(values, list | tuple):
         return [_pair(value, present) for value, present in zip(values, presents, strict=True)]
     return _partial(values, presents)
 
 
-def _call(function: Callable[..., Any], node: Node, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _call(function: Callable[..., Any], node: Node, arguments: Mapping[str, Any]) -> Any:
     return function(*arguments.values()) if node.op.startswith("python.") else function(**arguments)
 
 
@@ -105,13 +245,13 @@ Arguments = dict[str, Any]
 Function = Callable[..., Any]
 
 
-def _move(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _move(function: Function, node: Node, arguments: Arguments) -> Any:
     values = _call(function, node, {name: _value(item) for name, item in arguments.items()})
     presents = _call(function, node, {name: _present(item) for name, item in arguments.items()})
     return _pair(values, presents)
 
 
-def _pad(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _pad(function: Function, node: Node, arguments: Arguments) -> Any:
     """What padding adds along a dimension exists where anything along that dimension does."""
     source = arguments["self"]
     value = _call(function, node, {**arguments, "self": source.value})
@@ -126,14 +266,13 @@ def _pad(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: 
     return _partial(value, present)
 
 
-def _pool(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
-    source = arguments["self"]
-    return _partial(
-        function(**{**arguments, "self": source.zeroed}), function(**{**arguments, "self": source.present}),
-    )
+def _pool(function: Function, _: Node, arguments: Arguments) -> Any:
+    name = next(iter(arguments))
+    source = arguments[name]
+    return _partial(function(**{**arguments, name: source.zeroed}), function(**{**arguments, name: source.present}))
 
 
-def _element_wise(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _element_wise(function: Function, node: Node, arguments: Arguments) -> Any:
     value = _call(function, node, {name: _value(item) for name, item in arguments.items()})
     present = torch.ones((), dtype=torch.float64)
     for item in arguments.values():
@@ -143,7 +282,7 @@ def _element_wise(function: Function, node: Node, arguments: Arguments) -> Any: 
     return _partial(value, present.expand(value.shape))
 
 
-def _product(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _product(function: Function, node: Node, arguments: Arguments) -> Any:
     """Removed entries of either side contribute nothing, and where a result exists both sides agree on them."""
     names = [name for name, item in arguments.items() if isinstance(item, Partial | Tensor) and name not in BIASES]
     if node.short_op in ("matmul", "bmm", "mm", "linear") or "conv" in node.short_op:
@@ -157,7 +296,7 @@ def _product(function: Function, node: Node, arguments: Arguments) -> Any:  # no
     }
     biases = [name for name in BIASES if name in arguments and name not in names]
     zeroed.update({name: _value(arguments[name]) for name in biases})
-    counting = {**arguments, **dict.fromkeys((name for name in biases if isinstance(arguments[name], Partial | Tensor)))}
+    counting = {**arguments, **dict.fromkeys(name for name in biases if isinstance(arguments[name], Partial | Tensor))}
     if node.short_op in ("addmm", "baddbmm"):
         counting["self"] = torch.zeros((), dtype=torch.float64)
     count = _counts(function, counting, {**items, **lists})
@@ -204,11 +343,11 @@ def _normalised(x: Partial, dims: Sequence[int], eps: float, centre: bool = True
     return (x.value - mean) / torch.sqrt(variance + eps)
 
 
-def _as_partial(item: Any, like: Tensor) -> Partial:  # noqa: ANN401
+def _as_partial(item: Any, like: Tensor) -> Partial:
     return item if isinstance(item, Partial) else Partial(item, torch.ones_like(like))
 
 
-def _affine(y: Tensor, present: Tensor, weight: Any, bias: Any, shape: tuple[int, ...] | None = None) -> Any:  # noqa: ANN401
+def _affine(y: Tensor, present: Tensor, weight: Any, bias: Any, shape: tuple[int, ...] | None = None) -> Any:
     for item, apply in ((weight, torch.mul), (bias, torch.add)):
         if item is not None:
             value, mask = _value(item), _present(item)
@@ -217,15 +356,17 @@ def _affine(y: Tensor, present: Tensor, weight: Any, bias: Any, shape: tuple[int
     return _partial(y, present)
 
 
-def _layer_norm(_: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
-    x = _as_partial(arguments.get("input", arguments.get("self")), _value(arguments.get("input", arguments.get("self"))))
+def _layer_norm(_: Function, node: Node, arguments: Arguments) -> Any:
+    x = _as_partial(
+        arguments.get("input", arguments.get("self")), _value(arguments.get("input", arguments.get("self")))
+    )
     dims = list(range(-len(arguments["normalized_shape"]), 0))
     eps = arguments["eps"] if arguments["eps"] is not None else torch.finfo(x.value.dtype).eps
     y = _normalised(x, dims, eps, centre=node.short_op == "layer_norm")
     return _affine(y, x.present, arguments["weight"], arguments.get("bias"))
 
 
-def _group_norm(_: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _group_norm(_: Function, node: Node, arguments: Arguments) -> Any:
     x = _as_partial(arguments["input"], _value(arguments["input"]))
     batch, channels = x.value.shape[:2]
     groups = arguments["num_groups"] if node.short_op == "group_norm" else channels
@@ -235,7 +376,7 @@ def _group_norm(_: Function, node: Node, arguments: Arguments) -> Any:  # noqa: 
     return _affine(y, x.present, arguments["weight"], arguments["bias"], shape)
 
 
-def _batch_norm(_: Function, __: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _batch_norm(_: Function, __: Node, arguments: Arguments) -> Any:
     x = _as_partial(arguments["input"], _value(arguments["input"]))
     shape = (-1, *(1,) * (x.value.ndim - 2))
     mean, variance = (_value(arguments[name]).reshape(shape) for name in ("running_mean", "running_var"))
@@ -243,14 +384,14 @@ def _batch_norm(_: Function, __: Node, arguments: Arguments) -> Any:  # noqa: AN
     return _affine(y, x.present, arguments["weight"], arguments["bias"], shape)
 
 
-def _softmax(function: Function, _: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _softmax(function: Function, _: Node, arguments: Arguments) -> Any:
     x = arguments["self"]
     masked = torch.where(x.present > 0, x.value, torch.full_like(x.value, -torch.inf))
     value = function(**{**arguments, "self": masked})
     return _partial(torch.where(x.present > 0, value, torch.zeros_like(value)), x.present)
 
 
-def _reduce(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _reduce(function: Function, node: Node, arguments: Arguments) -> Any:
     x, dims = arguments["self"], arguments.get("dim")
     dims = list(range(x.value.ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
     count = x.present.sum(dims, keepdim=True)
@@ -280,7 +421,7 @@ def _shaped(result: Tensor, dims: Sequence[int], arguments: Arguments) -> Tensor
     return result.reshape([size for dim, size in enumerate(result.shape) if dim not in gone])
 
 
-def _attention(_: Function, __: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _attention(_: Function, __: Node, arguments: Arguments) -> Any:
     """Softmax of scaled products, the scale that of the dense head size."""
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     size = _value(query).shape[-1]
@@ -308,28 +449,29 @@ _PLAIN = Node("plain", "python.operator.plain")
 _MATMUL = Node("attention", "aten.matmul.default")
 
 
-def _recurrent(function: Function, node: Node, arguments: Arguments) -> Any:  # noqa: ANN401
+def _recurrent(function: Function, node: Node, arguments: Arguments) -> Any:
     """Zero rows keep a removed state at zero in LSTM and GRU; which states exist is read off the hidden weights."""
-    name = "input"
     parameters = list(arguments["params"])
     layers, directions = arguments["num_layers"], 1 + bool(arguments["bidirectional"])
     each = len(parameters) // (layers * directions)
     gates = _value(parameters[1]).shape[0] // _value(parameters[1]).shape[1]
     zeroed = [item.zeroed if isinstance(item, Partial) else item for item in parameters]
-    source = arguments[name]
+    source = arguments["input"]
     _check_recurrent(source, parameters, each, gates, layers, directions)
     plain = {key: _value(item) for key, item in arguments.items()}
-    plain[name] = source.zeroed if isinstance(source, Partial) else source
+    plain["input"] = source.zeroed if isinstance(source, Partial) else source
     plain["params"] = zeroed
     results = list(function(**plain))
-    last = [_states(parameters[each * (layers * directions - directions + index) + 1], gates) for index in range(directions)]
+    last = [
+        _states(parameters[each * (layers * directions - directions + index) + 1], gates) for index in range(directions)
+    ]
     results[0] = _partial(results[0], torch.cat(last).expand(results[0].shape))
     every = torch.stack([_states(parameters[each * index + 1], gates) for index in range(layers * directions)])
     results[1:] = [_partial(state, every.unsqueeze(1).expand(state.shape)) for state in results[1:]]
     return results
 
 
-def _states(hidden_weight: Any, gates: int) -> Tensor:  # noqa: ANN401
+def _states(hidden_weight: Any, gates: int) -> Tensor:
     present = _present(hidden_weight)
     rows = (present.sum(1) > 0).to(torch.float64).reshape(gates, -1)
     if not torch.equal(rows, rows[:1].expand_as(rows)):
@@ -337,7 +479,9 @@ def _states(hidden_weight: Any, gates: int) -> Tensor:  # noqa: ANN401
     return rows[0]
 
 
-def _check_recurrent(source: Any, parameters: Sequence[Any], each: int, gates: int, layers: int, directions: int) -> None:  # noqa: ANN401
+def _check_recurrent(
+    source: Any, parameters: Sequence[Any], each: int, gates: int, layers: int, directions: int
+) -> None:
     """Inputs of every layer are what the layer before it keeps, and rows agree between weights and biases."""
     known = _present(source).reshape(-1, _value(source).shape[-1])[0]
     for layer in range(layers):
@@ -354,15 +498,28 @@ def _check_recurrent(source: Any, parameters: Sequence[Any], each: int, gates: i
 
 
 _RULES: dict[str, Function] = {
-    **dict.fromkeys(MOVES, _move), **dict.fromkeys(POOLS, _pool), **dict.fromkeys(ELEMENTWISE, _element_wise),
+    **dict.fromkeys(MOVES, _move),
+    **dict.fromkeys(POOLS, _pool),
+    **dict.fromkeys(ELEMENTWISE, _element_wise),
     **dict.fromkeys(PRODUCTS, _product),
-    "pad": _pad, "constant_pad_nd": _pad,
-    "layer_norm": _layer_norm, "rms_norm": _layer_norm, "group_norm": _group_norm, "instance_norm": _group_norm,
-    "batch_norm": _batch_norm, "softmax": _softmax, "_softmax": _softmax, "log_softmax": _softmax,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+    "layer_norm": _layer_norm,
+    "rms_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "instance_norm": _group_norm,
+    "batch_norm": _batch_norm,
+    "softmax": _softmax,
+    "_softmax": _softmax,
+    "log_softmax": _softmax,
     **dict.fromkeys(("mean", "sum", "var", "std", "amax", "amin", "linalg_vector_norm"), _reduce),
-    "scaled_dot_product_attention": _attention, "lstm": _recurrent, "gru": _recurrent,
+    "scaled_dot_product_attention": _attention,
+    "lstm": _recurrent,
+    "gru": _recurrent,
 }
-_SHAPE_ONLY = frozenset(("sym_size", "new_zeros", "new_ones", "new_full", "size", "_assert_tensor_metadata", "_shape_as_tensor"))
+_SHAPE_ONLY = frozenset(
+    ("sym_size", "new_zeros", "new_ones", "new_full", "size", "_assert_tensor_metadata", "_shape_as_tensor")
+)
 
 
 def evaluate(program: Program, inputs: Sequence[Tensor], presence: Mapping[str, Tensor]) -> list[Any]:
@@ -390,7 +547,7 @@ def evaluate(program: Program, inputs: Sequence[Tensor], presence: Mapping[str, 
     return [values[name] for name in program.graph.outputs]
 
 
-def _evaluate(node: Node, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _evaluate(node: Node, values: Mapping[str, Any]) -> Any:
     function = resolve(node.op)
     arguments = {name: _fill(value, values) for name, value in node.arguments.items()}
     if not any(_is_partial(item) for item in arguments.values()):
@@ -406,7 +563,7 @@ def _evaluate(node: Node, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
         raise ConflictError(f"{node.name} in {node.module_path or 'the root module'}: {error}") from None
 
 
-def _fill(value: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _fill(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, Ref):
         return values[value.node]
     return [_fill(item, values) for item in value] if isinstance(value, list) else value

@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, cin, width, stride, groups=1, group_width=0):
+    def __init__(self, cin, width, stride, *_):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(cin, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)

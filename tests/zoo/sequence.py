@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
@@ -42,7 +44,9 @@ class WaveNet(nn.Module):
     def __init__(self, channels=64, skip=256, layers=10, stacks=2, levels=256):
         super().__init__()
         self.causal = nn.Conv1d(1, channels, 1)
-        self.blocks = nn.ModuleList(WaveBlock(channels, skip, 1 << place) for _ in range(stacks) for place in range(layers))
+        self.blocks = nn.ModuleList(
+            WaveBlock(channels, skip, 1 << place) for _ in range(stacks) for place in range(layers)
+        )
         self.out1, self.out2 = nn.Conv1d(skip, skip, 1), nn.Conv1d(skip, levels, 1)
 
     def forward(self, x):
@@ -59,9 +63,15 @@ class SiamNet(nn.Module):
     def __init__(self, width=64, hidden=4096):
         super().__init__()
         self.branch = nn.Sequential(
-            nn.Conv2d(1, width, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-            nn.Conv2d(width, 2 * width, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-            nn.Conv2d(2 * width, 4 * width, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2),
+            nn.Conv2d(1, width, 5),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(2 * width, 4 * width, 3),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(2),
         )
         self.linear, self.out = nn.Sequential(nn.Linear(16 * width, hidden), nn.Sigmoid()), nn.Linear(hidden, 1)
 
@@ -78,7 +88,7 @@ class PlainMlp(nn.Sequential):
 
     def __init__(self, sizes=(784, 512, 256, 10)):
         layers = [nn.Flatten()]
-        for cin, cout in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for cin, cout in pairwise(sizes[:-1]):
             layers += [nn.Linear(cin, cout), nn.BatchNorm1d(cout), nn.ReLU()]
         super().__init__(*layers, nn.Linear(*sizes[-2:]))
 
@@ -88,6 +98,6 @@ class AutoEncoder(nn.Sequential):
 
     def __init__(self, size=640, hidden=128, middle=8):
         widths, layers = [size, *[hidden] * 4, middle, *[hidden] * 4], []
-        for cin, cout in zip(widths, widths[1:], strict=False):
+        for cin, cout in pairwise(widths):
             layers += [nn.Linear(cin, cout), nn.BatchNorm1d(cout), nn.ReLU()]
         super().__init__(*layers, nn.Linear(hidden, size))

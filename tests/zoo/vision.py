@@ -203,8 +203,15 @@ class ChannelsFirstNorm(nn.Module):
 class ConvNeXtBlock(nn.Module):
     def __init__(self, channels):
         super().__init__()
-        self.dwconv, self.norm = nn.Conv2d(channels, channels, 7, padding=3, groups=channels), nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1, self.act, self.pwconv2 = nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
+        self.dwconv, self.norm = (
+            nn.Conv2d(channels, channels, 7, padding=3, groups=channels),
+            nn.LayerNorm(channels, eps=1e-6),
+        )
+        self.pwconv1, self.act, self.pwconv2 = (
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(),
+            nn.Linear(4 * channels, channels),
+        )
         self.gamma = nn.Parameter(1e-6 * torch.ones(channels))
 
     def forward(self, x):
