@@ -30,7 +30,7 @@ RATIOS = (0.25, 0.5, 0.75)
 TOLERANCE = 1e-8  # of the output's standard deviation
 ALIVE = 1e-3  # of it: what one more channel must change
 TRIES = 8  # kept channels of which one must be alive: behind a ReLU some are dead
-DRAWS = 4  # keep sets of which one must be alive
+DRAWS = 12 # keep sets of which one must be alive
 
 
 class InDouble(TorchFunctionMode):
@@ -235,16 +235,45 @@ def joint_checks(item: Subject, ratios: Sequence[float] = RATIOS) -> Iterator[Ve
             yield check(item, free, ratio, 2000 + place)
 
 
-def prunable_share(program: Program) -> float:
-    """Share of the bytes of Conv and Linear weights with at least one dimension in a free group."""
-    units, parameters = program.structure.units, program.structure.coupling.parameters
+def weights_of(model: nn.Module) -> dict[str, int]:
+    """Elements of every weight of a convolution or linear layer by its first name, attention projections included."""
+    found, seen = {}, set()
+    for path, module in model.named_modules():
+        linear = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or type(module).__name__ == "Conv1D"
+        names = ("weight",) if linear else ("in_proj_weight",) if isinstance(module, nn.MultiheadAttention) else ()
+        for name in names:
+            weight = getattr(module, name)
+            if weight is not None and id(weight) not in seen:
+                seen.add(id(weight))
+                found[f"{path}.{name}".removeprefix(".")] = weight.numel()
+    return found
+
+
+def prunable_share(model: nn.Module, program: Program) -> float:
+    """Share of the bytes of convolution and linear weights with at least one dimension in a free group."""
+    structure = program.structure
     total = free = 0
-    for layer in program.structure.layers:
-        size = program.state[layer.weight].numel()
+    for name, size in weights_of(model).items():
+        axes = structure.coupling.parameters.get(structure.aliases.get(name, name)) or ()
+        groups = {segment.group for axis in axes for segment in axis or ()}
         total += size
-        groups = {segment.group for axis in parameters.get(layer.weight) or () for segment in axis or ()}
-        free += size if any(not units[f"{group}/channels"] for group in groups) else 0
+        free += size if any(not structure.units[f"{group}/channels"] for group in groups) else 0
     return free / total if total else 0.0
+
+
+def share_at_half(model: nn.Module, program: Program) -> float:
+    """Share of the same bytes that is left when every free group keeps half of its channels."""
+    structure = program.structure
+    free = [name.removesuffix("/channels") for name, why in structure.units.items() if name.endswith("/channels") and not why]
+    planned = plan(structure, Policy.of({f"{name}/channels": Keep(0.5) for name in free}))
+    total = left = 0
+    for name, size in weights_of(model).items():
+        known = structure.aliases.get(name, name)
+        axes, shape = structure.coupling.parameters.get(known), program.state[known].shape
+        total += size
+        sizes = [planned.size(axis, length) for axis, length in zip(axes or (None,) * len(shape), shape, strict=True)]
+        left += torch.Size(sizes).numel()
+    return left / total if total else 1.0
 
 
 def frozen_reasons(program: Program) -> Mapping[str, str]:
