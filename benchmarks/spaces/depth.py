@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT)]
-sys.path.append(str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 from zoo import branches, language, residual
 from zoo.registry import ZOO, build
@@ -93,13 +92,16 @@ def main() -> None:
     parser.add_argument("--skip-published", action="store_true", help="leave out the models in their published sizes")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    timed(residual.CifarResNet(1, 8), IMAGE)   # the first capture also imports what torch.export needs
+    timed(residual.CifarResNet(1, 8), IMAGE)  # the first capture also imports what torch.export needs
     families: dict[str, list[dict[str, Any]]] = {}
     for name, (factory, args, depths) in FAMILIES.items():
         families[name] = [{"depth": depth, **timed(factory(depth), args)} for depth in depths]
         for row in families[name]:
-            print(f"{name:<32} {row['depth']:>4} {row['nodes']:>6} nodes {row['capture']:>8.2f} s {row['analysis']:>8.2f} s")
-        exponents = ", ".join(f"{key} grows with nodes^{slope(families[name], key):.2f}" for key in ("capture", "analysis"))
+            seconds = f"{row['capture']:>8.2f} s {row['analysis']:>8.2f} s"
+            print(f"{name:<32} {row['depth']:>4} {row['nodes']:>6} nodes {seconds}")
+        exponents = ", ".join(
+            f"{key} grows with nodes^{slope(families[name], key):.2f}" for key in ("capture", "analysis")
+        )
         print(f"    {exponents}", flush=True)
     published: list[dict[str, Any]] = []
     for name in () if options.skip_published else ZOO:

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT)]
-sys.path.append(str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 from zoo import parity
 from zoo.registry import ZOO
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    header = f"{'model':<20} {'free':>5} {'frozen':>6} {'bytes':>7} {'groups':>6} {'removals':>8} {'failures':>8} {'seconds':>7}"
+    header = f"{'model':<20}  free frozen   bytes groups removals failures seconds"
     rows, text = [], [header]
     print(header)
     for name in options.models:

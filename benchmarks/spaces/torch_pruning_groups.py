@@ -1,6 +1,6 @@
 """What Torch-Pruning can prune of one model of the zoo, as one line of JSON: run by `coverage.py`.
 
-    PYTHON_WITH_TORCH_PRUNING benchmarks/spaces/torch_pruning_groups.py MODEL LAYER_TO_IGNORE ...
+PYTHON_WITH_TORCH_PRUNING benchmarks/spaces/torch_pruning_groups.py MODEL LAYER_TO_IGNORE ...
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def half_of_all(example: Example, ignored: list[str]) -> float | None:
     wanted, before = shapes(model, example.args), bytes_of(model)
     try:
         pruner = torch_pruning.pruner.BasePruner(
-            model, example.args, torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=0.5,
+            model,
+            example.args,
+            torch_pruning.importance.MagnitudeImportance(p=2),
+            pruning_ratio=0.5,
             ignored_layers=[model.get_submodule(name) for name in ignored],
         )
         pruner.step()

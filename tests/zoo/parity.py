@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from zoo.reference import ConflictError, NoRuleError, Partial, evaluate
@@ -30,7 +31,7 @@ RATIOS = (0.25, 0.5, 0.75)
 TOLERANCE = 1e-8  # of the output's standard deviation
 ALIVE = 1e-3  # of it: what one more channel must change
 TRIES = 8  # kept channels of which one must be alive: behind a ReLU some are dead
-DRAWS = 12 # keep sets of which one must be alive
+DRAWS = 6  # keep sets of which one must be alive
 
 
 class InDouble(TorchFunctionMode):
@@ -240,12 +241,14 @@ def weights_of(model: nn.Module) -> dict[str, int]:
     found, seen = {}, set()
     for path, module in model.named_modules():
         linear = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or type(module).__name__ == "Conv1D"
-        names = ("weight",) if linear else ("in_proj_weight",) if isinstance(module, nn.MultiheadAttention) else ()
-        for name in names:
-            weight = getattr(module, name)
-            if weight is not None and id(weight) not in seen:
-                seen.add(id(weight))
-                found[f"{path}.{name}".removeprefix(".")] = weight.numel()
+        name = "weight" if linear else "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else ""
+        if name and parametrize.is_parametrized(module, name):
+            originals = dict(module.parametrizations[name].named_parameters())
+            name = f"parametrizations.weight.{max(originals, key=lambda key: originals[key].numel())}"
+        weight = module.get_parameter(name) if name and dict(module.named_parameters()).get(name) is not None else None
+        if weight is not None and id(weight) not in seen:
+            seen.add(id(weight))
+            found[f"{path}.{name}".removeprefix(".")] = weight.numel()
     return found
 
 
@@ -264,7 +267,11 @@ def prunable_share(model: nn.Module, program: Program) -> float:
 def share_at_half(model: nn.Module, program: Program) -> float:
     """Share of the same bytes that is left when every free group keeps half of its channels."""
     structure = program.structure
-    free = [name.removesuffix("/channels") for name, why in structure.units.items() if name.endswith("/channels") and not why]
+    free = [
+        name.removesuffix("/channels")
+        for name, why in structure.units.items()
+        if name.endswith("/channels") and not why
+    ]
     planned = plan(structure, Policy.of({f"{name}/channels": Keep(0.5) for name in free}))
     total = left = 0
     for name, size in weights_of(model).items():

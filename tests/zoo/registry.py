@@ -333,5 +333,5 @@ def _set_statistics(model: nn.Module, args: tuple[Tensor, ...]) -> None:
     model.train()(*args)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        norm.running_mean.add_(0.2 * torch.randn_like(norm.running_mean))
-        norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.6, 1.4)).add_(0.1)
+        norm.running_mean.add_(0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
+        norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.6, 1.4)).add_(0.01)
