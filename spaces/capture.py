@@ -25,7 +25,7 @@ from paretopress.spaces.mutation import without_dead_code, without_mutation
 from paretopress.spaces.pooling import with_pooled_means
 from paretopress.spaces.time_limit import OutOfTime, time_limit
 
-TIME_LIMIT = 300.0   # seconds that a capture may take; models of 100M parameters take a few
+TIME_LIMIT = 120.0   # seconds that a capture may take; models of 100M parameters take a few
 
 
 @dataclass(frozen=True)
@@ -64,40 +64,50 @@ def capture(
         model: Any module that `torch.export` can trace.
         args: Positional example inputs, the first dimension of each is the batch.
         kwargs: Keyword example inputs.
-        seconds: The longest it may take.
+        seconds: The longest it may take: half for a batch of any size (recurrent layers over long sequences
+            take minutes so), half for the batch of the example.
 
     Raises:
         UnsupportedModelError: The model cannot be copied, traced or traced in time; the message names the line
             of the user's code where there is one.
         DataError: An example input is not a tensor, or has no batch dimension, or fewer than 2 samples.
     """
-    try:
-        with time_limit(seconds):
-            return _capture(model, args, dict(kwargs or {}))
-    except OutOfTime as late:
-        own = [place for place in _frames(late) if _is_users_file(place[0])]
-        where = f"; it was at {own[-1][0]}:{own[-1][1]}" if own else ""
-        raise UnsupportedModelError(f"the model cannot be captured within {seconds:g} s{where}") from None
-
-
-def _capture(model: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> Capture:
+    kwargs = dict(kwargs or {})
     batch = _batch_size({**{f"input {index}": value for index, value in enumerate(args)}, **kwargs})
     _check_floats(model, [*args, *kwargs.values()])
     frozen = _copy(model).eval().requires_grad_(False)
     notes: list[str] = []
-    try:
-        program = _export(frozen, args, kwargs, dynamic=True)
-    except Exception as first:  # noqa: BLE001 - torch.export raises whatever the user's code raises
-        try:
-            program = _export(frozen, args, kwargs, dynamic=False)
-        except Exception as error:  # noqa: BLE001
-            raise UnsupportedModelError(f"the model cannot be captured: {_explain(error)}") from None
-        notes.append(f"the batch dimension is fixed at {batch}: {_explain(first)}")
+    program, why = _attempt(frozen, args, kwargs, dynamic=True, seconds=seconds / 2)
+    if program is None:
+        notes.append(f"the batch dimension is fixed at {batch}: {why}")
+        program, why = _attempt(frozen, args, kwargs, dynamic=False, seconds=seconds / 2)
+    if program is None:
+        raise UnsupportedModelError(f"the model cannot be captured: {why}")
     aliases = _aliases(frozen)
     graph = _to_graph(program, batch, notes, aliases)
     constants = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
     outputs = _output_names(next(node for node in program.graph.nodes if node.op == "output"))
     return Capture(graph, program.call_spec.out_spec, outputs, tuple(kwargs), aliases, constants)
+
+
+def _attempt(
+    model: torch.nn.Module,
+    args: tuple[torch.Tensor, ...],
+    kwargs: dict[str, torch.Tensor],
+    *,
+    dynamic: bool,
+    seconds: float,
+) -> tuple[torch.export.ExportedProgram | None, str]:
+    """The traced model, or None and the reason in one line."""
+    try:
+        with time_limit(seconds):
+            return _export(model, args, kwargs, dynamic=dynamic), ""
+    except OutOfTime as late:
+        own = [place for place in _frames(late) if _is_users_file(place[0])]
+        where = f"; it was at {own[-1][0]}:{own[-1][1]}" if own else ""
+        return None, f"tracing takes longer than {seconds:g} s{where}"
+    except Exception as error:  # noqa: BLE001 - torch.export raises whatever the user's code raises
+        return None, _explain(error)
 
 
 def _copy(model: torch.nn.Module) -> torch.nn.Module:
@@ -168,8 +178,7 @@ def _export(
 ) -> torch.export.ExportedProgram:
     shapes: Any = None
     if dynamic:
-        auto = {0: torch.export.Dim.AUTO}
-        shapes = _named_shapes(model, args, kwargs) if kwargs else tuple(auto for _ in args)
+        shapes = _named_shapes(model, args, kwargs) if kwargs else _positional_shapes(model, len(args))
     with warnings.catch_warnings(), torch.no_grad(), _quiet_torch():
         warnings.simplefilter("ignore")
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -185,6 +194,15 @@ def _quiet_torch() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def _positional_shapes(model: torch.nn.Module, count: int) -> tuple[Any, ...]:
+    """A dynamic first dimension for every positional input; those of a `*args` stand in a tuple of their own."""
+    auto = {0: torch.export.Dim.AUTO}
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    star = inspect.Parameter.VAR_POSITIONAL
+    named = min(count, kinds.index(star)) if star in kinds else count
+    return (*(auto for _ in range(named)), *([(auto,) * (count - named)] if named < count else []))
 
 
 def _named_shapes(
