@@ -177,7 +177,9 @@ def build_program(
             state.setdefault(node.target, captured.constants[node.target])
     program = Program(captured, structure, state)
     _check_same(program, model, args, kwargs or {})
-    return program
+    from paretopress.compressors.probe import probed  # it runs programs itself
+
+    return probed(program)
 
 
 def dense_value(program: Program, node: Node, values: Values) -> Any:  # noqa: ANN401
