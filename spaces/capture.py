@@ -179,9 +179,12 @@ def _export(
     shapes: Any = None
     if dynamic:
         shapes = _named_shapes(model, args, kwargs) if kwargs else _positional_shapes(model, len(args))
+    # Tensors of its own for every attempt: torch marks their sizes as dynamic, and an interrupted one leaves the marks.
+    own = tuple(tensor.detach() for tensor in args)
+    named = {name: tensor.detach() for name, tensor in kwargs.items()}
     with warnings.catch_warnings(), torch.no_grad(), _quiet_torch():
         warnings.simplefilter("ignore")
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(model, own, named, dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager
