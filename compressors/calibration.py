@@ -77,7 +77,7 @@ class Calibration:
                 axis = axes[layer.layer.weight][0]
                 y.register_hook(  # type: ignore[no-untyped-call]
                     lambda gradient, y=y, axis=axis, place=1 if layer.layer.window else y.ndim - 1: products.append(
-                        _per_channel(gradient * y, place, axis, group))
+                        _per_channel(gradient * y, place, axis, group, len(self.inputs[0])))
                 )
             return y
 
@@ -90,10 +90,13 @@ class Calibration:
         return torch.stack(products).sum(dim=0)
 
 
-def _per_channel(product: Tensor, place: int, axis: Axis, group: ChannelGroup) -> Tensor:
-    """Sums over positions and over the elements of each of the group's channels, `(samples, channels)`."""
-    flat = product.detach().movedim(place, -1)
-    flat = flat.reshape(flat.shape[0], -1, flat.shape[-1]).sum(dim=1)
+def _per_channel(product: Tensor, place: int, axis: Axis, group: ChannelGroup, samples: int) -> Tensor:
+    """Sums over positions and over the elements of each of the group's channels, `(samples, channels)`.
+
+    Windows and other parts that the user's code puts into the first dimension are positions too.
+    """
+    rows = product.detach().movedim(place, -1)
+    flat = rows.reshape(samples, -1, rows.shape[-1]).sum(dim=1)
     total, offset = flat.new_zeros(len(flat), group.size), 0
     for segment in axis or ():
         if segment.group == group.name:
