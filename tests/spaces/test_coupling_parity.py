@@ -271,6 +271,11 @@ def test_what_the_users_code_cannot_do_is_run_as_it_was_captured():
     assert set(failures) == {"layers.qkv"}
     assert "does not run with smaller layers" in failures["layers.qkv"]
     assert own_code_failures(subject("heads").model, subject("heads").program) == {}
+    with parity.double():
+        strict = build_program(item.model, item.args, own_code=True).structure
+    assert {name for name, why in strict.units.items() if "does not run with smaller layers" in why} == {
+        "layers.qkv/channels"
+    }
 
 
 def test_a_group_that_the_graph_cannot_do_without_is_frozen_by_the_probe(monkeypatch):
