@@ -165,6 +165,11 @@ class DeviceProfile:
         """
         return self._executes(kernel.family, kernel.weight_bits, kernel.activation_bits, kernel.name)
 
+    def arithmetic(self, weight_bits: int, activation_bits: int) -> str:
+        """Return what a format of weights and activations runs in, `""` where the device does not know it."""
+        item = self._formats.get((weight_bits, activation_bits))
+        return "" if item is None or item.executes is None else item.executes
+
     def _executes(self, family: Family, weight_bits: int, activation_bits: int, name: str) -> str:
         # A kernel without weights runs in the type of its tensors.
         if activation_bits < 32 and weight_bits == 32 and family not in _WEIGHTED:

@@ -24,12 +24,13 @@ from paretopress.evaluators.costs import (
     drop_what_does_not_pay,
     integer_policy,
     runs_everywhere,
+    uniform_width,
 )
 from paretopress.evaluators.data import Data, PreparedData, prepare
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.exact import CostTerm, ExactProblem, cheapest
 from paretopress.search.seeds import FactorGraph, policy_of
-from paretopress.spaces.choices import Keep, Weights, choice_to_plain
+from paretopress.spaces.choices import Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 from paretopress.spaces.plan import Plan, plan
@@ -148,11 +149,7 @@ class Problem:
         """Policies people would try by hand: uniform int8 and uniform half width, where they are legal."""
         options = self.space.options
         integer = {unit: Weights(8) for unit, choices in options.items() if Weights(8) in choices}
-        half = {}
-        for unit, choices in options.items():
-            keeps = [choice for choice in choices if isinstance(choice, Keep) and choice.ratio > 0.0]
-            if keeps:
-                half[unit] = min(keeps, key=lambda keep: abs(keep.ratio - 0.5))
+        half = uniform_width(self.space, 0.5).choices
         found: dict[str, Mapping[str, Any]] = {"uniform int8": integer, "uniform half width": half}
         return {name: self.policy(choices) for name, choices in found.items() if choices}
 
