@@ -23,6 +23,7 @@ from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 
 HOPELESS_DIVERGENCE = 1.0   # nats: such a model agrees with the dense one hardly better than chance
+HOPELESS_FOR_DISTILLATION = 3.0   # nats: of keyword spotting at half width, 1 nat becomes 0.1 by distillation
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class CandidateEvaluator:
             they are known.
         slack: Fraction by which a predicted cost may exceed its budget before the candidate is
             screened: neighbours of the boundary still teach the sampler.
+        hopeless: Divergence in nats from which on a candidate is not scored.
     """
 
     entries: Entries
@@ -79,6 +81,7 @@ class CandidateEvaluator:
     objectives: tuple[str, ...]
     dense_outputs: tuple[Tensor, ...] = ()
     slack: float = 0.1
+    hopeless: float = HOPELESS_DIVERGENCE
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Evaluate one policy."""
@@ -95,7 +98,7 @@ class CandidateEvaluator:
                     State.SCREENED, values, over, f"screened by cost: {label} exceeds its budget by {over[label]:g}"
                 )
         network, loss = self.build(policy)
-        if loss > HOPELESS_DIVERGENCE:
+        if loss > self.hopeless:
             return Evaluation(State.SCREENED, values, over, f"screened by proxy: divergence {loss:.3g} nats")
         scores = self.score(network)
         accuracy = scores["accuracy"]

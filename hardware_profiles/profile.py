@@ -107,6 +107,11 @@ class DeviceProfile:
         return self.document.runtime.batch
 
     @property
+    def anchors(self) -> str:
+        """What the profile was corrected by, `""` where it was not: see `anchoring`."""
+        return self.document.latency.anchors if self.document.latency else ""
+
+    @property
     def notes(self) -> str:
         """What a reader should know before trusting the figures."""
         return self.document.notes

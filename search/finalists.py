@@ -178,11 +178,12 @@ def choose(
         samples: Samples that accuracies were measured on, 0 to take them as exact.
 
     Returns:
-        The picked ones, the most important first: every prefix is spread over the front.
+        The picked ones, the most important first: every prefix is spread over the front. Where none is expected to
+        meet every budget, those that come nearest: what exceeds the budgets on costs least, then what diverges least.
     """
     pool = [candidate for candidate in candidates if candidate.allowed]
     if not pool:
-        return sorted(candidates, key=lambda one: sum(max(0.0, v) for v in one.record.constraints.values()))[:count]
+        return sorted(candidates, key=lambda one: (_excess(one.record, limits), one.divergence))[:count]
     losses = np.array([one.accuracy for one in pool]) * (-1.0 if limits.direction == "max" else 1.0)
     step = accuracy_step(float(np.median([one.accuracy for one in candidates])), samples, limits.direction)
     costs = costs_of([one.record for one in pool], {k: way for k, way in objectives.items() if k != "accuracy"})
@@ -215,6 +216,12 @@ def accuracy_step(accuracy: float, samples: int, direction: str) -> float:
 def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
     costs_met = all(value <= 0.0 for name, value in record.constraints.items() if name != "max_drop")
     return costs_met and limits.check({}, accuracy).get("max_drop", 0.0) <= 0.0
+
+
+def _excess(record: TrialRecord, limits: Limits) -> float:
+    """By what fractions of them the budgets on costs are exceeded, in all."""
+    return sum(max(0.0, record.constraints.get(label, 0.0)) / abs(limit) if limit else 0.0
+               for label, _, limit in limits.costs)
 
 
 def costs_of(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> Array:

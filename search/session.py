@@ -13,7 +13,7 @@ from torch import nn
 
 from paretopress.compressors.calibration import calibrate
 from paretopress.compressors.entries import IMPORTANCES, Entries
-from paretopress.evaluators.candidate import CandidateEvaluator
+from paretopress.evaluators.candidate import HOPELESS_DIVERGENCE, HOPELESS_FOR_DISTILLATION, CandidateEvaluator
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
@@ -125,6 +125,8 @@ def run_search(
         warning = device.host_warning()
         if warning:
             watcher.warning(warning)
+        if device.anchors:
+            watcher.message(f"{device.id}: {device.anchors}")
     path = run_path or default_run_path(problem)
     config = {"seed": settings.seed, "settings": settings.to_plain(), "model": model_name, "data": data_name}
     fingerprints = {**problem.fingerprints(), "versions": _versions()}
@@ -175,8 +177,9 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     entries = Entries(problem.program, calibration, importance)
     samples = problem.data.search.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
+    hopeless = HOPELESS_DIVERGENCE if problem.distillation_samples() is None else HOPELESS_FOR_DISTILLATION
     open_ended = CandidateEvaluator(
-        entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
+        entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives, hopeless=hopeless
     )
     return open_ended.ready(problem.limits)
 
@@ -216,6 +219,8 @@ def _explore(
     seeds = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS)
     first = seeds.policies[:1]
     policies = (*first, *problem.comparisons().values(), *seeds.policies[1:])
+    if problem.distillation_samples() is not None:
+        policies = tuple(dict.fromkeys((*policies, *problem.even_widths())))
     seconds = None
     if deadline is not None:
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
