@@ -7,10 +7,12 @@ sees the same figures.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from paretopress.compressors.calibration import calibrate
@@ -19,7 +21,7 @@ from paretopress.compressors.export_onnx import export_onnx, session
 from paretopress.compressors.program import Program
 from paretopress.compressors.refit import settle
 from paretopress.evaluators.costs import uniform_width
-from paretopress.evaluators.timing import time_steadily
+from paretopress.evaluators.timing import call_of
 from paretopress.hardware_profiles.anchoring import Anchor, anchor
 from paretopress.hardware_profiles.catalogue import LOCAL
 from paretopress.hardware_profiles.local import cache_path
@@ -32,8 +34,13 @@ from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
 from paretopress.spaces.space import SearchSpace
 
-RUNS = 100       # of each, in turn with the dense model
-VERSION = 1      # rises when variants timed by older code should be timed again
+RUNS = 150            # counted calls of each variant per series
+WARM_UP = 10
+QUIET = 0.1           # quantile of the calls that counts
+DISTURBED = 1.15      # median over quiet time from which on something else was at work
+SERIES = 4
+PAUSE_SECONDS = 1.0
+VERSION = 2           # rises when variants timed by older code should be timed again
 
 
 def anchored(device: DeviceProfile, program: Program, space: SearchSpace, inputs: Sequence[Tensor]) -> DeviceProfile:
@@ -79,7 +86,7 @@ def variants(space: SearchSpace) -> dict[str, Policy]:
 
 
 def _measure(program: Program, policies: dict[str, Policy], inputs: Sequence[Tensor]) -> dict[str, float]:
-    """Milliseconds of every variant that can be exported, all relative to one time of the dense model."""
+    """Milliseconds of every variant that can be exported; none where the dense model cannot."""
     graph = program.graph
     one = [tensor[: 1 if graph.dynamic_batch else graph.batch] for tensor in inputs]
     entries = Entries(program, calibrate(program, [list(inputs)]), "l1")   # which channels stay does not matter here
@@ -93,9 +100,33 @@ def _measure(program: Program, policies: dict[str, Policy], inputs: Sequence[Ten
             except ParetopressError:
                 if policy.is_dense:
                     return {}
-        timings = {name: time_steadily(candidate, opened["dense"], one, RUNS) for name, candidate in opened.items()}
-    dense = min(timing.baseline for timing in timings.values())
-    return {name: timing.median / timing.baseline * dense for name, timing in timings.items()}
+        return dict(zip(opened, quiet_times([*opened.values()], one), strict=True))
+
+
+def quiet_times(sessions: Sequence[Any], inputs: Sequence[Tensor]) -> list[float]:
+    """Milliseconds of each session where nothing else is at work: a low quantile of many calls, all in turn.
+
+    A series in which the median is far above that quantile was disturbed, and is taken again after a pause; the
+    lowest counts.
+    """
+    calls = [call_of(opened, inputs) for opened in sessions]
+    lowest = np.full(len(calls), np.inf)
+    for series in range(SERIES):
+        times = np.empty((RUNS, len(calls)))
+        for run in range(-WARM_UP, RUNS):
+            for column, call in enumerate(calls):
+                call()   # the one before has filled the caches with its own weights
+                start = time.perf_counter()
+                call()
+                if run >= 0:
+                    times[run, column] = time.perf_counter() - start
+        low, middle = np.quantile(times, [QUIET, 0.5], axis=0) * 1e3
+        lowest = np.minimum(lowest, low)
+        if float((middle / low).max()) < DISTURBED:
+            break
+        if series < SERIES - 1:
+            time.sleep(PAUSE_SECONDS)
+    return [float(value) for value in lowest]
 
 
 def _path(device: DeviceProfile, program: Program, policies: dict[str, Policy]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 4                 # a round builds a quarter of what may be built
 DISTILLATION_SHARE = 0.8   # of the time for building
+DISTILLATION_SECONDS = 20.0   # at least, where that leaves enough builds: a few well trained beat many hardly trained
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 
 
@@ -56,17 +57,21 @@ class BuildSettings:
         """How many are built at most, besides the named ones."""
         return self.finalists if self.distilled else BUILDS_PER_FINALIST * self.finalists
 
-    def distillation_seconds(self, named: int, workers: int) -> float | None:
-        """Time for each distillation, so that all of the builds fit; None where there is no limit.
+    def within(self, named: int, workers: int) -> tuple[BuildSettings, float | None]:
+        """These settings with as many builds as can be distilled well, and the time for each distillation.
 
         Args:
             named: How many builds there are besides the candidates.
             workers: How many are under way at a time.
+
+        Returns:
+            The settings, and seconds, None where there is no limit.
         """
-        if self.deadline is None:
-            return None
-        left = max(0.0, self.deadline - time.monotonic())
-        return DISTILLATION_SHARE * left * workers / (named + self.most)
+        if self.deadline is None or not self.distilled:
+            return self, None
+        seconds = DISTILLATION_SHARE * max(0.0, self.deadline - time.monotonic()) * workers
+        finalists = min(self.finalists, max(self.fewest, int(seconds / DISTILLATION_SECONDS) - named))
+        return replace(self, finalists=finalists), seconds / (named + finalists)
 
     def in_time(self) -> bool:
         """Whether there is time to build another one."""
@@ -162,7 +167,7 @@ def build_finalists(
         record.policy.hash: (record.values["accuracy"], record.values["divergence"]) for record in records
         if record.state is TrialState.COMPLETE and "divergence" in record.values
     }
-    workshop.seconds = settings.distillation_seconds(len(named), workshop.executor.capacity)
+    settings, workshop.seconds = settings.within(len(named), workshop.executor.capacity)
     workshop.observer.stage("distil" if settings.distilled else "refit", len(named) + min(settings.most, len(records)))
     workshop.build(named, settings, len(named))
     baseline = named[0].hash

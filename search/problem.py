@@ -172,6 +172,17 @@ class Problem:
                 found.setdefault(self.policy({**uniform_width(self.space, ratio).choices, **formats}))
         return list(found)
 
+    def units_inside_branches(self) -> dict[str, tuple[str, ...]]:
+        """Per unit that may drop a branch the units inside, which decide nothing without it."""
+        structure = self.program.structure
+        found = {}
+        for name, branch in structure.branches.items():
+            groups = [group.name for group in structure.coupling.groups
+                      if group.name != name and group.producers and set(group.producers) <= branch.layers.keys()]
+            units = [f"{layer}/{kind}" for layer in branch.layers for kind in ("rank", "weights")]
+            found[f"{name}/channels"] = (*(f"{group}/channels" for group in groups), *units)
+        return found
+
     def distillation_samples(self) -> Batches | None:
         """What finalists are distilled on, None where they are not."""
         data, wanted = self.data, self.settings.distil

@@ -13,7 +13,7 @@ from torch import nn
 
 from paretopress.compressors.calibration import calibrate
 from paretopress.compressors.entries import IMPORTANCES, Entries
-from paretopress.evaluators.candidate import HOPELESS_DIVERGENCE, HOPELESS_FOR_DISTILLATION, CandidateEvaluator
+from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
@@ -177,11 +177,10 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     entries = Entries(problem.program, calibration, importance)
     samples = problem.data.search.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
-    hopeless = HOPELESS_DIVERGENCE if problem.distillation_samples() is None else HOPELESS_FOR_DISTILLATION
     open_ended = CandidateEvaluator(
-        entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives, hopeless=hopeless
+        entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
-    return open_ended.ready(problem.limits)
+    return open_ended.ready(problem.limits, distilled=problem.distillation_samples() is not None)
 
 
 def _table(
@@ -240,7 +239,7 @@ def _explore(
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
     return explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
-        evaluator.limits.names, on_record, stop,
+        evaluator.constraints, on_record, stop, problem.units_inside_branches(),
     )
 
 

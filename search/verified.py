@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from paretopress.search.session import Observer
 
 FEWEST = 8            # finalists that are built and verified however short the time
-BUILD_SHARE = 0.7     # of the time that is left after the exploration: the rest verifies
+BUILD_SHARE = 0.7     # at least, of the time that is left after the exploration: the rest verifies
+CLEAN_PROCESS_SECONDS = 10.0   # to start one and to import what it needs
 BUILDING = "building"
 
 
@@ -82,10 +83,13 @@ def verify_finalists(
     stop = getattr(observer, "should_stop", None)
     if stop is not None and stop():   # who interrupts a search waits for a few finalists, not for all
         deadline = time.monotonic()
+    build_until = None
+    if deadline is not None:
+        left = max(0.0, deadline - time.monotonic())
+        build_until = deadline - min((1.0 - BUILD_SHARE) * left, verification_seconds(problem, evaluator, len(named)))
     settings = BuildSettings(
         problem.objectives, evaluator.limits, evaluator.samples.count, problem.settings.finalists, FEWEST,
-        None if deadline is None else time.monotonic() + BUILD_SHARE * max(0.0, deadline - time.monotonic()),
-        problem.distillation_samples() is not None,
+        build_until, problem.distillation_samples() is not None,
     )
     workshop = Workshop(path / BUILDING, executor, observer)
     others = build_finalists(workshop, list(named.values()), records, settings)
@@ -106,6 +110,22 @@ def verify_finalists(
     ]
     _drop_unverified(path, candidates)
     write_front(path, problem, judge(problem, candidates), lowest, records)
+
+
+def verification_seconds(problem: Problem, evaluator: CandidateEvaluator, named: int) -> float:
+    """How long verifying all finalists may take at most, judged by the time that the dense model takes here.
+
+    Each is scored on holdout by PyTorch, as it was stored and reloaded, and by ONNX Runtime, on as many processes as
+    there are cores; then all are timed in turn with the dense model, one by one.
+    """
+    start = time.perf_counter()
+    evaluator.score(evaluator.entries.calibration.base)
+    scored = time.perf_counter() - start
+    samples = problem.data.holdout.count / max(1, evaluator.samples.count)
+    count = named + problem.settings.finalists
+    checked = count * (1.0 + 3.0 * scored * samples) / len(os.sched_getaffinity(0))
+    timed = count * (0.2 + 2.5 * problem.settings.timing_runs * scored / max(1, evaluator.samples.count))
+    return 2.0 * (CLEAN_PROCESS_SECONDS + checked + timed)
 
 
 def _finalist(workshop: Workshop, number: int, name: str | None, policy: Policy) -> Finalist:
