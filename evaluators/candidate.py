@@ -139,12 +139,9 @@ class CandidateEvaluator:
         """
         outputs, scores = self._run(self.entries.calibration.base)
         wanted = limits(scores["accuracy"])
-        if not distilled:
-            return replace(self, limits=wanted, dense_outputs=outputs)
-        held_to = wanted.before_distillation(scores["accuracy"])
-        return replace(
-            self, limits=wanted, dense_outputs=outputs, hopeless=HOPELESS_FOR_DISTILLATION, held_to=held_to
-        )
+        held_to = wanted.before_distillation(scores["accuracy"]) if distilled else None
+        hopeless = HOPELESS_FOR_DISTILLATION if distilled else HOPELESS_DIVERGENCE
+        return replace(self, limits=wanted, dense_outputs=outputs, hopeless=hopeless, held_to=held_to)
 
     def build(self, policy: Policy) -> tuple[Network, float]:
         """Return the tuned network of a policy and its divergence on the tuning samples."""

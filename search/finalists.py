@@ -18,7 +18,7 @@ from paretopress.spaces.policy import Policy
 Array = NDArray[np.float64]
 SMALLEST_DIVERGENCE = 1e-9
 PAIRS_FOR_A_SLOPE = 6          # fewer builds say how much the refit gains, but not how that changes
-NEARLY_AS_GOOD = 3.0           # times the lowest divergence
+NEARLY_AS_GOOD = 1.5           # times the lowest divergence
 SLOPES = (0.3, 1.2)            # of log(divergence after the refit) over log(before it)
 
 
