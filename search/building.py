@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 ROUNDS = 4                 # a round builds a quarter of what may be built
 DISTILLATION_SHARE = 0.8   # of the time for building
-DISTILLATION_SECONDS = 20.0   # at least, where that leaves enough builds: a few well trained beat many hardly trained
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 
 
@@ -42,6 +41,8 @@ class BuildSettings:
         deadline: Of `time.monotonic()`, None for no limit.
         distilled: Whether every build is distilled, which takes longer than all else: as many are built as
             are verified then.
+        enough: Seconds that a distillation should take at least, where that leaves enough builds: a few that are
+            well trained beat many that hardly are.
     """
 
     objectives: Mapping[str, str]
@@ -51,6 +52,7 @@ class BuildSettings:
     fewest: int
     deadline: float | None = None
     distilled: bool = False
+    enough: float = 0.0
 
     @property
     def most(self) -> int:
@@ -70,7 +72,8 @@ class BuildSettings:
         if self.deadline is None or not self.distilled:
             return self, None
         seconds = DISTILLATION_SHARE * max(0.0, self.deadline - time.monotonic()) * workers
-        finalists = min(self.finalists, max(self.fewest, int(seconds / DISTILLATION_SECONDS) - named))
+        builds = int(seconds / self.enough) if self.enough else named + self.finalists
+        finalists = min(self.finalists, max(self.fewest, builds - named))
         return replace(self, finalists=finalists), seconds / (named + finalists)
 
     def in_time(self) -> bool:
