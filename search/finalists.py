@@ -227,8 +227,9 @@ def _nearest(candidates: Sequence[Prospect], limits: Limits, count: int) -> list
     cheap = [one for one in candidates if _excess(one.record, limits) == 0.0]
     if not cheap:
         return sorted(candidates, key=lambda one: (_excess(one.record, limits), one.divergence))[:count]
-    lowest = min(one.divergence for one in cheap)
-    return [one for one in cheap if one.divergence <= NEARLY_AS_GOOD * lowest]
+    ranked = sorted(cheap, key=lambda one: one.divergence)
+    return [one for place, one in enumerate(ranked)
+            if place < count or one.divergence <= NEARLY_AS_GOOD * ranked[0].divergence]
 
 
 def _excess(record: TrialRecord, limits: Limits) -> float:

@@ -164,6 +164,21 @@ def test_where_nothing_is_allowed_the_nearest_are_taken(tmp_path):
     assert len(chosen) == 2
 
 
+def test_the_nearest_are_cheap_enough_first_then_little_divergent():
+    """None meets the accuracy: of those within the budget on size the least divergent, and those nearly as good."""
+    limits = Limits((("size <=60", "size", 60.0),), WORST, "max")
+    sizes, divergences = (90.0, 50.0, 40.0, 30.0, 20.0, 10.0), (0.5, 1.0, 1.1, 1.2, 1.4, 3.9)
+    records = [replace(trial(number, size, loss), constraints={"size <=60": size - 60.0})
+               for number, (size, loss) in enumerate(zip(sizes, divergences, strict=True))]
+    known = prospects(records, {}, limits)
+    assert not any(one.allowed for one in known)
+    assert {one.record.number for one in choose(known, OBJECTIVES, limits, 2)} <= {1, 2, 3, 4}
+    assert {one.record.number for one in choose(known, OBJECTIVES, limits, 6)} == {1, 2, 3, 4, 5}
+    dear = [one for one in known if one.record.number == 0]
+    assert choose(dear, OBJECTIVES, limits, 2) == dear
+    assert choose([], OBJECTIVES, limits, 2) == []
+
+
 def test_what_the_samples_cannot_tell_from_the_budget_may_be_verified():
     """At 0.93 half a standard error of 100 samples is 1.3 points, of 10,000 samples 0.13."""
     records = [trial(0, 50.0, 0.0), trial(1, 40.0, 0.16), trial(2, 30.0, 1.0)]   # accuracies 0.95, 0.91, 0.70
