@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 4                 # a round builds a quarter of what may be built
 DISTILLATION_SHARE = 0.8   # of the time for building
+WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
+LONGER = 5.0               # times as many steps for what short training left farther off
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 
 
@@ -116,6 +119,14 @@ class Workshop:
         """Where a policy's artefact is built."""
         return self.folder / policy.hash
 
+    def forget(self, policy: Policy) -> None:
+        """Drop what was built of a policy, to build it anew. Raises `DiskError`."""
+        if self.built.pop(policy.hash, None) is not None:
+            try:
+                shutil.rmtree(self.place(policy))
+            except OSError as error:
+                raise disk_error(self.folder, error) from None
+
     def tried(self, named: Sequence[Policy]) -> int:
         """How many candidates besides the named ones were built or failed."""
         return len((self.built.keys() | self.failed.keys()) - {policy.hash for policy in named})
@@ -170,12 +181,13 @@ def build_finalists(
         record.policy.hash: (record.values["accuracy"], record.values["divergence"]) for record in records
         if record.state is TrialState.COMPLETE and "divergence" in record.values
     }
-    settings, workshop.seconds = settings.within(len(named), workshop.executor.capacity)
     workshop.observer.stage("distil" if settings.distilled else "refit", len(named) + min(settings.most, len(records)))
-    workshop.build(named, settings, len(named))
+    workshop.build(named[:1], settings, 1)
     baseline = named[0].hash
     if baseline in workshop.failed:
         raise ArtifactError(f"the dense baseline cannot be built: {workshop.failed[baseline]}")
+    settings = _schedule(workshop, named, records, settings)
+    workshop.build(named[1:], settings, len(named))
     # Builds that fail count as tried: once the time is over nothing else is begun, and nothing is waited for.
     while settings.in_time() or workshop.tried(named) < settings.fewest:
         policies = _next_round(workshop, named, records, settings)
@@ -187,6 +199,25 @@ def build_finalists(
     picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)
     broken = [record.policy for record in records if record.policy.hash in workshop.failed]
     return [*(one.record.policy for one in picked), *(policy for policy in broken if policy not in named)]
+
+
+def _schedule(
+    workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
+) -> BuildSettings:
+    """Decide how long each distillation takes: short ones first, where these are not enough fewer and longer ones."""
+    capacity = workshop.executor.capacity
+    first, workshop.seconds = settings.within(len(named), capacity)
+    if workshop.seconds is None or not settings.in_time():
+        return first
+    probes = _next_round(workshop, named, records, first)[:capacity]
+    workshop.build(probes, first, 0)
+    losses = [workshop.built[policy.hash].divergence for policy in probes if policy.hash in workshop.built]
+    if not losses or statistics.median(losses) <= WELL_TRAINED:
+        return first
+    for policy in probes:
+        workshop.forget(policy)
+    longer, workshop.seconds = replace(settings, enough=LONGER * settings.enough).within(len(named), capacity)
+    return longer
 
 
 def _next_round(

@@ -179,11 +179,21 @@ def choose(
         samples: Samples that accuracies were measured on, 0 to take them as exact.
 
     Returns:
-        The picked ones, the most important first: every prefix is spread over the front. Where none is expected to
-        meet every budget, they are picked from those that come nearest.
+        The picked ones, the most important first: every prefix is spread over the front. Where too few are expected
+        to meet every budget, those that come nearest follow.
     """
-    pool = [candidate for candidate in candidates if candidate.allowed] or _nearest(candidates, limits, count)
-    if not pool:
+    allowed = [candidate for candidate in candidates if candidate.allowed]
+    picked = _spread(allowed, candidates, objectives, limits, count, samples)
+    others = _nearest([one for one in candidates if not one.allowed], limits, count - len(picked))
+    return [*picked, *_spread(others, candidates, objectives, limits, count - len(picked), samples)]
+
+
+def _spread(
+    pool: Sequence[Prospect], candidates: Sequence[Prospect], objectives: Mapping[str, str], limits: Limits,
+    count: int, samples: int,
+) -> list[Prospect]:
+    """Members of a pool, well spread over accuracy or divergence and costs."""
+    if not pool or count <= 0:
         return []
     losses = np.array([one.accuracy for one in pool]) * (-1.0 if limits.direction == "max" else 1.0)
     step = accuracy_step(float(np.median([one.accuracy for one in candidates])), samples, limits.direction)

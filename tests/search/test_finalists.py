@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +178,25 @@ def test_the_nearest_are_cheap_enough_first_then_little_divergent():
     dear = [one for one in known if one.record.number == 0]
     assert choose(dear, OBJECTIVES, limits, 2) == dear
     assert choose([], OBJECTIVES, limits, 2) == []
+
+
+@pytest.mark.parametrize(("divergence", "longer"), [(0.01, False), (0.4, True)])
+def test_what_short_training_leaves_far_off_is_trained_longer(tmp_path, divergence, longer):
+    """Two probes get the short time; where they stay far off they are built anew with all the others."""
+    records = [trial(number, 50.0 + number, divergence + 0.001 * number) for number in range(30)]
+    seconds = {}
+
+    class Timed(Builder):
+        def __call__(self, task):
+            seconds.setdefault(task.policy.hash, []).append(task.seconds)
+            return super().__call__(task)
+
+    plan = replace(settings_of(finalists=20, deadline=time.monotonic() + 1000.0), distilled=True, enough=20.0)
+    build_finalists(workshop(tmp_path, Timed(records)), [DENSE], records, plan)
+    (last,) = {times[-1] for policy, times in seconds.items() if policy != DENSE.hash}
+    assert last == pytest.approx(0.8 * 1000.0 / (8 if longer else 21), rel=0.02)
+    assert sum(len(times) == 2 for times in seconds.values()) == int(longer)
+    assert len(seconds) == 1 + (7 if longer else 20)
 
 
 def test_what_the_samples_cannot_tell_from_the_budget_may_be_verified():
