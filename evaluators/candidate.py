@@ -23,6 +23,9 @@ from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 
 HOPELESS_DIVERGENCE = 1.0   # nats: such a model agrees with the dense one hardly better than chance
+DROP = "max_drop"
+RECOVERABLE = 0.3           # of the dense accuracy: what distillation may recover
+HOPELESS_FOR_DISTILLATION = 3.0   # nats: of keyword spotting at half width, 1 nat becomes 0.1 by distillation
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,18 @@ class Limits:
         costs: `(label, cost name, limit)`; the label is what the user asked for.
         accuracy: The worst accuracy allowed, None where no drop budget is set.
         direction: `"max"` or `"min"`: which accuracy is better.
+        drop_label: Name of the constraint on accuracy.
     """
 
     costs: tuple[tuple[str, str, float], ...] = ()
     accuracy: float | None = None
     direction: str = "max"
+    drop_label: str = DROP
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the constraints, in order."""
-        drop = ("max_drop",) if self.accuracy is not None else ()
+        drop = (self.drop_label,) if self.accuracy is not None else ()
         return (*(label for label, _, _ in self.costs), *drop)
 
     def check(self, costs: Mapping[str, float], accuracy: float | None) -> dict[str, float]:
@@ -50,8 +55,16 @@ class Limits:
         found = violations(self.costs, costs)
         if self.accuracy is not None and accuracy is not None:
             worse = self.accuracy - accuracy if self.direction == "max" else accuracy - self.accuracy
-            found["max_drop"] = 0.0 if abs(worse) < 1e-9 else worse
+            found[self.drop_label] = 0.0 if abs(worse) < 1e-9 else worse
         return found
+
+    def before_distillation(self, dense: float) -> Limits:
+        """The same for candidates that are distilled later, which may lose more of the dense accuracy before."""
+        if self.accuracy is None:
+            return self
+        more = RECOVERABLE * abs(dense)
+        worst = self.accuracy - more if self.direction == "max" else self.accuracy + more
+        return replace(self, accuracy=worst, drop_label=f"{DROP} before distillation")
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,8 @@ class CandidateEvaluator:
             they are known.
         slack: Fraction by which a predicted cost may exceed its budget before the candidate is
             screened: neighbours of the boundary still teach the sampler.
+        hopeless: Divergence in nats from which on a candidate is not scored.
+        held_to: The budgets that candidates are held to, where they are not those of the finalists.
     """
 
     entries: Entries
@@ -79,6 +94,13 @@ class CandidateEvaluator:
     objectives: tuple[str, ...]
     dense_outputs: tuple[Tensor, ...] = ()
     slack: float = 0.1
+    hopeless: float = HOPELESS_DIVERGENCE
+    held_to: Limits | None = None
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """Names of the constraints that every complete evaluation has."""
+        return (self.held_to or self.limits).names
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Evaluate one policy."""
@@ -95,11 +117,12 @@ class CandidateEvaluator:
                     State.SCREENED, values, over, f"screened by cost: {label} exceeds its budget by {over[label]:g}"
                 )
         network, loss = self.build(policy)
-        if loss > HOPELESS_DIVERGENCE:
+        if loss > self.hopeless:
             return Evaluation(State.SCREENED, values, over, f"screened by proxy: divergence {loss:.3g} nats")
         scores = self.score(network)
         accuracy = scores["accuracy"]
-        return Evaluation(State.COMPLETE, {**scores, **values}, self.limits.check(costs, accuracy)).checked()
+        constraints = (self.held_to or self.limits).check(costs, accuracy)
+        return Evaluation(State.COMPLETE, {**scores, **values}, constraints).checked()
 
     def _refused(self, planned: Plan, costs: Mapping[str, float]) -> Evaluation:
         """Screen what a target cannot execute: its time is unknown, so that no violation can be compared."""
@@ -107,10 +130,18 @@ class CandidateEvaluator:
         reason = "; ".join(self.costs.refusals(planned).values())
         return Evaluation(State.SCREENED, values, {}, f"screened by cost: {reason}")
 
-    def ready(self, limits: Callable[[float], Limits]) -> CandidateEvaluator:
-        """Return the evaluator with the dense outputs and the budgets that follow from the dense accuracy."""
+    def ready(self, limits: Callable[[float], Limits], distilled: bool = False) -> CandidateEvaluator:
+        """Return the evaluator with the dense outputs and the budgets that follow from the dense accuracy.
+
+        Args:
+            limits: The budgets, given the dense accuracy.
+            distilled: Whether finalists are distilled: what diverges more than they may is worth scoring then.
+        """
         outputs, scores = self._run(self.entries.calibration.base)
-        return replace(self, limits=limits(scores["accuracy"]), dense_outputs=outputs)
+        wanted = limits(scores["accuracy"])
+        held_to = wanted.before_distillation(scores["accuracy"]) if distilled else None
+        hopeless = HOPELESS_FOR_DISTILLATION if distilled else HOPELESS_DIVERGENCE
+        return replace(self, limits=wanted, dense_outputs=outputs, hopeless=hopeless, held_to=held_to)
 
     def build(self, policy: Policy) -> tuple[Network, float]:
         """Return the tuned network of a policy and its divergence on the tuning samples."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretopress.hardware_profiles.profile import DeviceProfile
-from paretopress.spaces.choices import Choice, Weights
+from paretopress.spaces.choices import Choice, Keep, Weights
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
 from paretopress.spaces.kernels import CostView
@@ -17,6 +17,7 @@ from paretopress.spaces.space import SearchSpace, describe
 from paretopress.spaces.structure import Structure
 
 RELATIVE_NOISE = 0.002   # a predicted gain below this is not a gain
+TWIN_WIDTHS = (0.75, 0.625, 0.5)   # of all channels, where integers that pay in the dense model may not
 
 
 @dataclass(frozen=True)
@@ -168,26 +169,52 @@ def drop_slower_twins(structure: Structure, space: SearchSpace, costs: CostModel
     """Remove weights that compute in floats where the same bytes computing in integers are faster in any case.
 
     An integer layer between float ones pays for the conversions on both sides. Where it is faster even then, on
-    every target, it is faster among integer layers all the more; where it is not, both are offered.
+    every target, in the dense model and in narrower ones, it is faster among integer layers all the more; where it is
+    not, both are offered.
 
     Args:
         structure: The model.
         space: Its legal space.
         costs: The target devices.
     """
+    contexts = [Policy(), *(uniform_width(space, ratio) for ratio in TWIN_WIDTHS)]
     for unit, options in space.options.items():
-        removed = []
+        removed: list[Choice] = []
+        known: dict[tuple[str, ...], bool] = {}
         for choice in options:
             if not isinstance(choice, Weights) or choice.activations != 32:
                 continue
             twin = replace(choice, activations=8)
             if twin not in options:
                 continue
-            floats, integers = (costs.predict(plan(structure, Policy.of({unit: one}))) for one in (choice, twin))
-            if all(integers[name] < floats[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names):
+            arithmetic = tuple(device.arithmetic(one.bits, one.activations)
+                               for device in costs.devices for one in (twin, choice))
+            if arithmetic not in known:   # widths that run alike take the same time
+                known[arithmetic] = all(
+                    _is_faster(structure, costs, context.replace({unit: twin}), context.replace({unit: choice}))
+                    for context in contexts
+                )
+            if known[arithmetic]:
                 removed.append(choice)
         space = space.without({unit: removed}, {unit: "the same bytes with 8-bit activations run faster"})
     return space
+
+
+def _is_faster(structure: Structure, costs: CostModel, policy: Policy, other: Policy) -> bool:
+    """Whether a policy is clearly faster than another one on every target."""
+    found, before = costs.predict(plan(structure, policy)), costs.predict(plan(structure, other))
+    return all(found[name] < before[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names)
+
+
+def uniform_width(space: SearchSpace, ratio: float) -> Policy:
+    """The policy that keeps one fraction of every channel group, or what the group offers nearest to it."""
+    kept = {
+        unit: [choice for choice in options if isinstance(choice, Keep) and choice.ratio > 0.0]
+        for unit, options in space.options.items()
+    }
+    return Policy.of({
+        unit: min(keeps, key=lambda keep: abs(keep.ratio - ratio)) for unit, keeps in kept.items() if keeps
+    })
 
 
 def drop_what_does_not_pay(

@@ -67,7 +67,7 @@ def time_alternately(candidate: Any, baseline: Any, inputs: Sequence[Tensor], ru
         runs: Counted runs of each.
     """
     times = np.empty((runs, 2))
-    calls = [_call(opened, inputs) for opened in (candidate, baseline)]
+    calls = [call_of(opened, inputs) for opened in (candidate, baseline)]
     for index in range(-WARM_UP, runs):
         for column, call in enumerate(calls):
             start = time.perf_counter()
@@ -80,7 +80,8 @@ def time_alternately(candidate: Any, baseline: Any, inputs: Sequence[Tensor], ru
     )
 
 
-def _call(opened: Any, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401
+def call_of(opened: Any, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401
+    """Return a function that runs an open session once on the inputs."""
     names = [argument.name for argument in opened.get_inputs()]
     feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
     return lambda: opened.run(None, feed)

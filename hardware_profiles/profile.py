@@ -107,6 +107,11 @@ class DeviceProfile:
         return self.document.runtime.batch
 
     @property
+    def anchors(self) -> str:
+        """What the profile was corrected by, `""` where it was not: see `anchoring`."""
+        return self.document.latency.anchors if self.document.latency else ""
+
+    @property
     def notes(self) -> str:
         """What a reader should know before trusting the figures."""
         return self.document.notes
@@ -164,6 +169,11 @@ class DeviceProfile:
             ProfileError: The device does not know or refuses the kernel's widths.
         """
         return self._executes(kernel.family, kernel.weight_bits, kernel.activation_bits, kernel.name)
+
+    def arithmetic(self, weight_bits: int, activation_bits: int) -> str:
+        """Return what a format of weights and activations runs in, `""` where the device does not know it."""
+        item = self._formats.get((weight_bits, activation_bits))
+        return "" if item is None or item.executes is None else item.executes
 
     def _executes(self, family: Family, weight_bits: int, activation_bits: int, name: str) -> str:
         # A kernel without weights runs in the type of its tensors.

@@ -159,8 +159,12 @@ class BoundaryCost(Strict):
 
 
 class Latency(Strict):
-    """Everything that turns a cost view into milliseconds."""
+    """Everything that turns a cost view into milliseconds.
 
+    `anchors` says what networks of a model the figures were corrected by, and how.
+    """
+
+    anchors: str = ""
     session_us: NotNegative
     alignment: dict[Executes, Blocks]
     predictors: Annotated[list[Predictor], Field(min_length=1)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 4                 # a round builds a quarter of what may be built
 DISTILLATION_SHARE = 0.8   # of the time for building
+WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
+LONGER = 5.0               # times as many steps for what short training left farther off
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 
 
@@ -41,6 +44,8 @@ class BuildSettings:
         deadline: Of `time.monotonic()`, None for no limit.
         distilled: Whether every build is distilled, which takes longer than all else: as many are built as
             are verified then.
+        enough: Seconds that a distillation should take at least, where that leaves enough builds: a few that are
+            well trained beat many that hardly are.
     """
 
     objectives: Mapping[str, str]
@@ -50,23 +55,29 @@ class BuildSettings:
     fewest: int
     deadline: float | None = None
     distilled: bool = False
+    enough: float = 0.0
 
     @property
     def most(self) -> int:
         """How many are built at most, besides the named ones."""
         return self.finalists if self.distilled else BUILDS_PER_FINALIST * self.finalists
 
-    def distillation_seconds(self, named: int, workers: int) -> float | None:
-        """Time for each distillation, so that all of the builds fit; None where there is no limit.
+    def within(self, named: int, workers: int) -> tuple[BuildSettings, float | None]:
+        """These settings with as many builds as can be distilled well, and the time for each distillation.
 
         Args:
             named: How many builds there are besides the candidates.
             workers: How many are under way at a time.
+
+        Returns:
+            The settings, and seconds, None where there is no limit.
         """
-        if self.deadline is None:
-            return None
-        left = max(0.0, self.deadline - time.monotonic())
-        return DISTILLATION_SHARE * left * workers / (named + self.most)
+        if self.deadline is None or not self.distilled:
+            return self, None
+        seconds = DISTILLATION_SHARE * max(0.0, self.deadline - time.monotonic()) * workers
+        builds = int(seconds / self.enough) if self.enough else named + self.finalists
+        finalists = min(self.finalists, max(self.fewest, builds - named))
+        return replace(self, finalists=finalists), seconds / (named + finalists)
 
     def in_time(self) -> bool:
         """Whether there is time to build another one."""
@@ -107,6 +118,14 @@ class Workshop:
     def place(self, policy: Policy) -> Path:
         """Where a policy's artefact is built."""
         return self.folder / policy.hash
+
+    def forget(self, policy: Policy) -> None:
+        """Drop what was built of a policy, to build it anew. Raises `DiskError`."""
+        if self.built.pop(policy.hash, None) is not None:
+            try:
+                shutil.rmtree(self.place(policy))
+            except OSError as error:
+                raise disk_error(self.folder, error) from None
 
     def tried(self, named: Sequence[Policy]) -> int:
         """How many candidates besides the named ones were built or failed."""
@@ -162,12 +181,13 @@ def build_finalists(
         record.policy.hash: (record.values["accuracy"], record.values["divergence"]) for record in records
         if record.state is TrialState.COMPLETE and "divergence" in record.values
     }
-    workshop.seconds = settings.distillation_seconds(len(named), workshop.executor.capacity)
     workshop.observer.stage("distil" if settings.distilled else "refit", len(named) + min(settings.most, len(records)))
-    workshop.build(named, settings, len(named))
+    workshop.build(named[:1], settings, 1)
     baseline = named[0].hash
     if baseline in workshop.failed:
         raise ArtifactError(f"the dense baseline cannot be built: {workshop.failed[baseline]}")
+    settings = _schedule(workshop, named, records, settings)
+    workshop.build(named[1:], settings, len(named))
     # Builds that fail count as tried: once the time is over nothing else is begun, and nothing is waited for.
     while settings.in_time() or workshop.tried(named) < settings.fewest:
         policies = _next_round(workshop, named, records, settings)
@@ -179,6 +199,25 @@ def build_finalists(
     picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)
     broken = [record.policy for record in records if record.policy.hash in workshop.failed]
     return [*(one.record.policy for one in picked), *(policy for policy in broken if policy not in named)]
+
+
+def _schedule(
+    workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
+) -> BuildSettings:
+    """Decide how long each distillation takes: short ones first, where these are not enough fewer and longer ones."""
+    capacity = workshop.executor.capacity
+    first, workshop.seconds = settings.within(len(named), capacity)
+    if workshop.seconds is None or not settings.in_time():
+        return first
+    probes = _next_round(workshop, named, records, first)[:capacity]
+    workshop.build(probes, first, 0)
+    losses = [workshop.built[policy.hash].divergence for policy in probes if policy.hash in workshop.built]
+    if not losses or statistics.median(losses) <= WELL_TRAINED:
+        return first
+    for policy in probes:
+        workshop.forget(policy)
+    longer, workshop.seconds = replace(settings, enough=LONGER * settings.enough).within(len(named), capacity)
+    return longer
 
 
 def _next_round(

@@ -36,6 +36,7 @@ def explore(
     constraints: Sequence[str] = (),
     on_record: Callable[[TrialRecord], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    inside: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[TrialRecord]:
     """Evaluate the seeds, then what the sampler and local moves propose, each policy once.
 
@@ -53,6 +54,8 @@ def explore(
         on_record: Called with each new record once it is durable.
         should_stop: Asked between trials and about four times a second while waiting; evaluations under
             way are then dropped (a serial evaluation is finished first).
+        inside: Units inside the branch that another unit may drop: without the branch they decide nothing, and
+            policies that differ there alone are one.
 
     Returns:
         All records of the run, in the order in which they were written.
@@ -63,7 +66,7 @@ def explore(
         DiskError: A record or an evaluation could not be written; every earlier record is on disk.
     """
     prints = run.fingerprints
-    space = OptionSpace.of(options, model=prints.get("model", ""), space=prints.get("space", ""))
+    space = OptionSpace.of(options, model=prints.get("model", ""), space=prints.get("space", ""), inside=inside)
     proposer = _proposer(space, objectives, seeds, run, settings)
     pending: dict[int, Genome] = {}
     proposals = _proposals(proposer, run, settings)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.candidate import DROP, Limits
 from paretopress.search.pareto import non_dominated, spread_order
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.workload import Built
@@ -18,6 +18,7 @@ from paretopress.spaces.policy import Policy
 Array = NDArray[np.float64]
 SMALLEST_DIVERGENCE = 1e-9
 PAIRS_FOR_A_SLOPE = 6          # fewer builds say how much the refit gains, but not how that changes
+NEARLY_AS_GOOD = 1.5           # times the lowest divergence
 SLOPES = (0.3, 1.2)            # of log(divergence after the refit) over log(before it)
 
 
@@ -178,11 +179,22 @@ def choose(
         samples: Samples that accuracies were measured on, 0 to take them as exact.
 
     Returns:
-        The picked ones, the most important first: every prefix is spread over the front.
+        The picked ones, the most important first: every prefix is spread over the front. Where too few are expected
+        to meet every budget, those that come nearest follow.
     """
-    pool = [candidate for candidate in candidates if candidate.allowed]
-    if not pool:
-        return sorted(candidates, key=lambda one: sum(max(0.0, v) for v in one.record.constraints.values()))[:count]
+    allowed = [candidate for candidate in candidates if candidate.allowed]
+    picked = _spread(allowed, candidates, objectives, limits, count, samples)
+    others = _nearest([one for one in candidates if not one.allowed], limits, count - len(picked))
+    return [*picked, *_spread(others, candidates, objectives, limits, count - len(picked), samples)]
+
+
+def _spread(
+    pool: Sequence[Prospect], candidates: Sequence[Prospect], objectives: Mapping[str, str], limits: Limits,
+    count: int, samples: int,
+) -> list[Prospect]:
+    """Members of a pool, well spread over accuracy or divergence and costs."""
+    if not pool or count <= 0:
+        return []
     losses = np.array([one.accuracy for one in pool]) * (-1.0 if limits.direction == "max" else 1.0)
     step = accuracy_step(float(np.median([one.accuracy for one in candidates])), samples, limits.direction)
     costs = costs_of([one.record for one in pool], {k: way for k, way in objectives.items() if k != "accuracy"})
@@ -213,8 +225,27 @@ def accuracy_step(accuracy: float, samples: int, direction: str) -> float:
 
 
 def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
-    costs_met = all(value <= 0.0 for name, value in record.constraints.items() if name != "max_drop")
-    return costs_met and limits.check({}, accuracy).get("max_drop", 0.0) <= 0.0
+    costs_met = all(value <= 0.0 for name, value in record.constraints.items() if not name.startswith(DROP))
+    return costs_met and limits.check({}, accuracy).get(limits.drop_label, 0.0) <= 0.0
+
+
+def _nearest(candidates: Sequence[Prospect], limits: Limits, count: int) -> list[Prospect]:
+    """The candidates that come nearest to the budgets: within those on costs, and little more divergent than the best.
+
+    Where none is within the budgets on costs, those that exceed them least.
+    """
+    cheap = [one for one in candidates if _excess(one.record, limits) == 0.0]
+    if not cheap:
+        return sorted(candidates, key=lambda one: (_excess(one.record, limits), one.divergence))[:count]
+    ranked = sorted(cheap, key=lambda one: one.divergence)
+    return [one for place, one in enumerate(ranked)
+            if place < count or one.divergence <= NEARLY_AS_GOOD * ranked[0].divergence]
+
+
+def _excess(record: TrialRecord, limits: Limits) -> float:
+    """By what fractions of them the budgets on costs are exceeded, in all."""
+    return sum(max(0.0, record.constraints.get(label, 0.0)) / abs(limit) if limit else 0.0
+               for label, _, limit in limits.costs)
 
 
 def costs_of(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> Array:

@@ -38,6 +38,7 @@ def inspection(problem: Problem) -> dict[str, Any]:
         }
         for group in structure.coupling.groups
     ]
+    anchors = [f"{device.id}: {device.anchors}" for device in problem.costs.devices if device.anchors]
     lowest = reachable(problem)
     limits = {name: limit for _, name, limit in problem.limits_without_accuracy().costs}
     feasibility = {
@@ -57,7 +58,7 @@ def inspection(problem: Problem) -> dict[str, Any]:
         "space_log10": space.log10_size,
         "objectives": feasibility,
         "targets": [{"id": d.id, "tier": d.tier, "runs_here": d.runs_here()} for d in problem.costs.devices],
-        "notes": [*structure.graph.notes, *_refusals(problem)],
+        "notes": [*structure.graph.notes, *anchors, *_refusals(problem)],
     }
 
 

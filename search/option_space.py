@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from paretopress.spaces.choices import Choice, choice_to_plain
+from paretopress.spaces.choices import Choice, Keep, choice_to_plain
 from paretopress.spaces.documents import canonical_json
 from paretopress.spaces.errors import ConfigError, PolicyError, unknown_name
 from paretopress.spaces.policy import Policy
@@ -26,16 +26,23 @@ class OptionSpace:
         options: Per unit the legal choices in order of strength, first None (dense).
         model: Fingerprint that the policies carry, `""` where none is claimed.
         space: Fingerprint of the search space that the policies carry.
+        inside: Units that decide nothing once another unit drops the branch they are inside of, by that unit.
     """
 
     units: tuple[str, ...]
     options: tuple[tuple[Choice | None, ...], ...]
     model: str = ""
     space: str = ""
+    inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, options: Mapping[str, Sequence[Choice | None]], *, model: str = "", space: str = ""
+        cls,
+        options: Mapping[str, Sequence[Choice | None]],
+        *,
+        model: str = "",
+        space: str = "",
+        inside: Mapping[str, tuple[str, ...]] | None = None,
     ) -> OptionSpace:
         """Return the space of a mapping of unit names to options.
 
@@ -48,11 +55,11 @@ class OptionSpace:
             if len(set(choices)) != len(choices):
                 raise ConfigError(f"unit {unit!r}: an option occurs twice")
         units = tuple(sorted(options))
-        return cls(units, tuple(tuple(options[unit]) for unit in units), model, space)
+        return cls(units, tuple(tuple(options[unit]) for unit in units), model, space, inside or {})
 
     @property
     def size(self) -> int:
-        """How many policies there are."""
+        """How many genomes there are; some of them may mean the same, see `canonical`."""
         return math.prod(len(choices) for choices in self.options)
 
     @property
@@ -73,6 +80,26 @@ class OptionSpace:
     @cached_property
     def _movable(self) -> tuple[int, ...]:
         return tuple(index for index, choices in enumerate(self.options) if len(choices) > 1)
+
+    @cached_property
+    def _droppers(self) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+        """Position of each unit that can drop a branch, the option that does, the positions inside."""
+        position = {unit: index for index, unit in enumerate(self.units)}
+        found = []
+        for unit, inside in self.inside.items():
+            if unit in position and Keep(0.0) in self.options[position[unit]]:
+                drops = self.options[position[unit]].index(Keep(0.0))
+                found.append((position[unit], drops, tuple(position[one] for one in inside if one in position)))
+        return tuple(found)
+
+    def canonical(self, genome: Genome) -> Genome:
+        """Return the genome of the same network whose units inside dropped branches are dense."""
+        result = list(genome)
+        for position, drops, inside in self._droppers:
+            if genome[position] == drops:
+                for index in inside:
+                    result[index] = 0
+        return tuple(result)
 
     def policy(self, genome: Genome) -> Policy:
         """Return the policy of a genome."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paretopress.compressors.program import Program, build_program
+from paretopress.evaluators.anchors import anchored
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
@@ -24,12 +25,13 @@ from paretopress.evaluators.costs import (
     drop_what_does_not_pay,
     integer_policy,
     runs_everywhere,
+    uniform_width,
 )
 from paretopress.evaluators.data import Data, PreparedData, prepare
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.exact import CostTerm, ExactProblem, cheapest
 from paretopress.search.seeds import FactorGraph, policy_of
-from paretopress.spaces.choices import Keep, Weights, choice_to_plain
+from paretopress.spaces.choices import Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 from paretopress.spaces.plan import Plan, plan
@@ -37,6 +39,7 @@ from paretopress.spaces.policy import DENSE, Policy
 from paretopress.spaces.space import SearchSpace, SpaceSettings, build_space
 
 EXAMPLE_SAMPLES = 4
+EVEN_WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,37 @@ class Problem:
         """Policies people would try by hand: uniform int8 and uniform half width, where they are legal."""
         options = self.space.options
         integer = {unit: Weights(8) for unit, choices in options.items() if Weights(8) in choices}
-        half = {}
-        for unit, choices in options.items():
-            keeps = [choice for choice in choices if isinstance(choice, Keep) and choice.ratio > 0.0]
-            if keeps:
-                half[unit] = min(keeps, key=lambda keep: abs(keep.ratio - 0.5))
+        half = uniform_width(self.space, 0.5).choices
         found: dict[str, Mapping[str, Any]] = {"uniform int8": integer, "uniform half width": half}
         return {name: self.policy(choices) for name, choices in found.items() if choices}
+
+    def even_widths(self) -> list[Policy]:
+        """Narrower networks of even width, in 8-bit weights that compute in floats, then in integers.
+
+        The table adds up what single choices lose and prefers a few narrow layers to many. Distillation recovers
+        the more the more evenly a network is narrowed.
+        """
+        found: dict[Policy, None] = {}
+        for activations in (32, 8):
+            formats = {}
+            for unit, options in self.space.options.items():
+                weights = [choice for choice in options if isinstance(choice, Weights) and choice.bits == 8]
+                if weights:
+                    formats[unit] = min(weights, key=lambda choice: abs(choice.activations - activations))
+            for ratio in EVEN_WIDTHS:
+                found.setdefault(self.policy({**uniform_width(self.space, ratio).choices, **formats}))
+        return list(found)
+
+    def units_inside_branches(self) -> dict[str, tuple[str, ...]]:
+        """Per unit that may drop a branch the units inside, which decide nothing without it."""
+        structure = self.program.structure
+        found = {}
+        for name, branch in structure.branches.items():
+            groups = [group.name for group in structure.coupling.groups
+                      if group.name != name and group.producers and set(group.producers) <= branch.layers.keys()]
+            units = [f"{layer}/{kind}" for layer in branch.layers for kind in ("rank", "weights")]
+            found[f"{name}/channels"] = (*(f"{group}/channels" for group in groups), *units)
+        return found
 
     def distillation_samples(self) -> Batches | None:
         """What finalists are distilled on, None where they are not."""
@@ -215,9 +242,10 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     example = prepared.calibration.first(EXAMPLE_SAMPLES)[0]
     program = build_program(model, example.args, dict(example.kwargs))
     devices = tuple(load_profile(target) for target in settings.targets)
-    costs = CostModel(devices)
-    _refuse_times_without_basis(costs, settings.budgets)
+    _refuse_times_without_basis(CostModel(devices), settings.budgets)
     space = build_space(program.structure, [device.capabilities() for device in devices], settings.space)
+    flat = program.flatten_inputs(example.args, dict(example.kwargs))
+    costs = CostModel(tuple(anchored(device, program, space, flat) for device in devices))
     space = drop_what_cannot_run(program.structure, space, costs)
     space = drop_slower_twins(program.structure, space, costs)
     space, size_only = drop_what_does_not_pay(program.structure, space, costs)

@@ -75,7 +75,7 @@ class Proposer:
         settings: ExplorationSettings,
     ) -> None:
         self._space = space
-        self._seeds = list(dict.fromkeys(seeds))
+        self._seeds = list(dict.fromkeys(map(space.canonical, seeds)))
         self._settings = settings
         self._seen: set[Genome] = set()
         self._incumbents = Incumbents(objectives, self._seeds or [space.dense])
@@ -108,12 +108,16 @@ class Proposer:
         if len(self._seen) >= self._space.size:
             return None
         for attempt in range(_ATTEMPTS):
-            genome = self._attempt(number, attempt)
+            genome = self._space.canonical(self._attempt(number, attempt))
             if genome not in self._seen:
                 return genome
-        start = self._rng(number, _ATTEMPTS).randrange(self._space.size)
-        walk = (self._space.genome_at(start + step) for step in range(len(self._seen) + 1))
-        return next(genome for genome in walk if genome not in self._seen)
+        start, step = self._rng(number, _ATTEMPTS).randrange(self._space.size), 0
+        while step < self._space.size:
+            genome = self._space.canonical(self._space.genome_at(start + step))
+            if genome not in self._seen:
+                return genome
+            step += 1
+        return None
 
     def _attempt(self, number: int, attempt: int) -> Genome:
         rng = self._rng(number, attempt)
@@ -172,7 +176,7 @@ class _Sampler:
 
         _reseed(self._sampler, seed)
         trial = self._study.ask(self._distributions)
-        genome = self._space.genome_of_labels(trial.params)
+        genome = self._space.canonical(self._space.genome_of_labels(trial.params))
         if genome in seen:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:

@@ -125,6 +125,8 @@ def run_search(
         warning = device.host_warning()
         if warning:
             watcher.warning(warning)
+        if device.anchors:
+            watcher.message(f"{device.id}: {device.anchors}")
     path = run_path or default_run_path(problem)
     config = {"seed": settings.seed, "settings": settings.to_plain(), "model": model_name, "data": data_name}
     fingerprints = {**problem.fingerprints(), "versions": _versions()}
@@ -178,7 +180,7 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
-    return open_ended.ready(problem.limits)
+    return open_ended.ready(problem.limits, distilled=problem.distillation_samples() is not None)
 
 
 def _table(
@@ -216,6 +218,8 @@ def _explore(
     seeds = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS)
     first = seeds.policies[:1]
     policies = (*first, *problem.comparisons().values(), *seeds.policies[1:])
+    if problem.distillation_samples() is not None:
+        policies = tuple(dict.fromkeys((*policies, *problem.even_widths())))
     seconds = None
     if deadline is not None:
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
@@ -235,7 +239,7 @@ def _explore(
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
     return explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
-        evaluator.limits.names, on_record, stop,
+        evaluator.constraints, on_record, stop, problem.units_inside_branches(),
     )
 
 

@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     from paretopress.search.session import Observer
 
 FEWEST = 8            # finalists that are built and verified however short the time
-BUILD_SHARE = 0.7     # of the time that is left after the exploration: the rest verifies
+BUILD_SHARE = 0.7     # at least, of the time that is left after the exploration: the rest verifies
+# What a distillation should see at least: 100 steps of 64 samples, each some five forward passes of the dense model.
+TRAINED_SAMPLES = 100 * 64 * 5
+CLEAN_PROCESS_SECONDS = 10.0   # to start one and to import what it needs
 BUILDING = "building"
 
 
@@ -82,10 +85,15 @@ def verify_finalists(
     stop = getattr(observer, "should_stop", None)
     if stop is not None and stop():   # who interrupts a search waits for a few finalists, not for all
         deadline = time.monotonic()
+    build_until, sample_seconds = None, 0.0
+    if deadline is not None:
+        sample_seconds = dense_seconds(evaluator)
+        left = max(0.0, deadline - time.monotonic())
+        verifying = verification_seconds(problem, sample_seconds, len(named))
+        build_until = deadline - min((1.0 - BUILD_SHARE) * left, verifying)
     settings = BuildSettings(
         problem.objectives, evaluator.limits, evaluator.samples.count, problem.settings.finalists, FEWEST,
-        None if deadline is None else time.monotonic() + BUILD_SHARE * max(0.0, deadline - time.monotonic()),
-        problem.distillation_samples() is not None,
+        build_until, problem.distillation_samples() is not None, TRAINED_SAMPLES * sample_seconds,
     )
     workshop = Workshop(path / BUILDING, executor, observer)
     others = build_finalists(workshop, list(named.values()), records, settings)
@@ -106,6 +114,30 @@ def verify_finalists(
     ]
     _drop_unverified(path, candidates)
     write_front(path, problem, judge(problem, candidates), lowest, records)
+
+
+def dense_seconds(evaluator: CandidateEvaluator) -> float:
+    """How long the dense model takes here for one sample, in seconds."""
+    start = time.perf_counter()
+    evaluator.score(evaluator.entries.calibration.base)
+    return (time.perf_counter() - start) / max(1, evaluator.samples.count)
+
+
+def verification_seconds(problem: Problem, sample_seconds: float, named: int) -> float:
+    """How long verifying all finalists may take at most.
+
+    Each is scored on holdout by PyTorch, as it was stored and reloaded, and by ONNX Runtime, on as many processes as
+    there are cores; then all are timed in turn with the dense model, one by one.
+
+    Args:
+        problem: The run's problem.
+        sample_seconds: What the dense model takes for one sample.
+        named: How many finalists there are besides the candidates.
+    """
+    count = named + problem.settings.finalists
+    checked = count * (1.0 + 3.0 * sample_seconds * problem.data.holdout.count) / len(os.sched_getaffinity(0))
+    timed = count * (0.2 + 2.5 * sample_seconds * problem.settings.timing_runs)
+    return 2.0 * (CLEAN_PROCESS_SECONDS + checked + timed)
 
 
 def _finalist(workshop: Workshop, number: int, name: str | None, policy: Policy) -> Finalist:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from paretopress.search.problem import SearchSettings
 
 DEMO = "paretopress.demo.factories"
-DEMO_SETTINGS = {"max_drop": "2pp", "search": {"time": "115s"}}
+DEMO_SETTINGS = {"max_drop": "2pp", "search": {"time": "150s"}}
 
 
 def effort_options(command: Command) -> Command:

@@ -17,7 +17,7 @@ from paretopress.evaluators.costs import (
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.capture import capture
-from paretopress.spaces.choices import Weights
+from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
@@ -204,3 +204,23 @@ def test_weights_that_compute_in_floats_stay_where_conversions_cost_more_than_in
     assert not any(choice.activations == 32 for choice in kept.options["heavy/weights"] if choice)
     why = {reason for unit, choice, reason in kept.dropped if unit == "heavy/weights" and "bit weights" in choice}
     assert "the same bytes with 8-bit activations run faster" in why
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, 8), (32, 25)])
+def test_floats_stay_where_integers_pay_in_the_dense_model_only(channels, size):
+    device = load_profile(ZEN)
+    costs = CostModel((device,))
+    first, last = nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 8, 3)
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), last, nn.Flatten()).eval()
+    structure = analyse(capture(model, (torch.randn(2, 3, size + 2, size + 2),)), model)
+    name = costs.latency_names[0]
+
+    def time(**choices):
+        policy = Policy.of({unit.replace("_", "/"): choice for unit, choice in choices.items()})
+        return costs.predict(plan(structure, policy))[name]
+
+    narrow = {"0_channels": Keep(0.5), "2_channels": Keep(0.5)}
+    assert time(**{"2_weights": Weights(8, 8)}) < time(**{"2_weights": Weights(8, 32)})
+    assert time(**narrow, **{"2_weights": Weights(8, 8)}) > time(**narrow, **{"2_weights": Weights(8, 32)})
+    space = drop_slower_twins(structure, build_space(structure, [device.capabilities()], SpaceSettings()), costs)
+    assert Weights(8, 32) in space.options["2/weights"]

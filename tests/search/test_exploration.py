@@ -67,6 +67,23 @@ def test_a_small_space_is_exhausted_each_policy_once_and_its_front_found(toys, t
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+def test_policies_that_differ_inside_a_dropped_branch_alone_are_one(tmp_path, sampler):
+    options = {"a/channels": (None, Keep(0.5), Keep(0.0)), "b/weights": (None, Weights(8), Weights(4)),
+               "c/weights": (None, Weights(8))}
+
+    def evaluate(policy):
+        saved = sum({Keep(0.5): 3.0, Keep(0.0): 9.0, Weights(8): 2.0, Weights(4): 4.0}[choice] for _, choice in policy)
+        return Evaluation(State.COMPLETE, {"accuracy": -saved, "size": -saved}, {})
+
+    settings = ExplorationSettings(sampler, 100, population=4)
+    records = search(tmp_path, evaluate, options, settings, inside={"a/channels": ("b/weights", "elsewhere/rank")})
+    policies = {record.policy for record in records}
+    assert len(records) == len(policies) == 3 * 3 * 2 - 2 * 2
+    dropped = [policy for policy in policies if policy.choices.get("a/channels") == Keep(0.0)]
+    assert not any("b/weights" in policy.choices for policy in dropped)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_most_of_the_feasible_front_is_found_in_a_part_of_the_space(toys, tmp_path, sampler):
     """4096 policies, dense far from feasible; the goal is the hypervolume of the exact front."""
     evaluate = toys.ToyEvaluator(budget=70.0)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,40 @@ def test_where_nothing_is_allowed_the_nearest_are_taken(tmp_path):
     records = [trial(number, 50.0, 1.0 + number) for number in range(4)]
     chosen = build_finalists(workshop(tmp_path, Builder(records)), [DENSE], records, settings_of(finalists=2))
     assert len(chosen) == 2
+
+
+def test_the_nearest_are_cheap_enough_first_then_little_divergent():
+    """None meets the accuracy: of those within the budget on size the least divergent, and those nearly as good."""
+    limits = Limits((("size <=60", "size", 60.0),), WORST, "max")
+    sizes, divergences = (90.0, 50.0, 40.0, 30.0, 20.0, 10.0), (0.5, 1.0, 1.1, 1.2, 1.4, 3.9)
+    records = [replace(trial(number, size, loss), constraints={"size <=60": size - 60.0})
+               for number, (size, loss) in enumerate(zip(sizes, divergences, strict=True))]
+    known = prospects(records, {}, limits)
+    assert not any(one.allowed for one in known)
+    assert {one.record.number for one in choose(known, OBJECTIVES, limits, 2)} <= {1, 2, 3, 4}
+    assert {one.record.number for one in choose(known, OBJECTIVES, limits, 6)} == {1, 2, 3, 4, 5}
+    dear = [one for one in known if one.record.number == 0]
+    assert choose(dear, OBJECTIVES, limits, 2) == dear
+    assert choose([], OBJECTIVES, limits, 2) == []
+
+
+@pytest.mark.parametrize(("divergence", "longer"), [(0.01, False), (0.4, True)])
+def test_what_short_training_leaves_far_off_is_trained_longer(tmp_path, divergence, longer):
+    """Two probes get the short time; where they stay far off they are built anew with all the others."""
+    records = [trial(number, 50.0 + number, divergence + 0.001 * number) for number in range(30)]
+    seconds = {}
+
+    class Timed(Builder):
+        def __call__(self, task):
+            seconds.setdefault(task.policy.hash, []).append(task.seconds)
+            return super().__call__(task)
+
+    plan = replace(settings_of(finalists=20, deadline=time.monotonic() + 1010.0), distilled=True, enough=20.0)
+    build_finalists(workshop(tmp_path, Timed(records)), [DENSE], records, plan)
+    (last,) = {times[-1] for policy, times in seconds.items() if policy != DENSE.hash}
+    assert last == pytest.approx(0.8 * 1010.0 / (8 if longer else 21), rel=0.02)
+    assert sum(len(times) == 2 for times in seconds.values()) == int(longer)
+    assert len(seconds) == 1 + (7 if longer else 20)
 
 
 def test_what_the_samples_cannot_tell_from_the_budget_may_be_verified():

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from paretopress.compressors.distillation import DistillationSettings
+from paretopress.evaluators.candidate import HOPELESS_FOR_DISTILLATION
 from paretopress.search.building import BuildSettings
 from paretopress.search.problem import prepare_problem
 from paretopress.search.session import Silent, prepare_evaluator, run_search
 from paretopress.search.tasks import Construction
 from paretopress.search.workload import Built, Workload
-from paretopress.spaces.choices import Keep
+from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.errors import ConfigError
 
 
@@ -99,13 +100,52 @@ def test_what_a_trial_scored_is_not_scored_again(workload, tmp_path, monkeypatch
     assert work.construct(Construction(policy, str(tmp_path / "two"), evaluated=known)) == whole
 
 
-def test_time_is_shared_among_the_builds():
+@pytest.mark.parametrize(
+    ("left", "builds", "seconds"),
+    [(1000.0, 22, 0.8 * 1000.0 * 2 / 25), (200.5, 13, 20.0), (100.0, 8, 0.8 * 100.0 * 2 / 11), (0.0, 8, 0.0)],
+)
+def test_time_is_shared_among_the_builds(left, builds, seconds):
+    """Each gets its 20 s at least, unless fewer than 8 candidates would be built."""
     import time
 
-    settings = BuildSettings({}, None, 0, 22, 8, time.monotonic() + 100.0, distilled=True)
-    assert settings.most == 22
-    assert settings.distillation_seconds(3, 2) == pytest.approx(0.8 * 100.0 * 2 / 25, rel=0.01)
-    assert replace(settings, deadline=None).distillation_seconds(3, 2) is None
+    settings = BuildSettings({}, None, 0, 22, 8, time.monotonic() + left, distilled=True, enough=20.0)
+    found, each = settings.within(3, 2)
+    assert found.most == found.finalists == builds
+    assert each == pytest.approx(seconds, rel=0.01, abs=0.01)
+
+
+def test_without_a_limit_or_distillation_everything_is_built():
+    settings = BuildSettings({}, None, 0, 22, 8, None, distilled=True)
+    assert settings.within(3, 2) == (settings, None)
+    hasty = replace(settings, deadline=0.0, distilled=False)
+    assert hasty.within(3, 2) == (hasty, None)
+
+
+def test_candidates_may_lose_more_before_distillation_than_finalists_after(workload):
+    problem, work = workload
+    evaluator, limits = work.evaluator, work.evaluator.limits
+    dense = evaluator(problem.policy({})).values["accuracy"]
+    assert evaluator.constraints == ("max_drop before distillation",)
+    assert limits.names == ("max_drop",)
+    found = evaluator(thin(problem, 0.25))
+    assert found.constraints["max_drop before distillation"] == pytest.approx(
+        limits.accuracy - 0.3 * dense - found.values["accuracy"]
+    )
+    assert evaluator.hopeless == HOPELESS_FOR_DISTILLATION
+    plain = evaluator.ready(problem.limits)
+    assert plain.constraints == ("max_drop",)
+    assert plain.hopeless < HOPELESS_FOR_DISTILLATION
+
+
+def test_even_widths_are_among_the_seeds(workload):
+    problem, _ = workload
+    policies = problem.even_widths()
+    widths = [{choice.ratio for _, choice in policy if isinstance(choice, Keep)} for policy in policies]
+    assert {0.5} in widths
+    groups = {unit for unit in problem.space.options if unit.endswith("/channels")}
+    assert all(groups <= policy.choices.keys() for policy in policies)
+    assert {choice.activations for _, choice in policies[0] if isinstance(choice, Weights)} == {32}
+    assert len(set(policies)) == len(policies)
 
 
 def test_a_search_stores_and_verifies_distilled_finalists(tiny, tiny_settings, tmp_path):
