@@ -108,6 +108,14 @@ class Batches:
         """Return the first `count` samples, all where there are fewer; a copy does not drag the rest along."""
         return replace(self, whole=self.whole.rows(0, count, copy=count < self.count))
 
+    def take(self, rows: Sequence[int]) -> Batches:
+        """Return copies of some samples, in the order given."""
+        index = torch.as_tensor(list(rows), dtype=torch.int64)
+        args = tuple(tensor[index] for tensor in self.whole.args)
+        kwargs = {name: tensor[index] for name, tensor in self.whole.kwargs.items()}
+        targets = None if self.whole.targets is None else self.whole.targets[index]
+        return replace(self, whole=Batch(args, kwargs, targets))
+
     def row_hashes(self) -> list[bytes]:
         """Return 16 bytes per sample that depend on all its inputs, not on its target."""
         columns = [(name.encode(), _bytes_per_row(tensor)) for name, tensor in self.whole.inputs()]

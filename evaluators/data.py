@@ -21,6 +21,7 @@ from paretopress.spaces.errors import DataError
 __all__ = ["BATCH_SIZE", "Batch", "Batches", "Data", "PreparedData", "normalise_set", "prepare"]
 
 BATCH_SIZE = 128
+FEWEST_APART = 64   # samples on either side from which on a set that is both calibration and search is divided
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class PreparedData:
         train: For retraining; targets may be missing; None where the user gave none.
         metrics: The first is `accuracy`.
         fingerprint: Sixteen hexadecimal digits of all sets, the batch size and the metrics.
+        fitted: The calibration samples that compressed layers are fitted to: all that are not scored.
+        scored: The search samples that candidates are scored on: all that are not fitted to, where that leaves
+            enough of both.
     """
 
     calibration: Batches
@@ -74,6 +78,8 @@ class PreparedData:
     train: Batches | None
     metrics: tuple[Metric, ...]
     fingerprint: str
+    fitted: Batches
+    scored: Batches
 
 
 def prepare(data: Data, batch_size: int = BATCH_SIZE) -> PreparedData:
@@ -99,8 +105,33 @@ def prepare(data: Data, batch_size: int = BATCH_SIZE) -> PreparedData:
     others = [search, *([] if calibration.whole is search.whole else [calibration]), *([train] if train else [])]
     _require_unseen(holdout, others)
     sets = [one.fingerprint if one else None for one in (calibration, search, holdout, train)]
-    identity = fingerprint([sets, batch_size, [metric.identity() for metric in metrics]])
-    return PreparedData(calibration, search, holdout, train, metrics, identity)
+    fitted, scored = divide(calibration, search)
+    counts = [fitted.count, scored.count]
+    identity = fingerprint([sets, batch_size, [metric.identity() for metric in metrics], counts])
+    return PreparedData(calibration, search, holdout, train, metrics, identity, fitted, scored)
+
+
+def divide(calibration: Batches, search: Batches) -> tuple[Batches, Batches]:
+    """Part the samples that stand in both sets: layers are fitted to every second one, candidates scored on the others.
+
+    Least squares on the very samples that a candidate is scored on make the smallest candidates look best: they have
+    the most to fit.
+
+    Returns:
+        What is fitted to and what is scored; both sets as they are where they share nothing, or where either side
+        would keep fewer than `FEWEST_APART` samples.
+    """
+    known = set(calibration.row_hashes())
+    rows = search.row_hashes()
+    shared = list(dict.fromkeys(digest for digest in rows if digest in known))
+    if not shared:
+        return calibration, search
+    only_scored, only_fitted = set(shared[1::2]), set(shared[::2])
+    scored = [row for row, digest in enumerate(rows) if digest not in only_fitted]
+    fitted = [row for row, digest in enumerate(calibration.row_hashes()) if digest not in only_scored]
+    if min(len(scored), len(fitted)) < FEWEST_APART:
+        return calibration, search
+    return calibration.take(fitted), search.take(scored)
 
 
 def _require_same_samples(expected: Batches, got: Batches) -> None:

@@ -368,8 +368,8 @@ def show_cost(name: str, value: float) -> str:
 
 
 def calibration_inputs(problem: Problem, samples: int) -> list[list[Tensor]]:
-    """Inputs of the first calibration samples, batch by batch, in the order of the graph's inputs."""
-    chosen: Batches = problem.data.calibration.first(samples)
+    """Inputs of the first samples that layers are fitted to, batch by batch, in the order of the graph's inputs."""
+    chosen: Batches = problem.data.fitted.first(samples)
     return [problem.program.flatten_inputs(batch.args, batch.kwargs) for batch in chosen]
 
 

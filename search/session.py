@@ -175,7 +175,7 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     )
     importance = cast("Importance", problem.settings.importance)   # `_check_settings` refuses others
     entries = Entries(problem.program, calibration, importance)
-    samples = problem.data.search.first(SEARCH_SAMPLES)
+    samples = problem.data.scored.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives

@@ -89,7 +89,7 @@ class Workload:
     @classmethod
     def of(cls, problem: Problem, evaluator: CandidateEvaluator) -> Workload:
         """The workload of a run."""
-        batch = problem.data.calibration.first(REFIT_SAMPLES).whole
+        batch = problem.data.fitted.first(REFIT_SAMPLES).whole
         inputs = tuple(problem.program.flatten_inputs(batch.args, batch.kwargs))
         check = problem.data.holdout.first(PARITY_SAMPLES)
         samples = problem.distillation_samples()

@@ -195,3 +195,43 @@ def test_calibration_may_overlap_with_search_but_batch_sizes_must_be_positive():
 
 def test_a_batch_counts_keyword_samples():
     assert Batch((), {"x": X[:7]}).count == 7
+
+
+def both(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, generator=generator), torch.arange(count) % 2
+
+
+def test_samples_of_both_sets_are_either_fitted_to_or_scored():
+    seen, holdout = both(256), both(50, seed=1)
+    prepared = prepare(Data(seen, seen, holdout))
+    assert (prepared.fitted.count, prepared.scored.count) == (128, 128)
+    assert not set(prepared.fitted.row_hashes()) & set(prepared.scored.row_hashes())
+    assert set(prepared.fitted.row_hashes()) | set(prepared.scored.row_hashes()) == set(prepared.search.row_hashes())
+    first = [int((seen[0] == row).all(1).nonzero()) for row in prepared.scored.whole.args[0]]
+    assert prepared.scored.targets.tolist() == seen[1][first].tolist()
+    assert prepared.calibration.count == prepared.search.count == 256
+
+
+def test_sets_that_share_few_samples_lose_none_of_the_others():
+    calibration, extra = both(200), both(100, seed=2)
+    search = torch.cat([calibration[0][:20], extra[0]]), torch.cat([calibration[1][:20], extra[1]])
+    prepared = prepare(Data(calibration[0], search, both(50, seed=1)))
+    assert (prepared.fitted.count, prepared.scored.count) == (190, 110)
+    assert not set(prepared.fitted.row_hashes()) & set(prepared.scored.row_hashes())
+
+
+@pytest.mark.parametrize(("calibration", "search"), [(both(100), both(100)), (both(300), both(300, seed=3))])
+def test_few_samples_and_sets_apart_stay_whole(calibration, search):
+    """100 samples are too few to divide; sets that share nothing need no dividing."""
+    prepared = prepare(Data(calibration, search, both(50, seed=1)))
+    assert prepared.fitted.whole is prepared.calibration.whole
+    assert prepared.scored.whole is prepared.search.whole
+
+
+def test_a_sample_that_stands_twice_is_on_one_side():
+    inputs, targets = both(200)
+    twice = torch.cat([inputs, inputs]), torch.cat([targets, targets])
+    prepared = prepare(Data(twice, twice, both(50, seed=1)))
+    assert not set(prepared.fitted.row_hashes()) & set(prepared.scored.row_hashes())
+    assert prepared.fitted.count == prepared.scored.count == 200
