@@ -133,8 +133,7 @@ def prospects(
     divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
                    for r, loss in zip(complete, after, strict=True)]
     left_out = {policy.hash for policy in without}
-    best = max if limits.direction == "max" else min
-    slack = accuracy_step(float(best(record.values["accuracy"] for record in complete)), samples, limits.direction)
+    slack = _tolerance([record.values["accuracy"] for record in complete], limits, samples)
     return [
         Prospect(record, float(accuracy), loss, record.policy.hash in built,
                  _allowed(record, float(accuracy) + slack, limits))
@@ -196,7 +195,7 @@ def _spread(
     if not pool or count <= 0:
         return []
     losses = np.array([one.accuracy for one in pool]) * (-1.0 if limits.direction == "max" else 1.0)
-    step = accuracy_step(float(np.median([one.accuracy for one in candidates])), samples, limits.direction)
+    step = _tolerance([one.accuracy for one in candidates], limits, samples)
     costs = costs_of([one.record for one in pool], {k: way for k, way in objectives.items() if k != "accuracy"})
     levels = np.floor((losses - losses.min()) / step) if step else losses
     first = spread_fronts(np.column_stack([levels, costs]), count)
@@ -222,6 +221,13 @@ def accuracy_step(accuracy: float, samples: int, direction: str) -> float:
     if direction != "max" or not samples or not 0.0 < accuracy < 1.0:
         return 0.0
     return 0.5 * math.sqrt(accuracy * (1.0 - accuracy) / samples)
+
+
+def _tolerance(accuracies: Sequence[float], limits: Limits, samples: int) -> float:
+    """What does not count as a difference: half a standard error, and never more than half of the allowed drop."""
+    best = float(max(accuracies) if limits.direction == "max" else min(accuracies))
+    step = accuracy_step(best, samples, limits.direction)
+    return step if limits.accuracy is None else min(step, 0.5 * max(0.0, best - limits.accuracy))
 
 
 def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
