@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
-sys.path.append(str(TESTS))  # the zoo is a package beside the tests' folders
+sys.path.append(str(Path(__file__).parents[1]))  # the zoo is a package beside the tests' folders
 
 from zoo import parity
 from zoo.registry import ZOO
 
-RECORDED = json.loads((TESTS / "zoo" / "torch_pruning.json").read_text())
-FAST = ("resnet18", "mobilenet_v3", "unet", "convnext", "vit", "mlp_mixer", "bert", "whisper", "ds_cnn", "wavenet", "mlp")
+RECORDED = json.loads((Path(__file__).parents[1] / "zoo" / "torch_pruning.json").read_text())
+FAST = (
+    "resnet18", "mobilenet_v3", "unet", "convnext", "vit", "mlp_mixer", "bert", "whisper", "ds_cnn", "wavenet", "mlp",
+)
 CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ZOO]
 
 
