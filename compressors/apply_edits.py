@@ -20,6 +20,7 @@ from paretopress.compressors.quantisation import dequantise
 from paretopress.compressors.zeros import Zeros
 from paretopress.spaces.errors import ArtifactError, UnsupportedModelError
 from paretopress.spaces.kernels import product
+from paretopress.spaces.structure import is_size
 
 
 def apply_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
@@ -42,7 +43,7 @@ def apply_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
                 case FoldEdit():
                     _remove_normalisation(model, module, edit)
                 case ResizeEdit():
-                    _resize_normalisation(model, module, edit)
+                    _resize(model, module, edit)
                 case DropEdit():
                     _drop(model, module, edit)
 
@@ -149,19 +150,30 @@ def _remove_normalisation(model: nn.Module, module: nn.Module, edit: FoldEdit) -
     module.num_features, module.eps, module.affine = edit.channels, 0.0, False
 
 
-def _resize_normalisation(model: nn.Module, module: nn.Module, edit: ResizeEdit) -> None:
+def _resize(model: nn.Module, module: nn.Module, edit: ResizeEdit) -> None:
     for name, size in edit.attributes.items():
         current = getattr(module, name, None)
-        if current is not None:
-            setattr(module, name, (size,) if isinstance(current, tuple | list) else size)
+        if is_size(current):
+            setattr(module, name, size)
+        elif isinstance(current, tuple | list) and len(current) == 1 and is_size(current[0]):
+            setattr(module, name, (size,))
+        elif current is not None:
+            raise ArtifactError(f"attribute {edit.path}.{name} is no size: the artefact is another model's")
     for name, shape in edit.tensors.items():
         path, _, leaf = name.rpartition(".")
-        holder = _submodule(model, path)
-        old = getattr(holder, leaf, None)
+        old = getattr(_submodule(model, path), leaf, None)
         if not isinstance(old, Tensor) or old.ndim != len(shape) or any(map(int.__gt__, shape, old.shape)):
             raise ArtifactError(f"tensor {name!r} cannot become {shape}: the artefact is another model's")
         new = old.detach().new_zeros(shape)
-        setattr(holder, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+        _replace_tensor(model, old, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _replace_tensor(model: nn.Module, old: Tensor, new: Tensor) -> None:
+    """Put a tensor in the place of another wherever that is registered: tied tensors stay tied."""
+    for holder in model.modules():
+        for names in (holder._parameters, holder._buffers):
+            for leaf in [leaf for leaf, tensor in names.items() if tensor is old]:
+                setattr(holder, leaf, new)
 
 
 def _drop(model: nn.Module, module: nn.Module, edit: DropEdit) -> None:

@@ -18,7 +18,7 @@ from paretopress.compressors.folding import folded_layers, remaining_state
 from paretopress.compressors.moments import Moments
 from paretopress.compressors.network import Network, Part, apply_parts, runner
 from paretopress.compressors.program import Program, Values
-from paretopress.spaces.coupling import ChannelGroup
+from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.errors import DataError
 from paretopress.spaces.layers import Layer
 from paretopress.spaces.plan import LayerPlan, plan
@@ -67,14 +67,17 @@ class Calibration:
         (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019).
         """
         layers = {layer.node for layer in program.structure.layers if layer.name in group.producers}
+        axes = program.structure.coupling.parameters
         products: list[Tensor] = []
 
         def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
             y = apply_parts(self.base, layer, x, _no_ranges)
             if layer.layer.node in layers:
                 y = y.detach().requires_grad_(True) if not y.requires_grad else y
+                axis = axes[layer.layer.weight][0]
                 y.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient, y=y: products.append(_per_channel(gradient * y, group.size))
+                    lambda gradient, y=y, axis=axis, place=1 if layer.layer.window else y.ndim - 1: products.append(
+                        _per_channel(gradient * y, place, axis, group, len(self.inputs[0])))
                 )
             return y
 
@@ -87,9 +90,19 @@ class Calibration:
         return torch.stack(products).sum(dim=0)
 
 
-def _per_channel(product: Tensor, channels: int) -> Tensor:
-    axis = 1 if product.shape[1] == channels else product.ndim - 1
-    return product.detach().movedim(axis, -1).reshape(product.shape[0], -1, channels).sum(dim=1)
+def _per_channel(product: Tensor, place: int, axis: Axis, group: ChannelGroup, samples: int) -> Tensor:
+    """Sums over positions and over the elements of each of the group's channels, `(samples, channels)`.
+
+    Windows and other parts that the user's code puts into the first dimension are positions too.
+    """
+    rows = product.detach().movedim(place, -1)
+    flat = rows.reshape(samples, -1, rows.shape[-1]).sum(dim=1)
+    total, offset = flat.new_zeros(len(flat), group.size), 0
+    for segment in axis or ():
+        if segment.group == group.name:
+            total = total + flat[:, offset : offset + segment.length].reshape(len(flat), segment.size, -1).sum(dim=2)
+        offset += segment.length
+    return total
 
 
 def _own_prediction_loss(outputs: Sequence[Any]) -> Tensor:

@@ -108,8 +108,11 @@ class CompressedModel(nn.Module):
         return sum(tensor.numel() * tensor.element_size() for tensor in artefact_tensors(self).values())
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:  # noqa: ANN401 - whatever the user's model returns
-        """Compute what the artefact computes: in 8-bit steps where its activations are quantised."""
-        if not self.delta.ranges:
+        """Compute what the artefact computes: in 8-bit steps where its activations are quantised.
+
+        Then, and where sizes are written in the user's code, the captured graph is run on the user's tensors.
+        """
+        if not self.delta.ranges and not self.delta.graph:
             return self.network(*args, **kwargs)
         keywords = [entry.keyword for entry in self.delta.inputs if entry.keyword]
         positional = len(self.delta.inputs) - len(keywords)
@@ -284,7 +287,7 @@ def _load(folder: Path, model_factory: ModelFactory, program: Program | None) ->
     source: Program | ModelFactory = model_factory
     if program is not None and _is_capture_of(program, delta):
         source = program
-    elif delta.ranges:
+    elif delta.ranges or delta.graph:
         source = _capture(model, delta)
     apply_edits(model, delta.edits)
     ranges = _take_ranges(tensors, delta, str(folder / TENSORS))

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch.nn import Module
+
+from paretopress.compressors.resized_modules import resized_modules
 from paretopress.spaces.choices import WEIGHT_BITS
 from paretopress.spaces.errors import ArtifactError, PolicyError
 from paretopress.spaces.plan import LayerPlan, Plan
 from paretopress.spaces.policy import Policy
 
 SCHEMA = "paretopress-delta/1"
-_CHANNELS = {"batch_norm": "num_features", "layer_norm": "normalized_shape", "group_norm": "num_channels"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,10 @@ class FoldEdit:
 
 @dataclass(frozen=True, slots=True)
 class ResizeEdit:
-    """Another normalisation loses channels.
+    """Another module loses channels: a normalisation, an embedding, an attention, a shared layer.
 
     Attributes:
-        path: Path of the module that applies it.
+        path: Path of the module.
         attributes: Attribute of the module to its new size, set where the module has it.
         tensors: Parameter or buffer by its name in the model's state to its new shape.
     """
@@ -130,19 +132,8 @@ def _fold_edits(plan: Plan) -> Iterator[FoldEdit]:
 
 
 def _resize_edits(plan: Plan) -> Iterator[ResizeEdit]:
-    graph = plan.structure.graph
-    for node in graph.operators():
-        if node.short_op not in _CHANNELS or node.name in plan.structure.fusion.folds:
-            continue
-        place = -1 if node.short_op == "layer_norm" else 1
-        kept, dense = plan.shape(node.name)[place], node.shape[place]
-        if kept == dense:
-            continue
-        attributes = {_CHANNELS[node.short_op]: kept}
-        if node.short_op == "group_norm":
-            attributes["num_groups"] = int(node.arguments["num_groups"]) * kept // dense
-        owned = [graph.parameter(node, name) for name in ("weight", "bias", "running_mean", "running_var")]
-        yield ResizeEdit(node.module_path, attributes, {p.target: (kept,) for p in owned if p is not None})
+    for path, (attributes, tensors) in resized_modules(plan).items():
+        yield ResizeEdit(path, attributes, tensors)
 
 
 def _drop_edits(plan: Plan) -> Iterator[DropEdit]:
@@ -189,6 +180,7 @@ class Delta:
         ranges: Quantised tensors, in the order of the stored scales and zero points.
         kept: Channels kept of every pruned group.
         versions: Versions of the packages that wrote it.
+        graph: Why it runs the captured graph and not the user's own code, `""` where it runs that.
     """
 
     edits: tuple[Edit, ...]
@@ -199,6 +191,7 @@ class Delta:
     ranges: tuple[str, ...]
     kept: Mapping[str, tuple[int, ...]]
     versions: Mapping[str, str]
+    graph: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain data; `from_plain` reads it back unchanged."""
@@ -212,6 +205,7 @@ class Delta:
             "ranges": list(self.ranges),
             "kept": {name: list(channels) for name, channels in self.kept.items()},
             "versions": dict(self.versions),
+            "graph": self.graph,
         }
 
     @classmethod
@@ -222,7 +216,9 @@ class Delta:
             ArtifactError: A key or value is not what it must be; the message starts with `where`.
         """
         names = ("schema", "edits", "policy", "inputs", "structure", "state", "ranges", "kept", "versions")
-        plain = _mapping(value, names, where)
+        if isinstance(value, Mapping):   # earlier artefacts do not say: they run the user's code
+            value = {"graph": "", **value}
+        plain = _mapping(value, (*names, "graph"), where)
         if plain["schema"] != SCHEMA:
             raise ArtifactError(f"{where}: schema {plain['schema']!r} is not supported (allowed: {SCHEMA})")
         try:
@@ -238,6 +234,7 @@ class Delta:
             tuple(_text(name, f"{where}: ranges") for name in _list(plain["ranges"], f"{where}: ranges")),
             _shapes(plain["kept"], f"{where}: kept"),
             {name: _text(text, where) for name, text in _named(plain["versions"], where).items()},
+            _text(plain["graph"], f"{where}: graph"),
         )
 
 
@@ -271,7 +268,7 @@ def edit_from_plain(value: object, where: str) -> Edit:
     if isinstance(value, Mapping) and "resize" in value:
         plain = _mapping(value, ("resize", "attributes", "tensors"), where)
         attributes = {name: _size(size, where) for name, size in _named(plain["attributes"], where).items()}
-        if unknown := set(attributes) - {*_CHANNELS.values(), "num_groups"}:
+        if unknown := {name for name in attributes if not name.isidentifier() or hasattr(Module, name)}:
             raise ArtifactError(f"{where}: attribute {min(unknown)!r} is not one that edits set")
         return ResizeEdit(_text(plain["resize"], where), attributes, _shapes(plain["tensors"], where))
     plain = _mapping(value, ("layer", "shape", "groups", "rank", "bits", "bias"), where)

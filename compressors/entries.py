@@ -7,7 +7,7 @@ factorised layers depend on the output level too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -211,15 +211,14 @@ class Entries:
         if key not in self._refitted:
             weight, bias = self.calibration.folded[layer.node]
             matrix, moments = layer_columns(weight), self.calibration.layers[layer.node].moments
-            columns = None if layer.kind is not LayerKind.CONV and layer.kind is not LayerKind.LINEAR else (
-                kept_columns(layer, axes[1], selection))
+            columns = kept_columns(layer, axes[1], selection)
             if columns is not None:
                 with_intercept = torch.cat([columns, torch.tensor([matrix.shape[1]])])
-                if self.compensate:
+                if self.compensate and layer.kind in (LayerKind.CONV, LayerKind.LINEAR):
                     matrix, bias = refit_consumer(matrix, bias, moments, columns)
-                else:
+                else:   # the same channels of every group of a grouped convolution
                     matrix = matrix[:, columns]
-                moments = moments[with_intercept][:, with_intercept]
+                moments = moments[..., with_intercept, :][..., with_intercept]
             self._refitted[key] = (matrix, bias, moments)
         return self._refitted[key]
 
@@ -243,17 +242,28 @@ class Entries:
         return self._factored[key]
 
     def _rank_channels(self, group: ChannelGroup) -> Tensor:
-        if self.importance in ("l1", "l2"):
-            producers = [layer_columns(self.calibration.folded[self._layer(name).node][0]) for name in group.producers]
-            rank = order_by_l1 if self.importance == "l1" else order_by_l2
-            return rank(producers, group.step)
-        if self.importance == "taylor":
-            return order_by_taylor(self.calibration.taylor(self.program, group), group.step)
+        producers = [self._layer(name) for name in group.producers]
         consumers = [view for name in group.consumers for view in self._consumer_views(self._layer(name), group.name)]
-        return order_by_obs(consumers, group.step, group.size // group.step)
+        if self.importance == "taylor" and any(not layer.frozen for layer in producers):
+            return order_by_taylor(self.calibration.taylor(self.program, group), group.step)
+        if self.importance == "obs" and consumers:
+            return order_by_obs(consumers, group.step, group.size // group.step)
+        weights = [(self.calibration.folded[layer.node][0], self._axes(layer)[:1]) for layer in producers]
+        if not weights:   # made by no layer but an embedding, a recurrent network or a product in the user's code
+            axes = self.program.structure.coupling.parameters
+            weights = [(self.program.state[name], axes[name]) for name in axes if self.program.state[name].ndim > 1]
+        runs = [run for tensor, own in weights for run in channel_runs(tensor, own, group.name)]
+        rank = order_by_l1 if self.importance == "l1" else order_by_l2
+        return rank(runs, group.step)
 
     def _consumer_views(self, layer: Layer, group: str) -> list[tuple[Tensor, Tensor, int]]:
-        """`(W, G, columns per channel)` of each run of the group's channels among a layer's inputs."""
+        """`(W, G, columns per channel)` of each run of the group's channels among a layer's inputs.
+
+        None of layers whose weights are shared or tied, of which there are no moments, and of grouped
+        convolutions, whose groups read different channels.
+        """
+        if layer.frozen or layer.kind not in (LayerKind.CONV, LayerKind.LINEAR):
+            return []
         matrix = layer_columns(self.calibration.folded[layer.node][0])
         moments = self.calibration.layers[layer.node].moments
         views, offset, window = [], 0, product(layer.window)
@@ -274,3 +284,16 @@ class Entries:
     def identity(self) -> Mapping[str, object]:
         """What the entries depend on besides model and data."""
         return {"importance": self.importance, "compensate": self.compensate}
+
+
+def channel_runs(tensor: Tensor, axes: Sequence[Axis], group: str) -> list[Tensor]:
+    """`(channels, entries)` of each run of a group's channels along the dimensions of a parameter."""
+    runs = []
+    for dimension, axis in enumerate(axes):
+        offset = 0
+        for segment in axis or ():
+            if segment.group == group:
+                rows = tensor.narrow(dimension, offset, segment.length).movedim(dimension, 0)
+                runs.append(rows.reshape(segment.size, -1))
+            offset += segment.length
+    return runs

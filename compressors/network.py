@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paretopress.compressors.program import Program, Values, apply_layer, call
 from paretopress.compressors.quantisation import dequantise, quantise_tensor
+from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.coupling import Axis
 from paretopress.spaces.graph import Node
@@ -101,7 +102,8 @@ def axis_index(axis: Axis, selection: Selection) -> Tensor | None:
         inner = channels.unsqueeze(1) * segment.inner + torch.arange(segment.inner)
         pieces.append(inner.flatten() + offset)
         offset += segment.size * segment.inner
-    return torch.cat(pieces)
+    once = torch.cat(pieces)
+    return (torch.arange(axis[0].outer).unsqueeze(1) * offset + once).flatten()   # all of it may repeat
 
 
 def select(tensor: Tensor, axes: Sequence[Axis], selection: Selection) -> Tensor:
@@ -177,16 +179,6 @@ def pointwise(layer: Layer) -> Layer:
     """The operation of a factorised layer's second part: window 1, stride 1, no padding."""
     ones, zeros = (1,) * len(layer.window), (0,) * len(layer.window)
     return replace(layer, shape=(*layer.shape[:2], *ones), stride=ones, padding=zeros, dilation=ones, groups=1)
-
-
-def argument_changes(plan: Plan, node: Node) -> Mapping[str, Any]:
-    """Arguments of an operator that depend on channel counts, at their pruned values."""
-    if node.short_op == "layer_norm" and len(node.arguments["normalized_shape"]) == 1:
-        return {"normalized_shape": [plan.shape(node.name)[-1]]}
-    if node.short_op == "group_norm":
-        channels = plan.structure.graph.by_name[node.name].shape[1]
-        return {"num_groups": int(node.arguments["num_groups"]) * plan.shape(node.name)[1] // channels}
-    return {}
 
 
 def forward(program: Program, network: Network, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401

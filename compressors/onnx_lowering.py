@@ -14,8 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from paretopress.compressors.network import Network, Part, argument_changes, pointwise
+from paretopress.compressors.network import Network, Part, pointwise
 from paretopress.compressors.program import Program, Values
+from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import Layer, LayerKind

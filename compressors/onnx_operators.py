@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,9 +50,9 @@ def _binary(op: str) -> Rule:
 
 
 def _same(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:  # noqa: ARG001 - a rule
-    """An operator that does nothing at inference."""
+    """An operator that does nothing at inference, except that memory may be laid out anew for a view."""
     require(not arguments.get("train"), "dropout in training")
-    return as_tensor(next(iter(arguments.values())))
+    return replace(as_tensor(next(iter(arguments.values()))), metas=metas)
 
 
 def _convolution(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:

@@ -154,7 +154,11 @@ def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, gr
 
 
 def build_program(
-    model: torch.nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor] | None = None
+    model: torch.nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Tensor] | None = None,
+    *,
+    own_code: bool = False,
 ) -> Program:
     """Capture a model and check that the captured graph computes what the model computes.
 
@@ -162,6 +166,8 @@ def build_program(
         model: The dense model; it is not changed.
         args: Positional example inputs with at least 2 samples.
         kwargs: Keyword example inputs.
+        own_code: Whether groups are frozen that the user's own code does not run without, as sizes are written
+            in it. Otherwise a model without them runs as it was captured.
 
     Raises:
         UnsupportedModelError: The model cannot be captured, cannot run on the example, or its capture gives
@@ -177,7 +183,10 @@ def build_program(
             state.setdefault(node.target, captured.constants[node.target])
     program = Program(captured, structure, state)
     _check_same(program, model, args, kwargs or {})
-    return program
+    from paretopress.compressors.probe import own_code_failures, probed, with_frozen  # they run programs
+
+    program = probed(program)
+    return with_frozen(program, own_code_failures(model, program)) if own_code else program
 
 
 def dense_value(program: Program, node: Node, values: Values) -> Any:  # noqa: ANN401

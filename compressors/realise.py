@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +32,11 @@ def realise(model: nn.Module, program: Program, network: Network) -> CompressedM
         for parameters that require gradients). It computes what `network` computes, bit for bit; under the
         dense policy it is a copy of `model`.
 
+        Where the user's code does not compute that with smaller layers (sizes are written in it), the
+        model runs its captured graph instead; `delta.graph` says why.
+
     Raises:
-        UnsupportedModelError: With smaller layers the user's code does not compute what was captured.
+        UnsupportedModelError: A module cannot be changed, or the captured graph does not run either.
     """
     with torch.inference_mode(mode=False), torch.no_grad():
         delta = delta_of(program, network)
@@ -40,7 +44,7 @@ def realise(model: nn.Module, program: Program, network: Network) -> CompressedM
         apply_edits(realised, delta.edits)
         if not network.plan.policy.is_dense:
             load_tensors(realised, network_tensors(network, realised), delta.edits)
-            _check_same(program, network, realised)
+            delta = replace(delta, graph=_difference(program, network, realised))
         return CompressedModel(realised, delta, network.ranges, program)
 
 
@@ -73,8 +77,11 @@ def _layer_tensors(layer_plan: LayerPlan, parts: tuple[Part, ...]) -> dict[str, 
     return tensors
 
 
-def _check_same(program: Program, network: Network, realised: nn.Module) -> None:
-    """Run both once: code of the user may depend on what was changed without the capture showing it."""
+def _difference(program: Program, network: Network, realised: nn.Module) -> str:
+    """Run both once: why the user's code does not compute what was captured, `""` where it does.
+
+    Sizes that are written in the user's code (views of an attention, say) do not follow smaller layers.
+    """
     inputs = [_example(program, name) for name in program.graph.inputs]
     positional = len(inputs) - len(program.capture.keywords)
     keywords = dict(zip(program.capture.keywords, inputs[positional:], strict=True))
@@ -83,17 +90,27 @@ def _check_same(program: Program, network: Network, realised: nn.Module) -> None
         return apply_parts(network, layer, x, _in_floats)
 
     program = program.under(network.plan.structure)
-    values = program.run(inputs, runner(program, network, apply=apply, quantise=_in_floats))
+    try:
+        values = program.run(inputs, runner(program, network, apply=apply, quantise=_in_floats))
+    except Exception as error:  # noqa: BLE001 - operators raise anything on sizes that they do not take
+        raise UnsupportedModelError(f"the captured graph does not run with smaller layers: {_line(error)}") from None
     try:
         found = pytree.tree_leaves(realised(*inputs[:positional], **keywords))
     except Exception as error:  # noqa: BLE001 - the user's own code raises anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnsupportedModelError(f"the model's code does not run with smaller layers: {reason}") from None
+        return f"the model's code does not run with smaller layers: {_line(error)}"
     expected = pytree.tree_leaves(program.outputs(values))
     for one, other in zip(expected, found, strict=True):
-        if isinstance(one, Tensor) and not torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True):
-            reason = "does not compute what was captured"
-            raise UnsupportedModelError(f"with smaller layers the model's code {reason}")
+        if isinstance(one, Tensor) and not _close(one, other):
+            return "with smaller layers the model's code does not compute what was captured"
+    return ""
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 def _in_floats(_: str, value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Relatively Shallow Networks", NeurIPS 2016: deleting single blocks hardly hurts 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from paretopress.spaces.fusion import ACTIVATIONS, Fusion, is_residual_sum
 from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.layers import Layer
 
+_GIVEN = ("input", "parameter", "constant", "output")
 _NORMS = ("batch_norm", "layer_norm", "group_norm")
 # These move values or drop them; zeros that paddings add pass a ReLU unchanged too.
 _VALUES_STAY = frozenset((
@@ -62,6 +64,7 @@ def find_branches(
     by_output = {layer.node: layer for layer in layers}
     by_output |= dict(fusion.folds)
     shared = {name for pair in aliases.items() if pair[0] != pair[1] for name in pair}
+    carriers = _carriers(graph, coupling)
     found: dict[str, Branch] = {}
     for node in graph.operators():
         if not is_residual_sum(graph, node) or "output" in graph.users[node.name] or len(node.inputs) != 2:
@@ -72,12 +75,23 @@ def find_branches(
             group = groups.get(last.name) if last is not None else None
             if last is None or group is None or not _reads_only(coupling, last, group):
                 continue
-            branch = _branch(graph, by_output, coupling, group, node.name, tail, shortcut)
+            branch = _branch(graph, by_output, carriers, group, node.name, tail, shortcut)
             if branch is not None and not branch.state & shared:
                 branches.append(_with_counters(branch, state))
         if branches:
             largest = max(branches, key=lambda branch: len(branch.nodes))
             found[largest.group] = largest
+    return found
+
+
+def _carriers(graph: Graph, coupling: Coupling) -> dict[str, set[str]]:
+    """The values that have channels of each group, parameters left out."""
+    found: dict[str, set[str]] = {}
+    for name, axes in coupling.values.items():
+        if graph.by_name[name].op not in ("parameter", "output"):
+            for axis in axes:
+                for segment in axis or ():
+                    found.setdefault(segment.group, set()).add(name)
     return found
 
 
@@ -95,7 +109,7 @@ def _reads_only(coupling: Coupling, layer: Layer, group: ChannelGroup) -> bool:
 def _branch(
     graph: Graph,
     by_output: Mapping[str, Layer],
-    coupling: Coupling,
+    carriers: Mapping[str, set[str]],
     group: ChannelGroup,
     addition: str,
     tail: str,
@@ -103,7 +117,7 @@ def _branch(
 ) -> Branch | None:
     """The branch that ends in `tail`, None where something in it is needed elsewhere or not its own."""
     inside = _needed_only_for(graph, tail, addition)
-    nodes = [node for node in graph.operators() if node.name in inside]
+    nodes = [graph.by_name[name] for name in sorted(inside, key=graph.position.__getitem__)]
     parameters = {name for node in nodes for name in node.inputs if graph.by_name[name].op == "parameter"}
     holders = [node for node in nodes if parameters.intersection(node.inputs)]
     layers = [by_output[node.name] for node in holders if node.name in by_output and node.short_op not in _NORMS]
@@ -114,13 +128,8 @@ def _branch(
         return None
     if not names.issuperset((*group.producers, *group.consumers)) or len(group.consumers) != 1:
         return None
-    carriers = {
-        name for name, axes in coupling.values.items()
-        if graph.by_name[name].op not in ("parameter", "output")
-        and any(segment.group == group.name for axis in axes for segment in axis or ())
-    }
     entries = {name for node in nodes for name in node.inputs} - inside - parameters
-    if not carriers <= inside or not entries <= _ancestors(graph, shortcut):
+    if not carriers.get(group.name, set()) <= inside or not _among_ancestors(graph, shortcut, entries):
         return None
     targets = {graph.by_name[name].target for name in parameters}
     paths = tuple(_norm_path(graph, node) for node in norms)
@@ -146,24 +155,34 @@ def _with_counters(branch: Branch, state: Collection[str]) -> Branch:
 
 def _needed_only_for(graph: Graph, tail: str, addition: str) -> set[str]:
     """Operators whose values reach nothing but `addition`, and that only through `tail`."""
+    if graph.users[tail] != (addition,):
+        return set()
     inside: set[str] = set()
-    for node in reversed(list(graph.operators())):
-        users = graph.users[node.name]
-        if node.name == tail:
-            if users == (addition,):
-                inside.add(tail)
-        elif users and inside.issuperset(users):
-            inside.add(node.name)
+    waiting = [(-graph.position[tail], tail)]   # the latest first: whatever reads a node is decided before it
+    while waiting:
+        _, name = heapq.heappop(waiting)
+        if name in inside or graph.by_name[name].op in _GIVEN:
+            continue
+        if name == tail or inside.issuperset(graph.users[name]):
+            inside.add(name)
+            for source in graph.by_name[name].inputs:
+                heapq.heappush(waiting, (-graph.position[source], source))
     return inside
 
 
-def _ancestors(graph: Graph, name: str) -> set[str]:
-    """A node and everything its value depends on."""
-    reached = {name}
-    for node in reversed(graph.nodes[: graph.position[name] + 1]):
-        if node.name in reached:
-            reached.update(node.inputs)
-    return reached
+def _among_ancestors(graph: Graph, name: str, wanted: Collection[str]) -> bool:
+    """Whether a node reads, directly or not, all of some nodes, or is one of them."""
+    missing = set(wanted)
+    first = min((graph.position[one] for one in missing), default=0)
+    waiting, seen = [name], {name}
+    while waiting and missing:
+        current = waiting.pop()
+        missing.discard(current)
+        for source in graph.by_name[current].inputs:
+            if source not in seen and graph.position[source] >= first:
+                seen.add(source)
+                waiting.append(source)
+    return not missing
 
 
 def without_branches(graph: Graph, branches: Iterable[Branch]) -> tuple[Graph, dict[str, str]]:

@@ -7,6 +7,7 @@ import copy
 import inspect
 import io
 import logging
+import pathlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ from paretopress.spaces.errors import DataError, UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.mutation import without_dead_code, without_mutation
 from paretopress.spaces.pooling import with_pooled_means
+from paretopress.spaces.time_limit import OutOfTime, time_limit
+
+TIME_LIMIT = 120.0   # seconds that a capture may take; models of 100M parameters take a few
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class Capture:
 
 
 def capture(
-    model: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor] | None = None
+    model: torch.nn.Module,
+    args: tuple[torch.Tensor, ...],
+    kwargs: Mapping[str, torch.Tensor] | None = None,
+    *,
+    seconds: float = TIME_LIMIT,
 ) -> Capture:
     """Capture `model` in eval mode at the batch size of the example inputs (at least 2).
 
@@ -56,28 +64,89 @@ def capture(
         model: Any module that `torch.export` can trace.
         args: Positional example inputs, the first dimension of each is the batch.
         kwargs: Keyword example inputs.
+        seconds: The longest it may take: half for a batch of any size (recurrent layers over long sequences
+            take minutes so), half for the batch of the example.
 
     Raises:
-        UnsupportedModelError: The model cannot be traced; the message names the line of the user's code.
-        DataError: An example input has no batch dimension, or a batch of fewer than 2 samples.
+        UnsupportedModelError: The model cannot be copied, traced or traced in time; the message names the line
+            of the user's code where there is one.
+        DataError: An example input is not a tensor, or has no batch dimension, or fewer than 2 samples.
     """
     kwargs = dict(kwargs or {})
-    batch = _batch_size([*args, *kwargs.values()])
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    batch = _batch_size({**{f"input {index}": value for index, value in enumerate(args)}, **kwargs})
+    _check_floats(model, [*args, *kwargs.values()])
+    frozen = _copy(model).eval().requires_grad_(False)
     notes: list[str] = []
-    try:
-        program = _export(frozen, args, kwargs, dynamic=True)
-    except Exception as first:  # noqa: BLE001 - torch.export raises whatever the user's code raises
-        try:
-            program = _export(frozen, args, kwargs, dynamic=False)
-        except Exception as error:  # noqa: BLE001
-            raise UnsupportedModelError(f"the model cannot be captured: {_explain(error)}") from None
-        notes.append(f"the batch dimension is fixed at {batch}: {_explain(first)}")
+    program, why = _attempt(frozen, args, kwargs, dynamic=True, seconds=seconds / 2)
+    if program is None:
+        notes.append(f"the batch dimension is fixed at {batch}: {why}")
+        program, why = _attempt(frozen, args, kwargs, dynamic=False, seconds=seconds / 2)
+    if program is None:
+        raise UnsupportedModelError(f"the model cannot be captured: {why}")
     aliases = _aliases(frozen)
     graph = _to_graph(program, batch, notes, aliases)
     constants = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
     outputs = _output_names(next(node for node in program.graph.nodes if node.op == "output"))
     return Capture(graph, program.call_spec.out_spec, outputs, tuple(kwargs), aliases, constants)
+
+
+def _attempt(
+    model: torch.nn.Module,
+    args: tuple[torch.Tensor, ...],
+    kwargs: dict[str, torch.Tensor],
+    *,
+    dynamic: bool,
+    seconds: float,
+) -> tuple[torch.export.ExportedProgram | None, str]:
+    """The traced model, or None and the reason in one line."""
+    try:
+        with time_limit(seconds):
+            return _export(model, args, kwargs, dynamic=dynamic), ""
+    except OutOfTime as late:
+        own = [place for place in _frames(late) if _is_users_file(place[0])]
+        where = f"; it was at {own[-1][0]}:{own[-1][1]}" if own else ""
+        return None, f"tracing takes longer than {seconds:g} s{where}"
+    except Exception as error:  # noqa: BLE001 - torch.export raises whatever the user's code raises
+        return None, _explain(error)
+
+
+def _copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A deep copy; what cannot be copied could not be realised either."""
+    for path, module in model.named_modules():
+        held_tensors = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        computed = [name for name, value in held_tensors.items() if not value.is_leaf]
+        if computed:
+            held = f"{path or 'the root module'} holds {computed[0]!r}, a tensor computed from its parameters"
+            remedy = "use torch.nn.utils.parametrizations, or remove_weight_norm before"
+            raise UnsupportedModelError(f"the model cannot be copied: {held} ({remedy})")
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # noqa: BLE001 - attributes of the user's classes raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        what = f"{_uncopyable(model)}{type(error).__name__}: {reason}"
+        raise UnsupportedModelError(f"the model cannot be copied: {what}") from None
+
+
+def _uncopyable(model: torch.nn.Module) -> str:
+    """`ATTRIBUTE of MODULE: ` of the first attribute that cannot be copied, `""` where none is to blame alone."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                if not name.startswith("_"):
+                    copy.deepcopy(value)
+            except Exception:  # noqa: BLE001
+                return f"attribute {name!r} of {path or 'the root module'}: "
+    return ""
+
+
+def _check_floats(model: torch.nn.Module, inputs: list[torch.Tensor]) -> None:
+    """Refuse half precision where model and inputs agree on it; where they do not, running the model says so."""
+    own = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
+    given = {tensor.dtype for tensor in inputs if tensor.is_floating_point()}
+    narrow = own & {torch.float16, torch.bfloat16}
+    if narrow and given <= own:
+        names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in narrow))
+        raise UnsupportedModelError(f"the model's tensors are {names} (allowed: float32; convert with model.float())")
 
 
 def _output_names(output: torch.fx.Node) -> tuple[str, ...]:
@@ -89,15 +158,18 @@ def _output_names(output: torch.fx.Node) -> tuple[str, ...]:
     return tuple("" if leaf is None else leaf.name for leaf in leaves)
 
 
-def _batch_size(inputs: list[torch.Tensor]) -> int:
+def _batch_size(inputs: Mapping[str, torch.Tensor]) -> int:
     if not inputs:
         raise DataError("the example has no inputs")
-    for tensor in inputs:
+    for name, tensor in inputs.items():
+        if not isinstance(tensor, torch.Tensor):
+            allowed = "allowed: tensors, by position or keyword; wrap the model in one that takes its tensors singly"
+            raise DataError(f"{name} of the example is of type {type(tensor).__name__} ({allowed})")
         if tensor.ndim == 0:
             raise DataError("every model input needs a batch dimension, got a 0-dimensional tensor")
-    batch = int(inputs[0].shape[0])
+    batch = int(next(iter(inputs.values())).shape[0])
     if batch < 2:
-        raise DataError("capturing needs an example batch of at least 2 samples, got 1")
+        raise DataError(f"capturing needs an example batch of at least 2 samples, got {batch}")
     return batch
 
 
@@ -106,11 +178,13 @@ def _export(
 ) -> torch.export.ExportedProgram:
     shapes: Any = None
     if dynamic:
-        auto = {0: torch.export.Dim.AUTO}
-        shapes = _named_shapes(model, args, kwargs) if kwargs else tuple(auto for _ in args)
+        shapes = _named_shapes(model, args, kwargs) if kwargs else _positional_shapes(model, len(args))
+    # Tensors of its own for every attempt: torch marks their sizes as dynamic, and an interrupted one leaves the marks.
+    own = tuple(tensor.detach() for tensor in args)
+    named = {name: tensor.detach() for name, tensor in kwargs.items()}
     with warnings.catch_warnings(), torch.no_grad(), _quiet_torch():
         warnings.simplefilter("ignore")
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(model, own, named, dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager
@@ -125,6 +199,15 @@ def _quiet_torch() -> Iterator[None]:
         logging.disable(level)
 
 
+def _positional_shapes(model: torch.nn.Module, count: int) -> tuple[Any, ...]:
+    """A dynamic first dimension for every positional input; those of a `*args` stand in a tuple of their own."""
+    auto = {0: torch.export.Dim.AUTO}
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    star = inspect.Parameter.VAR_POSITIONAL
+    named = min(count, kinds.index(star)) if star in kinds else count
+    return (*(auto for _ in range(named)), *([(auto,) * (count - named)] if named < count else []))
+
+
 def _named_shapes(
     model: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
@@ -136,22 +219,29 @@ def _named_shapes(
 def _explain(error: BaseException) -> str:
     """Return one line: the reason and the place in the user's code, from torch.export's long message."""
     text = str(error)
-    places = re.findall(r'File "([^"]+)", line (\d+)', text)
-    if not places:
-        trace = error.__traceback__
-        frames = []
-        while trace is not None:
-            frames.append((trace.tb_frame.f_code.co_filename, str(trace.tb_lineno)))
-            trace = trace.tb_next
-        places = frames
+    places = re.findall(r'File "([^"]+)", line (\d+)', text) or _frames(error)
     own = [place for place in places if _is_users_file(place[0])]
-    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
-    return f"{type(error).__name__}: {reason[:300]}{where}"
+    unknown = re.match(r"Found <class '([^']+)'> in output, which is not a known type", text)
+    if unknown:
+        kind = unknown[1].rpartition(".")[2]
+        return f"it returns a {kind} (allowed: tensors, and tuples, lists and dicts of tensors)"
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {reason[:300]}{where}" if reason else f"{type(error).__name__}{where}"
+
+
+def _frames(error: BaseException) -> list[tuple[str, str]]:
+    """File and line of every frame an error passed through, outermost first."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_filename, str(trace.tb_lineno)))
+        trace = trace.tb_next
+    return frames
 
 
 def _is_users_file(path: str) -> bool:
-    return "/torch/" not in path and not path.startswith("torch/") and "<" not in path and path != __file__
+    ours = pathlib.Path(path).parent == pathlib.Path(__file__).parent
+    return "/torch/" not in path and not path.startswith("torch/") and "<" not in path and not ours
 
 
 def _place(fx_node: torch.fx.Node) -> str:

@@ -13,10 +13,10 @@ from functools import cached_property
 
 from paretopress.spaces.arithmetic import Arithmetic, choose_arithmetic
 from paretopress.spaces.choices import Factorised, Keep, Weights
-from paretopress.spaces.coupling import Axis, ChannelGroup
+from paretopress.spaces.coupling import Axis, ChannelGroup, Segment
 from paretopress.spaces.errors import PolicyError, unknown_name
 from paretopress.spaces.kernels import product
-from paretopress.spaces.layers import Layer, LayerKind
+from paretopress.spaces.layers import Layer
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.shortcuts import Subsampling
 from paretopress.spaces.structure import Structure
@@ -107,12 +107,23 @@ class Plan:
 
     def size(self, axis: Axis, original: int) -> int:
         """Length of a dimension under this plan."""
-        return original if axis is None else sum(self.kept[s.group] * s.inner for s in axis)
+        return original if axis is None else axis_size(axis, self.kept)
+
+    def offset(self, axis: Axis, place: int) -> int:
+        """Where the dense place `place` of a dimension is under this plan; a border between segments, or unpruned."""
+        start = kept = 0
+        for segment in axis or ():
+            if start + segment.length > place:
+                break
+            start, kept = start + segment.length, kept + self.kept[segment.group] * segment.inner
+        return kept + place - start
 
     def shape(self, node: str) -> tuple[int, ...]:
         """Shape of a node's value for one sample, the batch dimension (1) included."""
         sizes = self.structure.graph.by_name[node].shape
         axes = self.structure.coupling.values.get(node) or (None,) * len(sizes)
+        if not sizes:
+            return (1,)
         return (1, *(self.size(axis, size) for axis, size in zip(axes[1:], sizes[1:], strict=True)))
 
     @cached_property
@@ -128,6 +139,11 @@ class Plan:
             sizes = tuple(self.size(axis, size) for axis, size in zip(axes, shape, strict=True))
             total += product(sizes) * width
         return total
+
+
+def axis_size(axis: tuple[Segment, ...], kept: Mapping[str, int]) -> int:
+    """Length of a dimension whose groups keep that many channels."""
+    return sum(kept[segment.group] * segment.inner * segment.outer for segment in axis)
 
 
 def kept_channels(group: ChannelGroup, ratio: float) -> int:
@@ -161,10 +177,13 @@ def plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], la
     """What becomes of one layer when the groups keep `kept` channels."""
     axes = structure.coupling.parameters.get(layer.weight) or (None,) * len(layer.shape)
     shape = tuple(
-        size if axis is None else sum(kept[s.group] * s.inner for s in axis)
-        for axis, size in zip(axes, layer.shape, strict=True)
+        size if axis is None else axis_size(axis, kept) for axis, size in zip(axes, layer.shape, strict=True)
     )
-    groups = layer.groups * shape[0] // layer.shape[0] if layer.kind is LayerKind.DEPTHWISE else layer.groups
+    groups = layer.groups
+    if groups > 1:   # fewer groups, or fewer channels in each
+        node = structure.graph.by_name[layer.node]
+        inputs = structure.coupling.values[node.inputs[0]][1]
+        groups = (groups * layer.shape[1] if inputs is None else axis_size(inputs, kept)) // shape[1]
     rank_choice = policy.choices.get(f"{layer.name}/rank")
     rank = rank_choice.rank if isinstance(rank_choice, Factorised) else None
     weights = policy.choices.get(f"{layer.name}/weights")
@@ -172,7 +191,7 @@ def plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], la
     if rank is not None:
         rank = min(rank, shape[0], product(shape[1:]))
     touched = rank is not None or bits != 32 or shape[1:] != layer.shape[1:]
-    touched |= layer.kind is LayerKind.DEPTHWISE and shape != layer.shape
+    touched |= layer.groups > 1 and shape != layer.shape
     # Tuning corrects the mean output of every free layer behind a change, so each of them has a bias.
     has_bias = bool(layer.bias) or (not policy.is_dense and not layer.frozen)
     return LayerPlan(layer, shape, groups, rank, bits, activations, has_bias, touched)

@@ -202,9 +202,11 @@ def _keep_options(
 ) -> tuple[list[Keep], list[tuple[str, str]]]:
     step = group.step
     for device in devices:
-        step = math.lcm(step, device.channel_step)
+        # A channel of the group may be several of its layers, as a head is.
+        step = math.lcm(step, device.channel_step // math.gcd(device.channel_step, group.inner))
     if group.size <= step:
-        return [], [("*", f"{group.size} channels are not more than one step of {step}")]
+        reason = f"{group.size * group.inner} channels are not more than one step of {step * group.inner}"
+        return [], [("*", reason)]
     counts = {max(step, round(ratio * group.size / step) * step) for ratio in settings.keep if ratio < 1.0}
     counts = {count for count in counts if count < group.size}
     return [Keep(round(count / group.size, 6)) for count in sorted(counts, reverse=True)], []

@@ -35,6 +35,7 @@ class Structure:
         fusion: Kernels and foldable batch normalisations.
         state: Shape and element width in bytes of every tensor in the model's state.
         aliases: State name to the first name of the same tensor.
+        sizes: For every module path the attributes of the user's module that are sizes, such as `num_heads`.
         dropped: Branches that are gone from the graph: this is what is left of a dense model.
         replaced: For every residual sum and activation that went with them the node read instead.
     """
@@ -45,6 +46,7 @@ class Structure:
     fusion: Fusion
     state: Mapping[str, tuple[tuple[int, ...], int]]
     aliases: Mapping[str, str]
+    sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     dropped: tuple[Branch, ...] = ()
     replaced: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,11 +54,8 @@ class Structure:
     def units(self) -> dict[str, str]:
         """Every unit's name with the reason it is frozen, `""` where it is free."""
         units: dict[str, str] = {}
-        frozen_layers = {layer.name: layer.frozen for layer in self.layers}
         for group in self.coupling.groups:
-            blocked = next((f"{name}: {frozen_layers[name]}" for name in (*group.producers, *group.consumers)
-                            if frozen_layers.get(name)), "")
-            units[f"{group.name}/channels"] = group.frozen or blocked
+            units[f"{group.name}/channels"] = group.frozen
         for layer in self.layers:
             units[f"{layer.name}/weights"] = layer.frozen
             has_rank = layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
@@ -137,7 +136,26 @@ def analyse(captured: Capture, model: torch.nn.Module) -> Structure:
     tensors = model.state_dict().items()
     state = {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in tensors}
     fusion = fuse(graph, layers)
-    return Structure(graph, _unique(layers), analyse_coupling(graph), fusion, state, captured.aliases)
+    coupling = analyse_coupling(graph, {name for name, _ in model.named_buffers() if name not in state})
+    return Structure(graph, _unique(layers), coupling, fusion, state, captured.aliases, module_sizes(model))
+
+
+def module_sizes(model: torch.nn.Module) -> dict[str, dict[str, int]]:
+    """Attributes of a model's modules that are whole numbers from 2, or a tuple of one, by the module's path."""
+    return {
+        path: {
+            name: value if isinstance(value, int) else value[0]
+            for name, value in sorted(vars(module).items())
+            if not name.startswith("_") and (is_size(value) or (isinstance(value, tuple) and len(value) == 1
+                                                                and is_size(value[0])))
+        }
+        for path, module in model.named_modules()
+    }
+
+
+def is_size(value: object) -> bool:
+    """Whether a value could be the size of a dimension that is pruned."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _remains(structure: Structure, branches: tuple[Branch, ...]) -> Structure:

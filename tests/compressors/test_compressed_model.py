@@ -21,7 +21,7 @@ from paretopress.compressors.network import forward
 from paretopress.compressors.packing import unpack
 from paretopress.compressors.realise import realise
 from paretopress.spaces.choices import Factorised, Keep, Weights
-from paretopress.spaces.errors import ConfigError, UnsupportedModelError
+from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.policy import Policy
 
 
@@ -181,7 +181,7 @@ def test_keywords_are_passed_by_name():
         compressed(first, second)
 
 
-def test_code_that_depends_on_the_sizes_is_refused_when_realised():
+def test_code_that_depends_on_the_sizes_is_run_as_it_was_captured(tmp_path):
     class Stubborn(nn.Module):
         def __init__(self):
             super().__init__()
@@ -200,8 +200,14 @@ def test_code_that_depends_on_the_sizes_is_refused_when_realised():
     program = build_program(model, (x,))
     entries = Entries(program, calibrate(program, [(x,)]))
     network = entries.stitch(plan(program.structure, Policy.of({"first/channels": Keep(0.5)})))
-    with pytest.raises(UnsupportedModelError, match="does not compute what was captured"):
-        realise(model, program, network)
+    compressed = realise(model, program, network)
+    assert "does not compute what was captured" in compressed.delta.graph
+    with torch.inference_mode():
+        wanted = forward(program, network, [x])
+        assert torch.equal(compressed(x), wanted)
+        assert not torch.allclose(compressed.network(x), wanted)
+        compressed.save(tmp_path / "model")
+        assert torch.equal(load(tmp_path / "model", Stubborn)(x), wanted)
 
 
 def float_session(path):

@@ -46,7 +46,7 @@ def test_everything_offered_is_legal_and_everything_else_has_a_reason(name, devi
             if isinstance(choice, Keep):
                 group = structure.group(unit.removesuffix("/channels"))
                 steps = [group.step, *(device.channel_step for device in devices)]
-                assert planned.kept[group.name] % math.lcm(*steps) == 0
+                assert planned.kept[group.name] * group.inner % math.lcm(*steps) == 0
                 assert planned.kept[group.name] < group.size
             elif isinstance(choice, Weights):
                 assert all((choice.bits, choice.activations) in device.formats for device in devices)
