@@ -28,6 +28,7 @@ ROUNDS = 4                 # a round builds a quarter of what may be built
 DISTILLATION_SHARE = 0.8   # of the time for building
 WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
 LONGER = 5.0               # times as many steps for what short training left farther off
+LEAST_SHARE = 2            # thirds of the finalists that are built even then: a front needs its points
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 
 
@@ -216,8 +217,10 @@ def _schedule(
         return first
     for policy in probes:
         workshop.forget(policy)
-    longer, workshop.seconds = replace(settings, enough=LONGER * settings.enough).within(len(named), capacity)
-    return longer
+    least = max(settings.fewest, LEAST_SHARE * settings.finalists // 3)
+    patient = replace(settings, enough=LONGER * settings.enough, fewest=least)
+    longer, workshop.seconds = patient.within(len(named), capacity)
+    return replace(longer, fewest=settings.fewest)
 
 
 def _next_round(

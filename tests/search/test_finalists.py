@@ -194,9 +194,9 @@ def test_what_short_training_leaves_far_off_is_trained_longer(tmp_path, divergen
     plan = replace(settings_of(finalists=20, deadline=time.monotonic() + 1010.0), distilled=True, enough=20.0)
     build_finalists(workshop(tmp_path, Timed(records)), [DENSE], records, plan)
     (last,) = {times[-1] for policy, times in seconds.items() if policy != DENSE.hash}
-    assert last == pytest.approx(0.8 * 1010.0 / (8 if longer else 21), rel=0.02)
+    assert last == pytest.approx(0.8 * 1010.0 / (14 if longer else 21), rel=0.02)
     assert sum(len(times) == 2 for times in seconds.values()) == int(longer)
-    assert len(seconds) == 1 + (7 if longer else 20)
+    assert len(seconds) == 1 + (13 if longer else 20)
 
 
 def test_what_the_samples_cannot_tell_from_the_budget_may_be_verified():
