@@ -17,8 +17,8 @@ from zoo.reference import ConflictError, NoRuleError, Partial, evaluate
 from zoo.registry import build
 
 from paretopress.compressors.channel_selection import kept_from_order
-from paretopress.compressors.folding import folded_layers, remaining_state
-from paretopress.compressors.network import Network, Part, Selection, axis_index, select
+from paretopress.compressors.network import Selection, axis_index
+from paretopress.compressors.probe import selected
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.realise import realise
 from paretopress.spaces.choices import Keep
@@ -100,22 +100,6 @@ def subject(name: str) -> Subject:
         return Subject(name, model, args, build_program(model, args))
 
 
-def uncompensated(program: Program, planned: Plan, selection: Selection) -> Network:
-    """The network of a plan whose layers only lose channels."""
-    folded, axes = folded_layers(program), program.structure.coupling.parameters
-    parts = {}
-    for layer_plan in planned.layers:
-        layer = layer_plan.layer
-        weight, bias = folded[layer.node]
-        own = axes.get(layer.weight) or (None,) * weight.ndim
-        parts[layer.node] = (Part(select(weight, own, selection), select(bias, own[:1], selection)),)
-    state = {
-        name: select(tensor, axes.get(name) or (None,) * tensor.ndim, selection)
-        for name, tensor in remaining_state(program, folded=True).items()
-    }
-    return Network(planned, parts, state, {}, selection, folded=True)
-
-
 def draw(planned: Plan, groups: Sequence[ChannelGroup], seed: int) -> dict[str, Tensor]:
     """A random legal keep set of every group that loses channels."""
     generator = torch.Generator().manual_seed(seed)
@@ -176,7 +160,7 @@ def _try(item: Subject, groups: Sequence[ChannelGroup], ratio: float, seed: int)
     if not selection:
         return None, 0.0
     wanted = _tensors(evaluate(program, item.args, presence(program, selection)))
-    realised = realise(item.model, program, uncompensated(program, planned, selection))
+    realised = realise(item.model, program, selected(program, planned, selection))
     found = _tensors(pytree.tree_leaves(realised(*item.args)))
     return _difference(wanted, found), _liveness(item, selection, wanted)
 
