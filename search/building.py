@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import State
 from paretopress.search.executors import Executor
-from paretopress.search.finalists import choose, prospects
+from paretopress.search.finalists import choose, next_builds
+from paretopress.search.outlook import outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
 from paretopress.search.workload import Built
@@ -24,7 +25,7 @@ from paretopress.spaces.policy import Policy
 if TYPE_CHECKING:
     from paretopress.search.session import Observer
 
-ROUNDS = 4                 # a round builds a quarter of what may be built
+ROUNDS = 8                 # a round builds an eighth of what may be built, or what can be under way at a time
 DISTILLATION_SHARE = 0.8   # of the time for building
 WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
 LONGER = 5.0               # times as many steps for what short training left farther off
@@ -96,6 +97,7 @@ class Workshop:
         seconds: Time for each distillation, None for no limit.
         evaluated: Accuracy and divergence of complete trials by policy hash.
         built: Records by policy hash.
+        probes: Likewise, of what was built on trial and dropped since.
         failed: One line by policy hash.
     """
 
@@ -105,6 +107,7 @@ class Workshop:
     seconds: float | None = None
     evaluated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     built: dict[str, Built] = field(default_factory=dict)
+    probes: dict[str, Built] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def open(self) -> None:
@@ -122,7 +125,8 @@ class Workshop:
 
     def forget(self, policy: Policy) -> None:
         """Drop what was built of a policy, to build it anew. Raises `DiskError`."""
-        if self.built.pop(policy.hash, None) is not None:
+        if policy.hash in self.built:
+            self.probes[policy.hash] = self.built.pop(policy.hash)
             try:
                 shutil.rmtree(self.place(policy))
             except OSError as error:
@@ -195,8 +199,8 @@ def build_finalists(
         if not policies:
             break
         workshop.build(policies, settings, max(0, settings.fewest - workshop.tried(named)))
-    known = prospects(records, workshop.built, settings.limits, named, settings.samples)
-    ready = [one for one in known if one.built]
+    view = outlook(records, workshop.built, settings.limits, named, settings.samples)
+    ready = [one for one in view.prospects if one.built]
     picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)
     broken = [record.policy for record in records if record.policy.hash in workshop.failed]
     return [*(one.record.policy for one in picked), *(policy for policy in broken if policy not in named)]
@@ -226,14 +230,15 @@ def _schedule(
 def _next_round(
     workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
 ) -> list[Policy]:
-    """The candidates that the present knowledge would verify and that are not built yet, a quarter of all."""
-    size = min(max(1, settings.most // ROUNDS), settings.most - workshop.tried(named))
+    """The candidates that add most to the front by the present knowledge, as many as a round builds."""
+    size = max(settings.most // ROUNDS, workshop.executor.capacity)
+    size = min(size, settings.most - workshop.tried(named))
     if size <= 0:
         return []
-    known = [one for one in prospects(records, workshop.built, settings.limits, named, settings.samples)
-             if one.record.policy.hash not in workshop.failed]
-    picked = choose(known, settings.objectives, settings.limits, settings.finalists, settings.samples)
-    return [one.record.policy for one in picked if not one.built][:size]
+    view = outlook(records, workshop.built, settings.limits, named, settings.samples, workshop.probes)
+    sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
+    picked = next_builds(replace(view, prospects=sound), settings.objectives, settings.limits, size, settings.samples)
+    return [one.record.policy for one in picked]
 
 
 def drain(executor: Executor) -> None:

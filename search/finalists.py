@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paretopress.evaluators.candidate import DROP, Limits
+from paretopress.evaluators.candidate import Limits
+from paretopress.search.expected_gain import Guess, expected_gains
+from paretopress.search.outlook import Outlook, Prospect, tolerance
 from paretopress.search.pareto import non_dominated, spread_order
-from paretopress.search.records import TrialRecord, TrialState
-from paretopress.search.workload import Built
+from paretopress.search.records import TrialRecord
 from paretopress.spaces.policy import Policy
 
 Array = NDArray[np.float64]
-SMALLEST_DIVERGENCE = 1e-9
-PAIRS_FOR_A_SLOPE = 6          # fewer builds say how much the refit gains, but not how that changes
-NEARLY_AS_GOOD = 1.5           # times the lowest divergence
-SLOPES = (0.3, 1.2)            # of log(divergence after the refit) over log(before it)
+NEARLY_AS_GOOD = 1.5     # times the lowest divergence
+MOST_WEIGHED = 1000      # candidates; what many others dominate is not worth the memory
+SMALLEST_COST = 1e-12    # a model without weights has no bytes
 
 
 @dataclass(frozen=True)
@@ -43,122 +42,35 @@ class Finalist:
     tier: str = ""
 
 
-@dataclass(frozen=True)
-class Prospect:
-    """A candidate as far as it is known.
-
-    Attributes:
-        record: Its trial.
-        accuracy: Accuracy on the search set to be expected of it once it is built.
-        divergence: Divergence on the search set, measured where it is built, else expected.
-        built: Whether it is built.
-        allowed: Whether it is expected to meet every budget.
-    """
-
-    record: TrialRecord
-    accuracy: float
-    divergence: float
-    built: bool
-    allowed: bool
-
-
-@dataclass(frozen=True)
-class AccuracyCurve:
-    """The accuracy that candidates of a divergence have: it never rises with divergence.
-
-    The best accuracy among many candidates on few samples is mostly luck. The divergence from the dense
-    model ranks them with far less noise. Isotonic regression by pooling adjacent violators (Barlow et al.,
-    "Statistical Inference under Order Restrictions", 1972).
-
-    Attributes:
-        divergences: Rising, shape (n,).
-        accuracies: Of these divergences, shape (n,).
-    """
-
-    divergences: Array
-    accuracies: Array
-
-    @classmethod
-    def fit(cls, divergences: Sequence[float], accuracies: Sequence[float], direction: str) -> AccuracyCurve:
-        """Fit a curve to at least one candidate."""
-        sign = 1.0 if direction == "max" else -1.0
-        order = np.argsort(np.asarray(divergences), kind="stable")
-        blocks: list[list[float]] = []   # [mean, count], means never rising
-        for index in order:
-            blocks.append([sign * accuracies[index], 1.0])
-            while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
-                (first, before), (second, behind) = blocks[-2:]
-                blocks[-2:] = [[(first * before + second * behind) / (before + behind), before + behind]]
-        fitted = np.array([sign * mean for mean, count in blocks for _ in range(int(count))])
-        return cls(np.asarray(divergences, dtype=np.float64)[order], fitted)
-
-    def at(self, divergences: Sequence[float]) -> Array:
-        """Expected accuracies, shape (n,)."""
-        found: Array = np.interp(divergences, self.divergences, self.accuracies)
-        return found
-
-
-def prospects(
-    records: Sequence[TrialRecord],
-    built: Mapping[str, Built],
-    limits: Limits,
-    without: Sequence[Policy] = (),
-    samples: int = 0,
+def next_builds(
+    view: Outlook, objectives: Mapping[str, str], limits: Limits, count: int, samples: int = 0
 ) -> list[Prospect]:
-    """What is known of every candidate, in the order of the trials.
-
-    What the builds so far gained by the refit is expected of the others too. A candidate that misses the
-    allowed accuracy by less than the samples can tell may meet it: verification decides.
+    """Pick what to build next: what is expected to add most to the front of what is built.
 
     Args:
-        records: All trials.
-        built: What was built, by policy hash.
+        view: What is known of the candidates.
+        objectives: Names and directions.
         limits: Budgets.
-        without: Policies that are verified anyway.
+        count: How many to pick.
         samples: Samples that accuracies were measured on, 0 to take them as exact.
+
+    Returns:
+        The picked ones, the most promising first. Where nothing is expected to add anything within the budgets, those
+        that `choose` would verify.
     """
-    complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
-    if not complete:
-        return []
-    before = [record.values["divergence"] for record in complete]
-    judged = [one for one in built.values() if one.tier != "distilled"]   # others may have been trained on the samples
-    curve = AccuracyCurve.fit(
-        [*before, *(one.divergence for one in judged)],
-        [*(record.values["accuracy"] for record in complete), *(one.refitted for one in judged)],
-        limits.direction,
-    )
-    pairs = [(loss, built[r.policy.hash].divergence) for r, loss in zip(complete, before, strict=True)
-             if r.policy.hash in built]
-    after = expected_after_refit(pairs, before)
-    divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
-                   for r, loss in zip(complete, after, strict=True)]
-    left_out = {policy.hash for policy in without}
-    slack = _tolerance([record.values["accuracy"] for record in complete], limits, samples)
-    return [
-        Prospect(record, float(accuracy), loss, record.policy.hash in built,
-                 _allowed(record, float(accuracy) + slack, limits))
-        for record, accuracy, loss in zip(complete, curve.at(divergences), divergences, strict=True)
-        if record.policy.hash not in left_out
-    ]
-
-
-def expected_after_refit(pairs: Sequence[tuple[float, float]], before: Sequence[float]) -> Array:
-    """Divergences to be expected after the refit, shape (n,), never above those before it.
-
-    Args:
-        pairs: (before, after) of what was built.
-        before: Of the candidates in question.
-    """
-    x = np.log(np.maximum(np.asarray(before, dtype=np.float64), SMALLEST_DIVERGENCE))
-    if not pairs:
-        return np.exp(x)
-    logs = np.log(np.maximum(np.asarray(pairs, dtype=np.float64), SMALLEST_DIVERGENCE))
-    spread = float(logs[:, 0].std())
-    slope = 1.0
-    if len(pairs) >= PAIRS_FOR_A_SLOPE and spread > 0.1:
-        slope = float(np.clip(np.polyfit(logs[:, 0], logs[:, 1], 1)[0], *SLOPES))
-    shift = float(np.median(logs[:, 1] - slope * logs[:, 0]))
-    return np.minimum(np.exp(slope * x + shift), np.exp(x))
+    pool = [one for one in view.prospects if one.excess == 0.0]
+    picked: list[Prospect] = []
+    if pool and view.worst_divergence > 0.0:
+        names = {name: way for name, way in objectives.items() if name != "accuracy"}
+        costs = np.maximum(costs_of([one.record for one in pool], names), SMALLEST_COST)
+        divergences, errors = (np.array([getattr(one, name) for one in pool]) for name in ("divergence", "error"))
+        rows = foremost(np.column_stack([divergences, costs]), MOST_WEIGHED, keep=errors == 0.0)
+        gains = expected_gains(costs[rows], Guess(divergences[rows], errors[rows]), view.worst_divergence, count)
+        picked = [pool[rows[row]] for row in gains]
+    if len(picked) < count:
+        waiting = [one for one in view.prospects if not one.built and one not in picked]
+        picked += choose(waiting, objectives, limits, count - len(picked), samples)
+    return picked
 
 
 def choose(
@@ -183,7 +95,7 @@ def choose(
     """
     allowed = [candidate for candidate in candidates if candidate.allowed]
     picked = _spread(allowed, candidates, objectives, limits, count, samples)
-    others = _nearest([one for one in candidates if not one.allowed], limits, count - len(picked))
+    others = _nearest([one for one in candidates if not one.allowed], count - len(picked))
     return [*picked, *_spread(others, candidates, objectives, limits, count - len(picked), samples)]
 
 
@@ -195,7 +107,7 @@ def _spread(
     if not pool or count <= 0:
         return []
     losses = np.array([one.accuracy for one in pool]) * (-1.0 if limits.direction == "max" else 1.0)
-    step = _tolerance([one.accuracy for one in candidates], limits, samples)
+    step = tolerance([one.accuracy for one in candidates], limits, samples)
     costs = costs_of([one.record for one in pool], {k: way for k, way in objectives.items() if k != "accuracy"})
     levels = np.floor((losses - losses.min()) / step) if step else losses
     first = spread_fronts(np.column_stack([levels, costs]), count)
@@ -216,48 +128,40 @@ def _two_to_one(first: Sequence[int], second: Sequence[int], count: int) -> list
     return merged[:count]
 
 
-def accuracy_step(accuracy: float, samples: int, direction: str) -> float:
-    """Half a standard error of an accuracy on so many samples; 0 for errors, and for what is not between 0 and 1."""
-    if direction != "max" or not samples or not 0.0 < accuracy < 1.0:
-        return 0.0
-    return 0.5 * math.sqrt(accuracy * (1.0 - accuracy) / samples)
-
-
-def _tolerance(accuracies: Sequence[float], limits: Limits, samples: int) -> float:
-    """What does not count as a difference: half a standard error, and never more than half of the allowed drop."""
-    best = float(max(accuracies) if limits.direction == "max" else min(accuracies))
-    step = accuracy_step(best, samples, limits.direction)
-    return step if limits.accuracy is None else min(step, 0.5 * max(0.0, best - limits.accuracy))
-
-
-def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
-    costs_met = all(value <= 0.0 for name, value in record.constraints.items() if not name.startswith(DROP))
-    return costs_met and limits.check({}, accuracy).get(limits.drop_label, 0.0) <= 0.0
-
-
-def _nearest(candidates: Sequence[Prospect], limits: Limits, count: int) -> list[Prospect]:
+def _nearest(candidates: Sequence[Prospect], count: int) -> list[Prospect]:
     """The candidates that come nearest to the budgets: within those on costs, and little more divergent than the best.
 
     Where none is within the budgets on costs, those that exceed them least.
     """
-    cheap = [one for one in candidates if _excess(one.record, limits) == 0.0]
+    cheap = [one for one in candidates if one.excess == 0.0]
     if not cheap:
-        return sorted(candidates, key=lambda one: (_excess(one.record, limits), one.divergence))[:count]
+        return sorted(candidates, key=lambda one: (one.excess, one.divergence))[:count]
     ranked = sorted(cheap, key=lambda one: one.divergence)
     return [one for place, one in enumerate(ranked)
             if place < count or one.divergence <= NEARLY_AS_GOOD * ranked[0].divergence]
-
-
-def _excess(record: TrialRecord, limits: Limits) -> float:
-    """By what fractions of them the budgets on costs are exceeded, in all."""
-    return sum(max(0.0, record.constraints.get(label, 0.0)) / abs(limit) if limit else 0.0
-               for label, _, limit in limits.costs)
 
 
 def costs_of(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> Array:
     """Objective values to be minimised, `(records, objectives)`."""
     sign = {"min": 1.0, "max": -1.0}
     return np.array([[sign[objectives[name]] * record.values[name] for name in objectives] for record in records])
+
+
+def foremost(costs: Array, count: int, keep: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Rows of a cost table that few others dominate: whole fronts, one behind the other, until there are enough.
+
+    Args:
+        costs: `(n, m)`, to be minimised.
+        count: How many rows at least.
+        keep: Rows that are returned anyway, `(n,)`.
+    """
+    left = np.arange(len(costs))
+    while len(left) and len(costs) - len(left) < count:
+        front = non_dominated(costs[left])
+        if not front.any():   # what is not finite is never on a front
+            break
+        left = left[~front]
+    return np.setdiff1d(np.arange(len(costs)), left[~keep[left]])
 
 
 def spread_fronts(costs: Array, count: int) -> list[int]:

@@ -15,7 +15,8 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
-from paretopress.search.finalists import AccuracyCurve, choose, expected_after_refit, prospects
+from paretopress.search.finalists import choose
+from paretopress.search.outlook import AccuracyCurve, expected_after_refit, outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
 from paretopress.search.workload import Built
@@ -88,6 +89,10 @@ def settings_of(finalists=6, fewest=3, deadline=None):
 
 
 DENSE = Policy.of({})
+
+
+def prospects(records, built, limits, samples=0):
+    return list(outlook(records, built, limits, samples=samples).prospects)
 
 
 def true_front(records):
@@ -233,11 +238,12 @@ def test_the_curve_pools_adjacent_violators():
 
 def test_what_the_refit_gains_is_expected_of_others():
     pairs = [(x, 0.4 * x**0.9) for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)]
-    found = expected_after_refit(pairs, [0.03, 0.3])
+    found, error = expected_after_refit(pairs, [0.03, 0.3])
+    assert error == 0.25
     assert found == pytest.approx([0.4 * 0.03**0.9, 0.4 * 0.3**0.9])
-    assert expected_after_refit([], [0.03]) == pytest.approx([0.03])
-    assert expected_after_refit([(0.1, 0.05), (0.2, 0.1)], [0.4]) == pytest.approx([0.2])   # too few for a slope
-    assert expected_after_refit([(0.1, 0.3)], [0.4]) == pytest.approx([0.4])                # it is never worse
+    assert expected_after_refit([], [0.03])[0] == pytest.approx([0.03])
+    assert expected_after_refit([(0.1, 0.05), (0.2, 0.1)], [0.4])[0] == pytest.approx([0.2])   # too few for a slope
+    assert expected_after_refit([(0.1, 0.3)], [0.4])[0] == pytest.approx([0.4])                # it is never worse
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,218 @@
+"""What is expected of candidates before they are built: their accuracy and divergence once they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paretopress.evaluators.candidate import DROP, Limits
+from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.workload import Built
+from paretopress.spaces.policy import Policy
+
+Array = NDArray[np.float64]
+SMALLEST_DIVERGENCE = 1e-9
+PAIRS_FOR_A_SLOPE = 6          # fewer builds say how much the refit gains, but not how that changes
+SLOPES = (0.3, 1.2)            # of log(divergence after the refit) over log(before it)
+WORST_LOSS = 0.1               # of the best accuracy: what may be lost where no budget limits it
+LEAST_ERROR = 0.25             # of the logarithm of an expected divergence: a few builds agree by chance
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A candidate as far as it is known.
+
+    Attributes:
+        record: Its trial.
+        accuracy: Accuracy on the search set to be expected of it once it is built.
+        divergence: Divergence on the search set, measured where it is built, else expected.
+        error: Standard error of the logarithm of the divergence, 0 where it is built.
+        built: Whether it is built.
+        allowed: Whether it is expected to meet every budget.
+        excess: By what fractions of them the budgets on costs are exceeded, in all.
+    """
+
+    record: TrialRecord
+    accuracy: float
+    divergence: float
+    error: float
+    built: bool
+    allowed: bool
+    excess: float
+
+
+@dataclass(frozen=True)
+class AccuracyCurve:
+    """The accuracy that candidates of a divergence have: it never rises with divergence.
+
+    The best accuracy among many candidates on few samples is mostly luck. The divergence from the dense
+    model ranks them with far less noise. Isotonic regression by pooling adjacent violators (Barlow et al.,
+    "Statistical Inference under Order Restrictions", 1972).
+
+    Attributes:
+        divergences: Rising, shape (n,).
+        accuracies: Of these divergences, shape (n,).
+    """
+
+    divergences: Array
+    accuracies: Array
+
+    @classmethod
+    def fit(cls, divergences: Sequence[float], accuracies: Sequence[float], direction: str) -> AccuracyCurve:
+        """Fit a curve to at least one candidate."""
+        sign = 1.0 if direction == "max" else -1.0
+        order = np.argsort(np.asarray(divergences), kind="stable")
+        blocks: list[list[float]] = []   # [mean, count], means never rising
+        for index in order:
+            blocks.append([sign * accuracies[index], 1.0])
+            while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
+                (first, before), (second, behind) = blocks[-2:]
+                blocks[-2:] = [[(first * before + second * behind) / (before + behind), before + behind]]
+        fitted = np.array([sign * mean for mean, count in blocks for _ in range(int(count))])
+        return cls(np.asarray(divergences, dtype=np.float64)[order], fitted)
+
+    def at(self, divergences: Sequence[float]) -> Array:
+        """Expected accuracies, shape (n,)."""
+        found: Array = np.interp(divergences, self.divergences, self.accuracies)
+        return found
+
+    def reach(self, accuracy: float, direction: str) -> float:
+        """The largest divergence that is expected to leave at least this accuracy; the smallest known if none is."""
+        sign = 1.0 if direction == "max" else -1.0
+        falling, wanted = sign * self.accuracies, sign * accuracy
+        if falling[-1] >= wanted:
+            return float(self.divergences[-1])
+        behind = int(np.argmax(falling < wanted))
+        if behind == 0:
+            return float(self.divergences[0])
+        ends = slice(behind - 1, behind + 1)
+        return float(np.interp(-wanted, -falling[ends], self.divergences[ends]))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of all candidates.
+
+    Attributes:
+        prospects: One per complete trial, in their order, without those that are verified anyway.
+        worst_divergence: The largest that is expected to meet the budget on accuracy, or, where there is none, to
+            leave nine tenths of the best accuracy.
+    """
+
+    prospects: tuple[Prospect, ...] = ()
+    worst_divergence: float = math.inf
+
+
+def outlook(
+    records: Sequence[TrialRecord],
+    built: Mapping[str, Built],
+    limits: Limits,
+    without: Sequence[Policy] = (),
+    samples: int = 0,
+    probes: Mapping[str, Built] | None = None,
+) -> Outlook:
+    """What is known of every candidate.
+
+    What the builds so far gained by the refit is expected of the others too. A candidate that misses the
+    allowed accuracy by less than the samples can tell may meet it: verification decides.
+
+    Args:
+        records: All trials.
+        built: What was built, by policy hash.
+        limits: Budgets.
+        without: Policies that are verified anyway. What they gain says little of others: they are uniform.
+        samples: Samples that accuracies were measured on, 0 to take them as exact.
+        probes: What was built on trial, and dropped since.
+    """
+    complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
+    if not complete:
+        return Outlook()
+    left_out = {policy.hash for policy in without}
+    before = [record.values["divergence"] for record in complete]
+    curve = _accuracy_curve(complete, built, limits)
+    tried = {**(probes or {}), **built}
+    pairs = [(loss, tried[r.policy.hash].divergence) for r, loss in zip(complete, before, strict=True)
+             if r.policy.hash in tried and r.policy.hash not in left_out]
+    after, error = expected_after_refit(pairs, before)
+    divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
+                   for r, loss in zip(complete, after, strict=True)]
+    slack = tolerance([record.values["accuracy"] for record in complete], limits, samples)
+    found = []
+    for record, accuracy, loss in zip(complete, curve.at(divergences), divergences, strict=True):
+        known = record.policy.hash in built
+        allowed = _allowed(record, float(accuracy) + slack, limits)
+        if record.policy.hash not in left_out:
+            found.append(Prospect(record, float(accuracy), loss, 0.0 if known else error, known, allowed,
+                                  _excess(record, limits)))
+    return Outlook(tuple(found), curve.reach(_worst_accuracy(complete, limits) - slack, limits.direction))
+
+
+def _accuracy_curve(complete: Sequence[TrialRecord], built: Mapping[str, Built], limits: Limits) -> AccuracyCurve:
+    judged = [one for one in built.values() if one.tier != "distilled"]   # others may have been trained on the samples
+    return AccuracyCurve.fit(
+        [*(record.values["divergence"] for record in complete), *(one.divergence for one in judged)],
+        [*(record.values["accuracy"] for record in complete), *(one.refitted for one in judged)],
+        limits.direction,
+    )
+
+
+def _worst_accuracy(complete: Sequence[TrialRecord], limits: Limits) -> float:
+    if limits.accuracy is not None:
+        return limits.accuracy
+    found = [record.values["accuracy"] for record in complete]
+    best = max(found) if limits.direction == "max" else min(found)
+    return best - WORST_LOSS * abs(best) if limits.direction == "max" else best + WORST_LOSS * abs(best)
+
+
+def expected_after_refit(pairs: Sequence[tuple[float, float]], before: Sequence[float]) -> tuple[Array, float]:
+    """Divergences to be expected after the refit, never above those before it, and how far off they may be.
+
+    Args:
+        pairs: (before, after) of what was built.
+        before: Of the candidates in question.
+
+    Returns:
+        Divergences, shape (n,), and the standard error of their logarithms.
+    """
+    x = np.log(np.maximum(np.asarray(before, dtype=np.float64), SMALLEST_DIVERGENCE))
+    if not pairs:
+        return np.exp(x), 2.0 * LEAST_ERROR
+    logs = np.log(np.maximum(np.asarray(pairs, dtype=np.float64), SMALLEST_DIVERGENCE))
+    spread = float(logs[:, 0].std())
+    slope = 1.0
+    if len(pairs) >= PAIRS_FOR_A_SLOPE and spread > 0.1:
+        slope = float(np.clip(np.polyfit(logs[:, 0], logs[:, 1], 1)[0], *SLOPES))
+    differences = logs[:, 1] - slope * logs[:, 0]
+    expected = np.minimum(np.exp(slope * x + float(np.median(differences))), np.exp(x))
+    if len(pairs) < PAIRS_FOR_A_SLOPE:
+        return expected, 2.0 * LEAST_ERROR
+    return expected, max(LEAST_ERROR, float(differences.std()))
+
+
+def accuracy_step(accuracy: float, samples: int, direction: str) -> float:
+    """Half a standard error of an accuracy on so many samples; 0 for errors, and for what is not between 0 and 1."""
+    if direction != "max" or not samples or not 0.0 < accuracy < 1.0:
+        return 0.0
+    return 0.5 * math.sqrt(accuracy * (1.0 - accuracy) / samples)
+
+
+def tolerance(accuracies: Sequence[float], limits: Limits, samples: int) -> float:
+    """What does not count as a difference: half a standard error, and never more than half of the allowed drop."""
+    best = float(max(accuracies) if limits.direction == "max" else min(accuracies))
+    step = accuracy_step(best, samples, limits.direction)
+    return step if limits.accuracy is None else min(step, 0.5 * max(0.0, best - limits.accuracy))
+
+
+def _allowed(record: TrialRecord, accuracy: float, limits: Limits) -> bool:
+    costs_met = all(value <= 0.0 for name, value in record.constraints.items() if not name.startswith(DROP))
+    return costs_met and limits.check({}, accuracy).get(limits.drop_label, 0.0) <= 0.0
+
+
+def _excess(record: TrialRecord, limits: Limits) -> float:
+    """By what fractions of them the budgets on costs are exceeded, in all."""
+    return sum(max(0.0, record.constraints.get(label, 0.0)) / abs(limit) if limit else 0.0
+               for label, _, limit in limits.costs)
