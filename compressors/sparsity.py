@@ -1,0 +1,218 @@
+"""Sparsity: which weights of a matrix are kept, and what the kept ones become.
+
+Masks by magnitude need no data. With the covariance `C` of the layer's inputs, mask and weights are found together:
+`min (w - v) C (w - v)^T` over sparse `v`, by the alternating direction method of multipliers with a mask that shrinks
+step by step (Boza, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024). The kept weights
+of every row then get the least-squares solution for the mask, by conjugate gradients on all rows at once. The result
+is never worse than that solution on the masks by magnitude. `C` is centred, because the bias correction
+`b' = b + (W - V) E[x]` absorbs the mean error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.least_squares import centred, damped_cholesky
+from paretopress.compressors.sparse_storage import Pattern
+from paretopress.spaces.errors import DataError
+
+ITERATIONS = 60         # of conjugate gradients at most
+SOLVED = 1e-8           # relative squared residual
+ALTERNATIONS = 30       # of the mask and the weights
+SHRINKING = 20          # of these, in which the mask shrinks
+PENALTY = 0.3           # of the difference between sparse and dense solution, relative to an input's variance
+
+
+def check_density(density: float) -> None:
+    """Raise `DataError` where a fraction of kept weights is not in (0, 1]."""
+    if not 0.0 < density <= 1.0:
+        raise DataError(f"sparsity: density {density} is outside (0, 1]")
+
+
+def largest(scores: Tensor, density: float) -> Tensor:
+    """Mark the `round(density * count)` largest scores, at least one; of equal ones the first.
+
+    Args:
+        scores: Any shape.
+        density: Fraction kept, in (0, 1].
+
+    Returns:
+        bool, shaped like the scores.
+    """
+    check_density(density)
+    count = max(1, round(density * scores.numel()))
+    order = scores.flatten().sort(descending=True, stable=True).indices[:count]
+    return torch.zeros(scores.numel(), dtype=torch.bool).index_fill_(0, order, True).reshape(scores.shape)
+
+
+def magnitude_mask(W: Tensor, density: float) -> Tensor:
+    """Keep the weights of largest magnitude: bool, shaped like the weights."""
+    return largest(W.detach().abs(), density)
+
+
+def global_magnitude_masks(weights: Sequence[Tensor], density: float) -> list[Tensor]:
+    """Keep the weights of largest magnitude among several layers together.
+
+    Magnitudes are taken relative to the root mean square of their layer: layers differ in scale, and the larger
+    scale says nothing of the importance of its weights. A layer keeps at least its largest weight.
+
+    Args:
+        weights: One tensor per layer.
+        density: Fraction kept of all.
+
+    Returns:
+        bool, shaped like the weights.
+    """
+    scores = [W.detach().abs() / W.detach().square().mean().sqrt().clamp_min(1e-30) for W in weights]
+    joined = largest(torch.cat([score.flatten() for score in scores]), density)
+    parts = torch.split(joined, [score.numel() for score in scores])
+    masks = [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
+    return [mask if bool(mask.any()) else score == score.max() for mask, score in zip(masks, scores, strict=True)]
+
+
+def pattern_mask(scores: Tensor, pattern: Pattern) -> Tensor:
+    """Keep the `n` largest scores of every `m` neighbours in a row.
+
+    Args:
+        scores: `(rows, columns)`; the last group of a row may be shorter.
+        pattern: n:m.
+
+    Returns:
+        bool `(rows, columns)`.
+    """
+    rows, columns = scores.shape
+    groups = math.ceil(columns / pattern.of)
+    padded = torch.full((rows, groups * pattern.of), -torch.inf, dtype=scores.dtype)
+    padded[:, :columns] = scores
+    order = padded.reshape(rows, groups, pattern.of).sort(dim=2, descending=True, stable=True).indices
+    kept = torch.zeros(rows, groups, pattern.of, dtype=torch.bool)
+    kept.scatter_(2, order[:, :, : pattern.kept], True)
+    return kept.reshape(rows, -1)[:, :columns].contiguous()
+
+
+def block_mask(scores: Tensor, density: float, block: tuple[int, int]) -> Tensor:
+    """Keep whole blocks of weights, those with the largest sum of scores.
+
+    Args:
+        scores: `(rows, columns)`, not negative; blocks at the edges may be smaller, their mean score counts.
+        density: Fraction of blocks kept, in (0, 1].
+        block: Rows and columns of a block.
+
+    Returns:
+        bool `(rows, columns)`.
+    """
+    rows, columns = scores.shape
+    height, width = block
+    if height < 1 or width < 1:
+        raise DataError(f"sparsity: a block of {height}x{width} weights is not one")
+    down, across = math.ceil(rows / height), math.ceil(columns / width)
+    sums, counts = (torch.zeros(down * height, across * width, dtype=torch.float64) for _ in range(2))
+    sums[:rows, :columns], counts[:rows, :columns] = scores.double(), 1.0
+    sums, counts = (part.reshape(down, height, across, width).sum(dim=(1, 3)) for part in (sums, counts))
+    kept = largest(sums / counts, density)
+    return kept.repeat_interleave(height, dim=0).repeat_interleave(width, dim=1)[:rows, :columns].contiguous()
+
+
+@torch.no_grad()
+def compensated_sparse(
+    W: Tensor, G: Tensor, density: float = 0.5, pattern: Pattern | None = None, damping: float = 1e-2
+) -> tuple[Tensor, Tensor]:
+    """Remove the weights whose removal the others can make up for, and adapt these.
+
+    Args:
+        W: `(out, columns)`.
+        G: `(columns + 1, columns + 1)` augmented second moments of the inputs, or `(groups, ...)` for grouped
+            layers, whose rows are split evenly over the groups.
+        density: Fraction kept, where no pattern is given.
+        pattern: n:m, instead of a density.
+        damping: Relative to the mean input variance.
+
+    Returns:
+        The sparse weights `(out, columns)` float32 and their mask. Correct the bias with `corrected_bias`.
+
+    Raises:
+        DataError: The density is outside (0, 1], or the moments are not finite or not positive semi-definite.
+    """
+    check_density(density)
+    damped = _damped(G, damping)
+    dense = W.double().reshape(len(damped), -1, W.shape[1])
+
+    def mask_of(values: Tensor, share: float) -> Tensor:
+        if pattern is None:
+            return largest(values.abs(), share)
+        return pattern_mask(values.abs().reshape(W.shape), pattern).reshape(values.shape)
+
+    scale = damped.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(1)
+    masks = [mask_of(values, density) for values in (_alternate(dense, damped, density, mask_of), dense, dense * scale)]
+    found = [_solve(dense, mask, damped) for mask in masks]
+    errors = [float((((dense - one) @ damped) * (dense - one)).sum()) for one in found]
+    best = errors.index(min(errors))
+    return found[best].reshape(W.shape).float(), masks[best].reshape(W.shape)
+
+
+@torch.no_grad()
+def refit_kept(W: Tensor, mask: Tensor, G: Tensor, damping: float = 1e-2) -> Tensor:
+    """The weights on a mask whose outputs are nearest to those of the dense ones, `(out, columns)` float32.
+
+    Args:
+        W: `(out, columns)`.
+        mask: `(out, columns)` bool.
+        G: As `compensated_sparse`.
+        damping: Relative to the mean input variance.
+    """
+    damped = _damped(G, damping)
+    shape = (len(damped), -1, W.shape[1])
+    return _solve(W.double().reshape(shape), mask.reshape(shape), damped).reshape(W.shape).float()
+
+
+def _damped(G: Tensor, damping: float) -> Tensor:
+    """`C + d I`, `(groups, columns, columns)` float64."""
+    covariance, _ = centred(G if G.ndim == 3 else G.unsqueeze(0))
+    _, amount = damped_cholesky(covariance, damping)
+    return covariance + amount[:, None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+
+
+def _alternate(dense: Tensor, damped: Tensor, density: float, mask_of: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """Weights whose largest ones are a good mask, `(groups, rows, columns)`, in units of the layer's output."""
+    scale = damped.diagonal(dim1=-2, dim2=-1).sqrt()
+    correlation = damped / (scale.unsqueeze(1) * scale.unsqueeze(2))
+    wanted = dense * scale.unsqueeze(1)
+    pulled = wanted @ correlation
+    identity = torch.eye(correlation.shape[-1], dtype=correlation.dtype)
+    factor = torch.linalg.cholesky(correlation + PENALTY * identity)
+    dual, moved = torch.zeros_like(wanted), wanted
+    for step in range(1, ALTERNATIONS + 1):
+        share = 1.0 - (1.0 - density) * min(1.0, step / SHRINKING) ** (1.0 / 3.0)
+        sparse = (moved + dual) * mask_of(moved + dual, share)
+        dual = dual + moved - sparse
+        target = pulled + PENALTY * (sparse - dual)
+        moved = torch.cholesky_solve(target.transpose(1, 2), factor).transpose(1, 2)
+    return moved + dual
+
+
+def _solve(dense: Tensor, mask: Tensor, damped: Tensor) -> Tensor:
+    """The least-squares weights on a mask, `(groups, rows, columns)`: preconditioned conjugate gradients."""
+    kept = mask.to(dense.dtype)
+    inverse_diagonal = 1.0 / damped.diagonal(dim1=-2, dim2=-1).unsqueeze(1)
+    solution = dense * kept
+    residual = ((dense - solution) @ damped) * kept
+    start = residual.square().sum(dim=2, keepdim=True)
+    step = residual * inverse_diagonal
+    product = (residual * step).sum(dim=2, keepdim=True)
+    for _ in range(ITERATIONS):
+        image = (step @ damped) * kept
+        curvature = (step * image).sum(dim=2, keepdim=True)
+        length = torch.where(curvature > 0.0, product / curvature, torch.zeros_like(product))
+        solution = solution + length * step
+        residual = residual - length * image
+        if bool((residual.square().sum(dim=2, keepdim=True) <= SOLVED * start).all()):
+            break
+        scaled = residual * inverse_diagonal
+        following = (residual * scaled).sum(dim=2, keepdim=True)
+        step = scaled + torch.where(product > 0.0, following / product, torch.zeros_like(product)) * step
+        product = following
+    return solution
