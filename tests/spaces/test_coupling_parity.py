@@ -154,6 +154,15 @@ MODELS = {
     "shuffle": (lambda: Images(shuffle), IMAGE, {"second": (8, 1)}),
     "native_shuffle": (lambda: Images(lambda x, _: F.channel_shuffle(x, 4)), IMAGE, {"second": (4, 1)}),
     "pad": (lambda: Images(lambda x, _: F.pad(x, (0, 0, 0, 0, 2, 3)), width=21), IMAGE, {"second": (16, 1)}),
+    "widened": (
+        lambda: Images(lambda x, m: F.pad(x, (0, 0, 0, 0, 2, 3)) + m["a"](x), width=21, a=conv(16, 21, 1)), IMAGE,
+        {"second": (16, 1), "a:0": (2, 1), "a:18": (3, 1)},
+    ),
+    "cropped": (
+        lambda: Images(lambda x, m: F.pad(x, (0, 0, 0, 0, -2, 3)) + m["a"](x), width=17, a=conv(16, 17, 1)), IMAGE,
+        {"second:0": (2, 1), "second:2": (14, 1), "a:14": (3, 1)},
+    ),
+    "every_second": (lambda: Images(lambda x, _: x[:, 1::2] - x[:, ::2], width=8), IMAGE, {"second": (8, 2)}),
     "grouped": (lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=4)), IMAGE, {"second": (4, 4)}),
     "many_groups": (
         lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=8)), IMAGE, {"second": (8, 2), "a": None},
