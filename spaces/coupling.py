@@ -176,31 +176,29 @@ class CouplingBuilder:
             for key, name in names.items()
         )
         fixed: dict[str, ChannelGroup] = {}
-        values = {name: self._final(axes, names, fixed) for name, axes in self.values.items()}
-        parameters = {name: self._final(axes, names, fixed) for name, axes in self.parameters.items()}
-        lists = {
-            name: tuple(self._final(axes, names, fixed) for axes in several) for name, several in self.lists.items()
-        }
+        known: dict[int, Axis] = {}   # by identity: values share the axes that operators pass on
+
+        def final(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+            for axis in axes:
+                if id(axis) not in known:
+                    known[id(axis)] = self._final(axis, names, fixed)
+            return tuple(known[id(axis)] for axis in axes)
+
+        values = {name: final(axes) for name, axes in self.values.items()}
+        parameters = {name: final(axes) for name, axes in self.parameters.items()}
+        lists = {name: tuple(final(axes) for axes in several) for name, several in self.lists.items()}
         return Coupling((*groups, *fixed.values()), values, parameters, lists)
 
-    def _final(
-        self, axes: tuple[Axis, ...], names: Mapping[str, str], fixed: dict[str, ChannelGroup]
-    ) -> tuple[Axis, ...]:
-        """Axes under final names. A dimension without channels that a weight produces has a fixed size."""
-        found: list[Axis] = []
-        for axis in axes:
-            resolved = self.table.resolve(axis or ())
-            if not any(segment.group in names for segment in resolved):
-                found.append(None)
-                continue
-            for segment in resolved:
-                if segment.group not in names and segment.group not in fixed:
-                    reason = self.table.frozen(segment.group) or "no weight makes these channels"
-                    fixed[segment.group] = ChannelGroup(f"fixed:{len(fixed)}", segment.size, 1, (), (), reason)
-            found.append(tuple(
-                replace(s, group=names[s.group] if s.group in names else fixed[s.group].name) for s in resolved
-            ))
-        return tuple(found)
+    def _final(self, axis: Axis, names: Mapping[str, str], fixed: dict[str, ChannelGroup]) -> Axis:
+        """An axis under final names. A dimension without channels that a weight produces has a fixed size."""
+        resolved = self.table.resolve(axis or ())
+        if not any(segment.group in names for segment in resolved):
+            return None
+        for segment in resolved:
+            if segment.group not in names and segment.group not in fixed:
+                reason = self.table.frozen(segment.group) or "no weight makes these channels"
+                fixed[segment.group] = ChannelGroup(f"fixed:{len(fixed)}", segment.size, 1, (), (), reason)
+        return tuple(replace(s, group=names[s.group] if s.group in names else fixed[s.group].name) for s in resolved)
 
 
 def _names(made: Sequence[tuple[str, tuple[Segment, ...], bool]]) -> dict[str, str]:
