@@ -23,18 +23,14 @@ touches, with the reason. Only groups that a weight produces are offered.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretopress.spaces import coupling_axes
 from paretopress.spaces.coupling_groups import Axis, GroupTable, Segment
-from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
 
 __all__ = ["Axis", "ChannelGroup", "Coupling", "CouplingBuilder", "Segment", "analyse_coupling", "where"]
-
-TIME_LIMIT = 60.0   # seconds; the analysis is linear in the graph and takes a hundredth of this
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,17 +221,10 @@ def analyse_coupling(graph: Graph, fixed: Collection[str] = ()) -> Coupling:
     Args:
         graph: The captured model.
         fixed: Names of buffers whose sizes cannot change, because the model's state does not hold them.
-
-    Raises:
-        UnsupportedModelError: The analysis took longer than `TIME_LIMIT` seconds.
     """
     from paretopress.spaces.coupling_rules import apply_rule
 
     builder = CouplingBuilder(graph, fixed)
-    end = time.monotonic() + TIME_LIMIT
     for node in graph.nodes:
         apply_rule(builder, node)
-        if time.monotonic() > end:
-            reason = f"finding its channel groups takes longer than {TIME_LIMIT:.0f} s"
-            raise UnsupportedModelError(f"{reason} ({len(graph.nodes)} operators, stopped at {node.name})")
     return builder.finish()
