@@ -63,6 +63,15 @@ def prelu(builder: CouplingBuilder, node: Node) -> Axes:
     return axes
 
 
+def weight_norm(builder: CouplingBuilder, node: Node) -> Axes:
+    """A weight as a direction times a gain, the direction over its dense norm."""
+    direction = builder.operand_axes(node, "v") or (None,) * len(node.shape)
+    for axis, gain in zip(direction, builder.operand_axes(node, "g") or (), strict=False):
+        if gain is not None:
+            builder.unify(axis, gain, f"{where(node)} has gains of fixed size")
+    return direction
+
+
 def spatial(builder: CouplingBuilder, node: Node) -> Axes:
     """Pooling and resizing work on the dimensions behind the channels."""
     axes = builder.first_axes(node)
@@ -161,6 +170,7 @@ RULES = {
     **dict.fromkeys(REDUCTIONS, reduction),
     **dict.fromkeys(ORDERED, ordered),
     "prelu": prelu,
+    "_weight_norm": weight_norm,
     "batch_norm": batch_norm, "instance_norm": batch_norm,
     "layer_norm": layer_norm, "rms_norm": layer_norm,
     "group_norm": group_norm,

@@ -265,11 +265,15 @@ class GroupTable:
             self._define(name, trail * lead[0].size)
 
     def decide_all(self) -> None:
-        """Settle every product that is still open: the factor that can be pruned, else the one with more units."""
+        """Settle every product that is still open: the factor that can be pruned, else the one with more units.
+
+        Of equals the trailing one: a grouped convolution gets narrower groups instead of fewer, so that its weights
+        shrink with the square of what is kept.
+        """
         for name, group in list(self._groups.items()):
             if group.factors is not None and group.parts is None:
                 outlooks = [self._outlook(factor) for factor in group.factors]
-                self._decide(name, int(outlooks[1] > outlooks[0]))
+                self._decide(name, int(outlooks[1] >= outlooks[0]))
 
     def _outlook(self, axis: tuple[Segment, ...]) -> tuple[bool, bool, bool, int]:
         """How good it is to prune an axis: whether it can be, was chosen already, is strong, and its units."""

@@ -163,7 +163,7 @@ MODELS = {
         {"second:0": (2, 1), "second:2": (14, 1), "a:14": (3, 1)},
     ),
     "every_second": (lambda: Images(lambda x, _: x[:, 1::2] - x[:, ::2], width=8), IMAGE, {"second": (8, 2)}),
-    "grouped": (lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=4)), IMAGE, {"second": (4, 4)}),
+    "grouped": (lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=4)), IMAGE, {"second": (4, 1)}),
     "many_groups": (
         lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=8)), IMAGE, {"second": (8, 2), "a": None},
     ),
@@ -228,7 +228,13 @@ MODELS = {
     "gru": (lambda: Tokens(lambda x, m: m["a"](x)[0], out=9, a=nn.GRU(16, 9, batch_first=True)), TOKENS,
             {"first": (16, 1), "a": (9, 1)}),
     "weight_norm": (
-        lambda: Tokens(lambda x, m: m["a"](x), a=nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))), TOKENS, {},
+        lambda: Tokens(lambda x, m: m["a"](x), a=nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))), TOKENS,
+        {"first": (16, 1), "layers.a": None},
+    ),
+    "weight_norm_of_windows": (
+        lambda: Images(
+            lambda x, m: m["a"](x), a=nn.utils.parametrizations.weight_norm(conv(16, 16, 3, groups=2), dim=2)
+        ), IMAGE, {"second": (8, 1)},
     ),
 }
 
