@@ -91,6 +91,8 @@ def _split(plan: Plan, node: Node) -> Changes:
     sizes = [plan.size(part[dim], size) for part, size in zip(parts, dense, strict=True)]
     if "split_sizes" in node.arguments or isinstance(node.arguments.get("split_size"), list):
         return {"split_sizes" if "split_sizes" in node.arguments else "split_size": sizes}
+    if len(set(sizes)) > 1 and sizes != dense:   # `program.call` knows that sizes replace a number of parts
+        return {"split_sizes": sizes}
     return {"split_size": sizes[0]} if "split_size" in node.arguments else {}
 
 

@@ -258,10 +258,9 @@ class GroupTable:
             self._groups[segment.group].chosen = True
         if keep == 0:
             self._define(name, tuple(Segment(s.group, s.size, s.inner * trail[0].size) for s in lead))
-        elif lead[0].size <= MOST_REPEATS:
-            self._define(name, trail * lead[0].size)
         else:
-            self.freeze(trail, f"it repeats {lead[0].size} times along one dimension")
+            if lead[0].size > MOST_REPEATS:
+                self.freeze(trail, f"it repeats {lead[0].size} times along one dimension")
             self._define(name, trail * lead[0].size)
 
     def decide_all(self) -> None:

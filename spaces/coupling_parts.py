@@ -105,9 +105,10 @@ def _one_of_several(builder: CouplingBuilder, node: Node, axis: Axis, size: int)
 
 
 def split(builder: CouplingBuilder, node: Node) -> Axes:
-    """`chunk`, `split` and `split_with_sizes`: parts of equal sizes keep the same channels.
+    """`chunk`, `split` and `split_with_sizes`: parts of equal sizes keep the same channels where they can.
 
-    The user's code divides what is left into equal parts again, so equal parts must stay equal.
+    The user's code divides what is left into equal parts again. Channels that a shuffle has interleaved are the
+    exception: there every split would halve what is left to choose from, and so the captured graph gets the sizes.
     """
     source = _source(builder, node)
     axes = builder.axes(source)
@@ -115,15 +116,13 @@ def split(builder: CouplingBuilder, node: Node) -> Axes:
     sizes = part_sizes(node, source.shape[dim])
     parts: list[Axis] = [None] * len(sizes)
     if axes[dim] is not None:
+        interleaved = any(segment.inner > 1 for segment in builder.table.resolve(axes[dim] or ()))
         start = 0
         for index, size in enumerate(sizes):
             parts[index] = coupling_axes.part(builder.table, axes[dim], start, start + size, where(node))
             start += size
-        if len(set(sizes)) == 1:
-            for other in parts[1:]:
-                builder.unify(parts[0], other, f"{where(node)} makes equal parts")
-        elif node.short_op not in ("split_with_sizes", "unsafe_split_with_sizes"):
-            builder.freeze(axes[dim], f"{where(node)} makes parts of unequal sizes")
+        for other in parts[1:] if len(set(sizes)) == 1 and not interleaved else ():
+            builder.unify(parts[0], other, f"{where(node)} makes equal parts")
     builder.lists[node.name] = tuple((*axes[:dim], part, *axes[dim + 1 :]) for part in parts)
     return ()
 

@@ -103,6 +103,16 @@ def crossed(x, layers):
     return layers["o"](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, 16))
 
 
+def shuffled_units(x, layers):
+    """Units of ShuffleNetV2: what passes a unit is interleaved with what it makes, then divided again."""
+    n, channels, height, width = x.shape
+    for name in "abc":
+        passed, read = x.chunk(2, 1)
+        x = torch.cat([passed, layers[name](read)], 1)
+        x = x.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(n, channels, height, width)
+    return x
+
+
 def gated(x, layers):
     signal, gate = layers["up"](x).split(10, -1)
     return layers["down"](signal * torch.sigmoid(gate))
@@ -152,6 +162,9 @@ MODELS = {
         {"second:4": (8, 1)},
     ),
     "shuffle": (lambda: Images(shuffle), IMAGE, {"second": (8, 1)}),
+    "shuffled_units": (
+        lambda: Images(shuffled_units, **{name: conv(8, 8, 1) for name in "abc"}), IMAGE, {"second:0": (2, 1)},
+    ),
     "native_shuffle": (lambda: Images(lambda x, _: F.channel_shuffle(x, 4)), IMAGE, {"second": (4, 1)}),
     "pad": (lambda: Images(lambda x, _: F.pad(x, (0, 0, 0, 0, 2, 3)), width=21), IMAGE, {"second": (16, 1)}),
     "widened": (

@@ -251,16 +251,25 @@ def weights_of(model: nn.Module) -> dict[str, int]:
     return found
 
 
+def fixed_weights(model: nn.Module, program: Program) -> dict[str, str]:
+    """Convolution and linear weights without a dimension in a free group, with the first reason."""
+    structure = program.structure
+    read = {node.target for node in program.graph.nodes if program.graph.users[node.name]}
+    found = {}
+    for name in weights_of(model):
+        known = structure.aliases.get(name, name)
+        groups = [segment.group for axis in structure.coupling.parameters.get(known) or () for segment in axis or ()]
+        reasons = [structure.units[f"{group}/channels"] for group in groups]
+        if all(reasons):
+            found[name] = reasons[0] if reasons else "no channels" if known in read else "no output depends on it"
+    return found
+
+
 def prunable_share(model: nn.Module, program: Program) -> float:
     """Share of the bytes of convolution and linear weights with at least one dimension in a free group."""
-    structure = program.structure
-    total = free = 0
-    for name, size in weights_of(model).items():
-        axes = structure.coupling.parameters.get(structure.aliases.get(name, name)) or ()
-        groups = {segment.group for axis in axes for segment in axis or ()}
-        total += size
-        free += size if any(not structure.units[f"{group}/channels"] for group in groups) else 0
-    return free / total if total else 0.0
+    sizes, fixed = weights_of(model), fixed_weights(model, program)
+    total = sum(sizes.values())
+    return sum(size for name, size in sizes.items() if name not in fixed) / total if total else 0.0
 
 
 def share_at_half(model: nn.Module, program: Program) -> float:
