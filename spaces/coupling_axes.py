@@ -47,7 +47,7 @@ def repeated(axis: Axis, count: int) -> Axis:
 
 
 def _cut(table: GroupTable, axis: tuple[Segment, ...], place: int) -> bool:
-    """Make `place` a border between segments."""
+    """Make `place` a border between segments; False where it lies inside a channel."""
     for _ in range(_most_steps(axis)):
         offset = 0
         for segment in table.resolve(axis):

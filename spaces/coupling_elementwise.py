@@ -22,7 +22,7 @@ UNARY = frozenset((
 ELEMENTWISE = frozenset((
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "where", "masked_fill", "clamp", "lerp", "addcmul",
     "addcdiv", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "atan2",
-    "fmod", "remainder", "floor_divide", "_prelu_kernel", "square_", "true_divide", "__and__", "__or__",
+    "fmod", "remainder", "floor_divide", "_prelu_kernel", "true_divide", "__and__", "__or__",
 ))
 REDUCTIONS = frozenset((
     "mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp", "all", "any",

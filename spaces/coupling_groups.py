@@ -218,7 +218,7 @@ class GroupTable:
         return True
 
     def _align(self, one: Segment, other: Segment) -> bool:
-        """One step towards equal segments; False where there is none."""
+        """One step towards equal first segments: a cut, a coarsening or a join; False where none leads there."""
         if one.length != other.length:
             longer, length = (one, other.length) if one.length > other.length else (other, one.length)
             if length % longer.inner:
