@@ -22,7 +22,7 @@ from paretopress.compressors.channel_selection import (
     order_by_obs,
     order_by_taylor,
 )
-from paretopress.compressors.folding import remaining_state
+from paretopress.compressors.folding import pruned_state
 from paretopress.compressors.least_squares import refit_consumer
 from paretopress.compressors.low_rank import whitened_svd
 from paretopress.compressors.network import (
@@ -32,7 +32,6 @@ from paretopress.compressors.network import (
     axis_index,
     kept_columns,
     layer_columns,
-    select,
 )
 from paretopress.compressors.program import Program
 from paretopress.compressors.quantisation import corrected_bias, dequantise, gptq
@@ -149,11 +148,7 @@ class Entries:
         """Return the network of a plan: every layer from its entry, no ranges yet."""
         selection = self.selection(plan)
         parts = {layer.layer.node: self.parts(layer, selection) for layer in plan.layers}
-        axes = plan.structure.coupling.parameters
-        state = {
-            name: select(tensor, axes.get(name) or (None,) * tensor.ndim, selection)
-            for name, tensor in remaining_state(self.program.under(plan.structure), folded=True).items()
-        }
+        state = pruned_state(self.program.under(plan.structure), selection)
         return Network(plan, parts, state, {}, selection, folded=True)
 
     def parts(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Part, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from paretopress.compressors.network import Selection, select
 from paretopress.compressors.program import Program
 from paretopress.spaces.graph import Node
 
@@ -64,3 +65,29 @@ def remaining_state(program: Program, folded: bool) -> Mapping[str, Tensor]:
     owned = {name for layer in free for name in (layer.weight, layer.bias) if name}
     gone = program.structure.folded_state if folded else frozenset()
     return {name: tensor for name, tensor in program.state.items() if name not in owned and name not in gone}
+
+
+def pruned_state(program: Program, selection: Selection) -> dict[str, Tensor]:
+    """`remaining_state` with normalisation folded at its pruned sizes; normalised weights stay what they were.
+
+    The norm of a normalised weight runs over what is left of it, so its gain takes over what is missing: then the
+    weight that both make keeps its dense values.
+    """
+    axes = program.structure.coupling.parameters
+    state = {
+        name: select(tensor, axes.get(name) or (None,) * tensor.ndim, selection)
+        for name, tensor in remaining_state(program, folded=True).items()
+    }
+    for node in program.graph.operators():
+        names = [program.graph.parameter(node, argument) for argument in ("v", "g")]
+        direction, gain = (None if one is None else one.target for one in names)
+        if node.short_op != "_weight_norm" or direction is None or gain is None:
+            continue
+        dense, own, dim = program.state[direction], axes.get(direction), int(node.arguments["dim"])
+        if own is None or dense.shape == state[direction].shape:
+            continue
+        rows = [axis if place == dim % dense.ndim else None for place, axis in enumerate(own)]
+        along = select(dense, rows, selection)
+        norms = [torch.norm_except_dim(tensor, 2, dim) for tensor in (state[direction], along)]
+        state[gain] = state[gain] * torch.where(norms[1] > 0, norms[0] / norms[1], 1.0).to(state[gain].dtype)
+    return state

@@ -129,8 +129,9 @@ class Lowering(Generic[T]):
         if node.name != chain.output:
             return x
         channels, wanted = (self.network.plan.shape(name)[1] for name in (chain.source, chain.output))
+        before = argument_changes(self.network.plan, node)["pad"][4] if chain.before else 0   # less where it is pruned
         identity = torch.zeros(wanted, channels, 1, 1)
-        identity[torch.arange(channels) + chain.before, torch.arange(channels)] = 1.0
+        identity[torch.arange(channels) + before, torch.arange(channels)] = 1.0
         # 64 / 64: a power of two keeps the requantisation exact, and pairs of products fit 16 bits.
         part = Part(identity, None, (64 * identity).to(torch.int8), torch.full((wanted,), 1 / 64), 8)
         layer = Layer(node.name, LayerKind.CONV, node.name, "", "", tuple(identity.shape), chain.stride, (0, 0), (1, 1))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paretopress.compressors.folding import folded_layers, remaining_state
+from paretopress.compressors.folding import folded_layers, pruned_state, remaining_state
 from paretopress.compressors.network import Network, Part, runner, select
 from paretopress.compressors.program import Program, Values
 from paretopress.spaces.choices import Keep
@@ -104,10 +104,7 @@ def selected(program: Program, planned: Plan, selection: Mapping[str, Tensor]) -
         weight, bias = folded[layer.node]
         own = axes.get(layer.weight) or (None,) * weight.ndim
         parts[layer.node] = (Part(select(weight, own, selection), select(bias, own[:1], selection)),)
-    state = {
-        name: select(tensor, axes.get(name) or (None,) * tensor.ndim, selection)
-        for name, tensor in remaining_state(program.under(planned.structure), folded=True).items()
-    }
+    state = pruned_state(program.under(planned.structure), selection)
     return Network(planned, parts, state, {}, selection, folded=True)
 
 

@@ -91,6 +91,8 @@ def _split(plan: Plan, node: Node) -> Changes:
     sizes = [plan.size(part[dim], size) for part, size in zip(parts, dense, strict=True)]
     if "split_sizes" in node.arguments or isinstance(node.arguments.get("split_size"), list):
         return {"split_sizes" if "split_sizes" in node.arguments else "split_size": sizes}
+    if len(set(sizes)) > 1 and sizes != dense:   # `program.call` knows that sizes replace a number of parts
+        return {"split_sizes": sizes}
     return {"split_size": sizes[0]} if "split_size" in node.arguments else {}
 
 
@@ -101,10 +103,28 @@ def _slice(plan: Plan, node: Node) -> Changes:
     if axis is None or source.shape == node.shape:
         return {}
     size = source.shape[dim]
+    if node.arguments.get("step", 1) != 1:   # whole runs of the step's length go, so it starts where it did
+        return {"end": plan.size(axis, size)}
     start = int(node.arguments.get("start") or 0)
     start = min(max(start + size if start < 0 else start, 0), size)
     first, last = (plan.offset(axis, place) for place in (start, start + node.shape[dim]))
     return {"start": first, "length": last - first} if node.short_op == "narrow" else {"start": first, "end": last}
+
+
+def _pad(plan: Plan, node: Node) -> Changes:
+    """Amounts follow what is left of the constant channels; negative ones, what is left of the channels cut off."""
+    source = plan.structure.graph.by_name[node.inputs[0]]
+    amounts, old, new = list(node.arguments["pad"]), _axes(plan, source.name), _axes(plan, node.name)
+    for index in range(len(amounts) // 2):
+        place = len(source.shape) - 1 - index
+        before, after = amounts[2 * index : 2 * index + 2]
+        if old[place] is None or not (before or after):
+            continue
+        size, wanted = (plan.size(axes[place], one.shape[place]) for axes, one in ((old, source), (new, node)))
+        head = plan.offset(new[place], before) if before > 0 else -plan.offset(old[place], -before)
+        tail = size - plan.offset(old[place], source.shape[place] + after) if after < 0 else size + head - wanted
+        amounts[2 * index : 2 * index + 2] = head, -tail
+    return {"pad": amounts}
 
 
 _RULES: dict[str, Callable[[Plan, Node], Changes]] = {
@@ -116,4 +136,5 @@ _RULES: dict[str, Callable[[Plan, Node], Changes]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"), _convolution),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk"), _split),
     "slice": _slice, "narrow": _slice,
+    "pad": _pad, "constant_pad_nd": _pad,
 }

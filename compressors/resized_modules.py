@@ -126,7 +126,7 @@ def _observed(plan: Plan, run: list[Node]) -> tuple[dict[int, int], dict[int, se
 
 def _pairs(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     for name, changed in changes.items():
-        before = arguments[name]
+        before: Any = arguments.get(name)
         several = isinstance(before, list) and isinstance(changed, list)
         for one, other in zip(before, changed, strict=False) if several else ((before, changed),):
             if isinstance(one, int) and isinstance(other, int) and one > 0:

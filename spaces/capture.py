@@ -23,6 +23,7 @@ from paretopress.spaces.errors import DataError, UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.mutation import without_dead_code, without_mutation
 from paretopress.spaces.pooling import with_pooled_means
+from paretopress.spaces.recurrent import traced_by_shape
 from paretopress.spaces.time_limit import OutOfTime, time_limit
 
 TIME_LIMIT = 120.0   # seconds that a capture may take; models of 100M parameters take a few
@@ -64,7 +65,7 @@ def capture(
         model: Any module that `torch.export` can trace.
         args: Positional example inputs, the first dimension of each is the batch.
         kwargs: Keyword example inputs.
-        seconds: The longest it may take: half for a batch of any size (recurrent layers over long sequences
+        seconds: The longest it may take: half for a batch of any size (a long loop that the code unrolls can
             take minutes so), half for the batch of the example.
 
     Raises:
@@ -182,7 +183,7 @@ def _export(
     # Tensors of its own for every attempt: torch marks their sizes as dynamic, and an interrupted one leaves the marks.
     own = tuple(tensor.detach() for tensor in args)
     named = {name: tensor.detach() for name, tensor in kwargs.items()}
-    with warnings.catch_warnings(), torch.no_grad(), _quiet_torch():
+    with warnings.catch_warnings(), torch.no_grad(), _quiet_torch(), traced_by_shape():
         warnings.simplefilter("ignore")
         return torch.export.export(model, own, named, dynamic_shapes=shapes, strict=False)
 

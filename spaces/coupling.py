@@ -23,18 +23,14 @@ touches, with the reason. Only groups that a weight produces are offered.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretopress.spaces import coupling_axes
 from paretopress.spaces.coupling_groups import Axis, GroupTable, Segment
-from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
 
 __all__ = ["Axis", "ChannelGroup", "Coupling", "CouplingBuilder", "Segment", "analyse_coupling", "where"]
-
-TIME_LIMIT = 60.0   # seconds; the analysis is linear in the graph and takes a hundredth of this
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,31 +172,29 @@ class CouplingBuilder:
             for key, name in names.items()
         )
         fixed: dict[str, ChannelGroup] = {}
-        values = {name: self._final(axes, names, fixed) for name, axes in self.values.items()}
-        parameters = {name: self._final(axes, names, fixed) for name, axes in self.parameters.items()}
-        lists = {
-            name: tuple(self._final(axes, names, fixed) for axes in several) for name, several in self.lists.items()
-        }
+        known: dict[int, Axis] = {}   # by identity: values share the axes that operators pass on
+
+        def final(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+            for axis in axes:
+                if id(axis) not in known:
+                    known[id(axis)] = self._final(axis, names, fixed)
+            return tuple(known[id(axis)] for axis in axes)
+
+        values = {name: final(axes) for name, axes in self.values.items()}
+        parameters = {name: final(axes) for name, axes in self.parameters.items()}
+        lists = {name: tuple(final(axes) for axes in several) for name, several in self.lists.items()}
         return Coupling((*groups, *fixed.values()), values, parameters, lists)
 
-    def _final(
-        self, axes: tuple[Axis, ...], names: Mapping[str, str], fixed: dict[str, ChannelGroup]
-    ) -> tuple[Axis, ...]:
-        """Axes under final names. A dimension without channels that a weight produces has a fixed size."""
-        found: list[Axis] = []
-        for axis in axes:
-            resolved = self.table.resolve(axis or ())
-            if not any(segment.group in names for segment in resolved):
-                found.append(None)
-                continue
-            for segment in resolved:
-                if segment.group not in names and segment.group not in fixed:
-                    reason = self.table.frozen(segment.group) or "no weight makes these channels"
-                    fixed[segment.group] = ChannelGroup(f"fixed:{len(fixed)}", segment.size, 1, (), (), reason)
-            found.append(tuple(
-                replace(s, group=names[s.group] if s.group in names else fixed[s.group].name) for s in resolved
-            ))
-        return tuple(found)
+    def _final(self, axis: Axis, names: Mapping[str, str], fixed: dict[str, ChannelGroup]) -> Axis:
+        """An axis under final names. A dimension without channels that a weight produces has a fixed size."""
+        resolved = self.table.resolve(axis or ())
+        if not any(segment.group in names for segment in resolved):
+            return None
+        for segment in resolved:
+            if segment.group not in names and segment.group not in fixed:
+                reason = self.table.frozen(segment.group) or "no weight makes these channels"
+                fixed[segment.group] = ChannelGroup(f"fixed:{len(fixed)}", segment.size, 1, (), (), reason)
+        return tuple(replace(s, group=names[s.group] if s.group in names else fixed[s.group].name) for s in resolved)
 
 
 def _names(made: Sequence[tuple[str, tuple[Segment, ...], bool]]) -> dict[str, str]:
@@ -227,17 +221,10 @@ def analyse_coupling(graph: Graph, fixed: Collection[str] = ()) -> Coupling:
     Args:
         graph: The captured model.
         fixed: Names of buffers whose sizes cannot change, because the model's state does not hold them.
-
-    Raises:
-        UnsupportedModelError: The analysis took longer than `TIME_LIMIT` seconds.
     """
     from paretopress.spaces.coupling_rules import apply_rule
 
     builder = CouplingBuilder(graph, fixed)
-    end = time.monotonic() + TIME_LIMIT
     for node in graph.nodes:
         apply_rule(builder, node)
-        if time.monotonic() > end:
-            reason = f"finding its channel groups takes longer than {TIME_LIMIT:.0f} s"
-            raise UnsupportedModelError(f"{reason} ({len(graph.nodes)} operators, stopped at {node.name})")
     return builder.finish()

@@ -47,8 +47,8 @@ def repeated(axis: Axis, count: int) -> Axis:
 
 
 def _cut(table: GroupTable, axis: tuple[Segment, ...], place: int) -> bool:
-    """Make `place` a border between segments."""
-    for _ in range(64):
+    """Make `place` a border between segments; False where it lies inside a channel."""
+    for _ in range(_most_steps(axis)):
         offset = 0
         for segment in table.resolve(axis):
             if offset >= place:
@@ -78,13 +78,12 @@ def divide(table: GroupTable, axis: Axis, sizes: Sequence[int], reason: str) -> 
         return [None, *divide(table, axis, sizes[1:], reason)]
     if trail == 1:
         return [axis, *(None,) * (len(sizes) - 1)]
-    for _ in range(64):
-        factors = _factors(table, axis, trail)
-        if factors == "again":
-            continue
-        if not isinstance(factors, tuple):
+    for _ in range(_most_steps(axis)):
+        if (factors := _factors(table, axis, trail)) is None:
             break
         leads, trails = factors
+        if not leads:   # groups had to be redefined first
+            continue
         return [_joined(table, leads, reason), *divide(table, _common(table, trails, reason), sizes[1:], reason)]
     table.freeze(axis, f"{reason} divides channels that belong together")
     return [None] * len(sizes)
@@ -93,13 +92,18 @@ def divide(table: GroupTable, axis: Axis, sizes: Sequence[int], reason: str) -> 
 _Pieces = list[tuple[Axis, int]]   # axes with the lengths that they stand for
 
 
-def _factors(table: GroupTable, axis: tuple[Segment, ...], trail: int) -> tuple[_Pieces, list[Axis]] | str:
-    """Leading and trailing factor of every segment; `"again"` where groups had to be redefined first."""
+def _most_steps(axis: tuple[Segment, ...]) -> int:
+    """Far more redefinitions than the groups of an axis take, so that none can go on for ever."""
+    return 8 * len(axis) + 64
+
+
+def _factors(table: GroupTable, axis: tuple[Segment, ...], trail: int) -> tuple[_Pieces, list[Axis]] | None:
+    """Leading and trailing factor of every segment: none where groups had to be redefined first, None for ever."""
     leads: _Pieces = []
     trails: list[Axis] = []
     for segment in table.resolve(axis):
         if segment.length % trail:
-            return "impossible"
+            return None
         count = segment.length // trail
         if segment.inner % trail == 0:
             leads.append(((Segment(segment.group, segment.size, segment.inner // trail),), count))
@@ -111,15 +115,15 @@ def _factors(table: GroupTable, axis: tuple[Segment, ...], trail: int) -> tuple[
                 continue
             factors = table.factor(segment.group, count, trail // segment.inner)
             if factors is None:
-                return "again"
+                return [], []
             leads.append(((factors[0],), count))
             trails.append((Segment(factors[1].group, factors[1].size, segment.inner),))
         else:
             common = math.lcm(segment.inner, trail)
             if segment.length % common:
-                return "impossible"
+                return None
             table.coarsen(segment.group, common // segment.inner)
-            return "again"
+            return [], []
     return leads, trails
 
 

@@ -22,7 +22,7 @@ UNARY = frozenset((
 ELEMENTWISE = frozenset((
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "where", "masked_fill", "clamp", "lerp", "addcmul",
     "addcdiv", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "atan2",
-    "fmod", "remainder", "floor_divide", "_prelu_kernel", "square_", "true_divide", "__and__", "__or__",
+    "fmod", "remainder", "floor_divide", "_prelu_kernel", "true_divide", "__and__", "__or__",
 ))
 REDUCTIONS = frozenset((
     "mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp", "all", "any",
@@ -61,6 +61,15 @@ def prelu(builder: CouplingBuilder, node: Node) -> Axes:
     if weight and weight[0] is not None and len(axes) > 1:
         builder.unify(axes[1], weight[0], f"{where(node)} has slopes of fixed size")
     return axes
+
+
+def weight_norm(builder: CouplingBuilder, node: Node) -> Axes:
+    """A weight as a direction times a gain, the direction over its dense norm."""
+    direction = builder.operand_axes(node, "v") or (None,) * len(node.shape)
+    for axis, gain in zip(direction, builder.operand_axes(node, "g") or (), strict=False):
+        if gain is not None:
+            builder.unify(axis, gain, f"{where(node)} has gains of fixed size")
+    return direction
 
 
 def spatial(builder: CouplingBuilder, node: Node) -> Axes:
@@ -161,6 +170,7 @@ RULES = {
     **dict.fromkeys(REDUCTIONS, reduction),
     **dict.fromkeys(ORDERED, ordered),
     "prelu": prelu,
+    "_weight_norm": weight_norm,
     "batch_norm": batch_norm, "instance_norm": batch_norm,
     "layer_norm": layer_norm, "rms_norm": layer_norm,
     "group_norm": group_norm,

@@ -82,7 +82,11 @@ class GroupTable:
                 found.append(segment)
                 continue
             group.parts = self.resolve(group.parts)
-            found += [replace(part, inner=part.inner * segment.inner, outer=segment.outer) for part in group.parts]
+            inner, outer = segment.inner, segment.outer
+            if inner == outer == 1:   # nearly always: parts never repeat themselves
+                found += group.parts
+            else:
+                found += [Segment(part.group, part.size, part.inner * inner, outer) for part in group.parts]
         return tuple(found)
 
     def freeze(self, axis: Axis, reason: str) -> None:
@@ -176,22 +180,45 @@ class GroupTable:
         outer = {segment.outer for segment in (*first, *second)}
         if len(outer) == 1 and outer != {1}:   # the whole axis repeats on both sides
             first, second = (tuple(replace(s, outer=1) for s in axis) for axis in (first, second))
+        one, other = list(reversed(first)), list(reversed(second))   # what is left, its next segment last
         for _ in range(8 * (len(first) + len(second)) + 64 if len(outer) == 1 else 0):
-            first, second = self.resolve(first), self.resolve(second)
-            step = next(((a, b) for a, b in zip(first, second, strict=False) if a != b), None)
-            if step is None:
-                return True
-            skipped = next(index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-            first, second = first[skipped:], second[skipped:]
-            if not self._align(*step):
+            while self._next(one) == self._next(other):
+                if not one or not other:
+                    return True
+                one.pop()
+                other.pop()
+            if not one or not other or not (self._covered(one, other) or self._align(one[-1], other[-1])):
                 break
         why = f"{reason}: segments of different sizes meet" if reason else "segments of different sizes meet"
-        self.freeze(first, why)
-        self.freeze(second, why)
+        self.freeze(tuple(one), why)
+        self.freeze(tuple(other), why)
         return False
 
+    def _next(self, left: list[Segment]) -> Segment | None:
+        """The next segment of what is left of an axis, in terms of atoms and products."""
+        if left:
+            left += reversed(self.resolve((left.pop(),)))
+        return left[-1] if left else None
+
+    def _covered(self, one: list[Segment], other: list[Segment]) -> bool:
+        """Define an atom that several whole segments lie beside by all of them at once, so that time stays linear."""
+        atom, beside = (one, other) if one[-1].length > other[-1].length else (other, one)
+        group = self._groups[atom[-1].group]
+        if group.factors is not None or atom[-1].inner != 1:
+            return False
+        pieces: list[Segment] = []
+        missing = atom[-1].length
+        while beside and self._next(beside) is not None and beside[-1].length <= missing:
+            pieces.append(beside.pop())
+            missing -= pieces[-1].length
+        beside += reversed(pieces)
+        if missing or len(pieces) < 2:
+            return False
+        self._define(atom[-1].group, tuple(pieces))
+        return True
+
     def _align(self, one: Segment, other: Segment) -> bool:
-        """One step towards equal segments; False where there is none."""
+        """One step towards equal first segments: a cut, a coarsening or a join; False where none leads there."""
         if one.length != other.length:
             longer, length = (one, other.length) if one.length > other.length else (other, one.length)
             if length % longer.inner:
@@ -231,18 +258,21 @@ class GroupTable:
             self._groups[segment.group].chosen = True
         if keep == 0:
             self._define(name, tuple(Segment(s.group, s.size, s.inner * trail[0].size) for s in lead))
-        elif lead[0].size <= MOST_REPEATS:
-            self._define(name, trail * lead[0].size)
         else:
-            self.freeze(trail, f"it repeats {lead[0].size} times along one dimension")
+            if lead[0].size > MOST_REPEATS:
+                self.freeze(trail, f"it repeats {lead[0].size} times along one dimension")
             self._define(name, trail * lead[0].size)
 
     def decide_all(self) -> None:
-        """Settle every product that is still open: the factor that can be pruned, else the one with more units."""
+        """Settle every product that is still open: the factor that can be pruned, else the one with more units.
+
+        Of equals the trailing one: a grouped convolution gets narrower groups instead of fewer, so that its weights
+        shrink with the square of what is kept.
+        """
         for name, group in list(self._groups.items()):
             if group.factors is not None and group.parts is None:
                 outlooks = [self._outlook(factor) for factor in group.factors]
-                self._decide(name, int(outlooks[1] > outlooks[0]))
+                self._decide(name, int(outlooks[1] >= outlooks[0]))
 
     def _outlook(self, axis: tuple[Segment, ...]) -> tuple[bool, bool, bool, int]:
         """How good it is to prune an axis: whether it can be, was chosen already, is strong, and its units."""

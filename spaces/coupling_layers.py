@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from paretopress.spaces import coupling_axes
 from paretopress.spaces.coupling import Axis, CouplingBuilder, where
 from paretopress.spaces.coupling_groups import Segment
@@ -249,6 +251,19 @@ def embedding(builder: CouplingBuilder, node: Node) -> Axes:
     return (*rest, weight[1])
 
 
+def _gates(builder: CouplingBuilder, node: Node, weights: Sequence[Node], read: Axis, hidden: Axis) -> None:
+    """Join one direction of one recurrent layer: its weights for the input and the state, then their biases."""
+    reason = where(node)
+    builder.unify(read, builder.axes(weights[0])[1], f"{reason} reads a dimension of fixed size")
+    builder.unify(hidden, builder.axes(weights[1])[1], f"{reason} has a fixed size")
+    size = weights[1].shape[1]
+    for weight in weights:
+        sizes = (weight.shape[0] // size, size)
+        gates, rows = coupling_axes.divide(builder.table, builder.axes(weight)[0], sizes, reason)
+        builder.freeze(gates, f"{reason} has this many gates")
+        builder.unify(hidden, rows, f"{reason} has a fixed size")
+
+
 def recurrent(builder: CouplingBuilder, node: Node) -> Axes:
     """`lstm` and `gru`: one hidden size in all layers and directions, the gates are blocks of rows."""
     read = builder.first_axes(node)[-1]
@@ -261,25 +276,12 @@ def recurrent(builder: CouplingBuilder, node: Node) -> Axes:
         builder.freeze_all([axis for one in weights for axis in builder.axes(one)], f"{reason} projects its outputs")
         builder.freeze(read, f"{reason} projects its outputs")
         return ()
-    hidden: Axis = None
-    seen = 0
+    hidden = builder.axes(weights[1])[1]   # (gates * hidden, hidden), as in every layer and direction
     span = each * (2 if both else 1)
     for begin in range(0, len(weights), span):
-        layer = weights[begin : begin + span]
-        for first in range(0, len(layer), each):
-            parts = layer[first : first + each]
-            builder.unify(read, builder.axes(parts[0])[1], f"{reason} reads a dimension of fixed size")
-            size = parts[1].shape[1]
-            found = [builder.axes(parts[1])[1]]
-            for one in parts:
-                gates, rows = coupling_axes.divide(
-                    builder.table, builder.axes(one)[0], (one.shape[0] // size, size), reason)
-                builder.freeze(gates, f"{reason} has this many gates")
-                found.append(rows)
-            for axis in found:
-                hidden = axis if seen == 0 else builder.unify(hidden, axis, f"{reason} has a fixed size")
-                seen += 1
-        read = (hidden * 2 if both else hidden) if hidden is not None else None
+        for first in range(begin, begin + span, each):
+            _gates(builder, node, weights[first : first + each], read, hidden)
+        read = None if hidden is None else hidden * 2 if both else hidden
     states = node.arguments["hx"]
     for ref in states if isinstance(states, list) else [states]:
         if isinstance(ref, Ref):

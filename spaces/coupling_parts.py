@@ -50,24 +50,28 @@ def stack(builder: CouplingBuilder, node: Node) -> Axes:
 
 
 def pad(builder: CouplingBuilder, node: Node) -> Axes:
-    """Constant channels around: segments of their own, frozen, because the code fixes their number."""
+    """Constant channels around: groups of their own, which go where what they are added to goes.
+
+    The channels of the source keep their places between them, so that a stage that is widened this way is
+    coupled to the stage before it with an offset. Negative amounts cut channels off.
+    """
     source = _source(builder, node)
     axes, amounts = list(builder.axes(source)), list(node.arguments["pad"])
     constant = node.arguments.get("mode", "constant") == "constant"
     for index in range(len(amounts) // 2):
         place = len(axes) - 1 - index
         before, after = amounts[2 * index], amounts[2 * index + 1]
-        axis = axes[place]
-        if axis is None or not (before or after):
+        if axes[place] is None or not (before or after):
             continue
-        if not constant or isinstance(before, Ref) or isinstance(after, Ref) or min(before, after) < 0:
-            builder.freeze(axis, f"{where(node)} pads this dimension")
+        if not constant or isinstance(before, Ref) or isinstance(after, Ref):
+            builder.freeze(axes[place], f"{where(node)} pads this dimension by what is not constant")
             axes[place] = None
             continue
-        reason = f"{where(node)} pads this dimension by constant amounts"
-        head = (builder.table.new(before, reason),) if before else ()
-        tail = (builder.table.new(after, reason),) if after else ()
-        axes[place] = (*head, *axis, *tail)
+        start, stop = max(0, -before), source.shape[place] + min(0, after)
+        left = coupling_axes.part(builder.table, axes[place], start, stop, where(node))
+        head = (builder.table.new(before),) if before > 0 else ()
+        tail = (builder.table.new(after),) if after > 0 else ()
+        axes[place] = None if left is None else (*head, *left, *tail)
     return tuple(axes)
 
 
@@ -80,18 +84,31 @@ def take(builder: CouplingBuilder, node: Node) -> Axes:
         return tuple(axes)
     start, step, size = node.arguments.get("start") or 0, node.arguments.get("step", 1), source.shape[dim]
     if isinstance(start, Ref) or isinstance(step, Ref) or step != 1:
-        builder.freeze(axes[dim], f"{where(node)} takes every {step}th entry of this dimension")
-        axes[dim] = None
+        axes[dim] = _one_of_several(builder, node, axes[dim], size)
         return tuple(axes)
     start = min(max(start + size if start < 0 else start, 0), size)
     axes[dim] = coupling_axes.part(builder.table, axes[dim], start, start + node.shape[dim], where(node))
     return tuple(axes)
 
 
-def split(builder: CouplingBuilder, node: Node) -> Axes:
-    """`chunk`, `split` and `split_with_sizes`: parts of equal sizes keep the same channels.
+def _one_of_several(builder: CouplingBuilder, node: Node, axis: Axis, size: int) -> Axis:
+    """A slice with a step: runs of as many channels as the step is long are pruned whole."""
+    start, step = node.arguments.get("start") or 0, node.arguments.get("step", 1)
+    reason = f"{where(node)} takes one entry of every {step} of this dimension"
+    whole = isinstance(start, int) and isinstance(step, int) and 0 <= start < step
+    if not whole or size % step or node.shape[int(node.arguments["dim"])] != size // step:
+        builder.freeze(axis, reason)
+        return None
+    lead, trail = coupling_axes.divide(builder.table, axis, (size // step, step), where(node))
+    builder.freeze(trail, reason)
+    return lead
 
-    The user's code divides what is left into equal parts again, so equal parts must stay equal.
+
+def split(builder: CouplingBuilder, node: Node) -> Axes:
+    """`chunk`, `split` and `split_with_sizes`: parts of equal sizes keep the same channels where they can.
+
+    The user's code divides what is left into equal parts again. Channels that a shuffle has interleaved are the
+    exception: there every split would halve what is left to choose from, and so the captured graph gets the sizes.
     """
     source = _source(builder, node)
     axes = builder.axes(source)
@@ -99,15 +116,13 @@ def split(builder: CouplingBuilder, node: Node) -> Axes:
     sizes = part_sizes(node, source.shape[dim])
     parts: list[Axis] = [None] * len(sizes)
     if axes[dim] is not None:
+        interleaved = any(segment.inner > 1 for segment in builder.table.resolve(axes[dim] or ()))
         start = 0
         for index, size in enumerate(sizes):
             parts[index] = coupling_axes.part(builder.table, axes[dim], start, start + size, where(node))
             start += size
-        if len(set(sizes)) == 1:
-            for other in parts[1:]:
-                builder.unify(parts[0], other, f"{where(node)} makes equal parts")
-        elif node.short_op not in ("split_with_sizes", "unsafe_split_with_sizes"):
-            builder.freeze(axes[dim], f"{where(node)} makes parts of unequal sizes")
+        for other in parts[1:] if len(set(sizes)) == 1 and not interleaved else ():
+            builder.unify(parts[0], other, f"{where(node)} makes equal parts")
     builder.lists[node.name] = tuple((*axes[:dim], part, *axes[dim + 1 :]) for part in parts)
     return ()
 

@@ -24,7 +24,7 @@ class Subsampling:
         nodes: The operators in order; nothing else reads the values in between.
         source: The node whose value the first one reads.
         stride: Step per spatial dimension, `(height, width)`.
-        before: Channels of zeros before the source's channels.
+        before: Channels of zeros before the source's channels, in the dense model.
         after: Channels of zeros behind them.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING
 from paretopress.spaces.branches import Branch, find_branches, without_branches
 from paretopress.spaces.coupling import ChannelGroup, Coupling, analyse_coupling
 from paretopress.spaces.documents import fingerprint
-from paretopress.spaces.errors import PolicyError, unknown_name
+from paretopress.spaces.errors import PolicyError, UnsupportedModelError, unknown_name
 from paretopress.spaces.fusion import Fusion, fuse
 from paretopress.spaces.graph import Graph, Node
 from paretopress.spaces.layers import Layer, LayerKind, find_layers
 from paretopress.spaces.shortcuts import Subsampling, find_subsamplings
+from paretopress.spaces.time_limit import OutOfTime, time_limit
 
 if TYPE_CHECKING:
     import torch
 
     from paretopress.spaces.capture import Capture
 
+TIME_LIMIT = 60.0   # seconds that the analysis may take; it takes a hundredth of this
 MAX_REMAINS = 256   # remembered combinations of dropped branches
 
 
@@ -129,15 +132,40 @@ def _lasting(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.op != "constant"]
 
 
-def analyse(captured: Capture, model: torch.nn.Module) -> Structure:
-    """Compute the structure of a captured model."""
+def analyse(captured: Capture, model: torch.nn.Module, *, seconds: float = TIME_LIMIT) -> Structure:
+    """Compute the structure of a captured model.
+
+    Args:
+        captured: The capture.
+        model: The model that was captured.
+        seconds: The longest it may take.
+
+    Raises:
+        UnsupportedModelError: It took longer; the message names the operator that it was at.
+    """
+    try:
+        with time_limit(seconds):
+            return _analyse(captured, model)
+    except OutOfTime as late:
+        frames = [frame.f_locals for frame, _ in traceback.walk_tb(late.__traceback__)]
+        nodes = [frame["node"] for frame in frames if isinstance(frame.get("node"), Node)]
+        where = f"; it was at {nodes[0].name} in {nodes[0].module_path or 'the root module'}" if nodes else ""
+        size = f"{len(captured.graph.nodes)} operators"
+        reason = f"finding its channel groups takes longer than {seconds:g} s ({size}{where})"
+    raise UnsupportedModelError(f"the model cannot be analysed: {reason}")
+
+
+def _analyse(captured: Capture, model: torch.nn.Module) -> Structure:
     graph = captured.graph
     layers = find_layers(graph, dict(captured.aliases))
     tensors = model.state_dict().items()
     state = {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in tensors}
     fusion = fuse(graph, layers)
     coupling = analyse_coupling(graph, {name for name, _ in model.named_buffers() if name not in state})
-    return Structure(graph, _unique(layers), coupling, fusion, state, captured.aliases, module_sizes(model))
+    sizes = module_sizes(model)
+    structure = Structure(graph, _unique(layers), coupling, fusion, state, captured.aliases, sizes)
+    structure.branches  # noqa: B018 - found now, so that the limit holds for them
+    return structure
 
 
 def module_sizes(model: torch.nn.Module) -> dict[str, dict[str, int]]:

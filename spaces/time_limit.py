@@ -1,4 +1,4 @@
-"""A hard limit on the time that code we did not write may take."""
+"""A hard limit on the time that capturing and analysing a model may take."""
 
 from __future__ import annotations
 

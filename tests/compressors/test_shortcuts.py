@@ -16,7 +16,7 @@ from paretopress.compressors.export_onnx import export_onnx, run_session, sessio
 from paretopress.compressors.network import forward
 from paretopress.compressors.program import build_program
 from paretopress.compressors.tuning import tune
-from paretopress.spaces.choices import Weights
+from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.cost_view import cost_view, kernels_of
 from paretopress.spaces.kernels import Family
 from paretopress.spaces.plan import plan
@@ -127,6 +127,24 @@ def test_integer_export_has_a_convolution_instead_and_computes_the_same(stride, 
     expected = forward(program, network, (x,))
     (outputs,) = run_session(session(path), [x])
     assert (outputs.argmax(1) == expected.argmax(1)).float().mean() >= 0.99
+    step = max(scale for scale, _ in network.ranges.values())
+    assert (outputs - expected).abs().median() < step
+
+
+def test_a_pruned_padding_is_a_narrower_convolution(tmp_path):
+    program = program_of(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+    groups = [group for group in program.structure.coupling.groups if not group.frozen]
+    assert {group.name: group.size for group in groups} == {"stem": 4, "branch:0": 2, "branch:6": 2}
+    keep = {"stem/channels": Keep(0.75), "branch:0/channels": Keep(0.5)}
+    formats = {f"{layer.name}/weights": Weights(8) for layer in program.structure.layers}
+    network = tuned(program, plan(program.structure, Policy.of({**formats, **keep})))
+    assert network.plan.shape("pad") == (1, 6, 4, 4)
+    path = tmp_path / "model.onnx"
+    export_onnx(program, network, path)
+    assert operators(path)["Conv"] == 3
+    x = torch.randn(200, 3, 8, 8)
+    expected = forward(program, network, (x,))
+    (outputs,) = run_session(session(path), [x])
     step = max(scale for scale, _ in network.ranges.values())
     assert (outputs - expected).abs().median() < step
 

@@ -254,3 +254,23 @@ def test_readers_of_a_changed_value_read_the_operator_that_changed_it():
     assert (result["b"].op, result["c"].op) == ("aten.relu.default", "aten.mul.Tensor")
     assert (result["b"].inputs, result["c"].inputs, result["d"].inputs) == (("a",), ("b",), ("c",))
     assert result["d"].arguments["tensors"] == [Ref("c")] * 3
+
+
+@pytest.mark.parametrize(("kind", "count"), [(nn.LSTM, 3), (nn.GRU, 2), (nn.RNN, 2)])
+def test_recurrent_layers_are_traced_by_their_shapes_alone(kind, count, monkeypatch):
+    """Steps are not traced one by one, results have the shapes of real ones, and PyTorch is left as it was."""
+    model = kind(5, 6, 2, batch_first=True, bidirectional=True)
+    x = torch.randn(2, 7, 5)
+    before = {name: dict(getattr(torch.ops.aten, name).input.py_kernels) for name in ("lstm", "gru", "rnn_tanh")}
+    monkeypatch.setattr(torch._decomp.decompositions, "one_layer_rnn", None)   # what goes through the steps
+    graph = capture(model, (x,)).graph
+    assert {n: dict(getattr(torch.ops.aten, n).input.py_kernels) for n in before} == before
+    output, states = model(x)
+    states = states if isinstance(states, tuple) else (states,)
+    (node,) = (node for node in graph.operators() if node.short_op in before)
+    results = [n for n in graph.operators() if node.name in n.inputs]
+    shapes = {n.arguments["arg1"]: n.shape for n in results}
+    real = [tuple(one.shape) for one in (output, *states)]
+    assert shapes == {index: real[index] for index in shapes}
+    assert len(shapes) == count
+    assert graph.dynamic_batch

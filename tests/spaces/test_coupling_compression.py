@@ -21,7 +21,8 @@ from paretopress.compressors.realise import realise
 from paretopress.compressors.refit import refit
 
 NAMES = ("uneven", "grouped", "many_groups", "transposed", "twice", "heads", "grouped_queries", "heads_by_hand",
-         "five_dimensions", "lstm", "pad", "shuffle", "matmul")
+         "five_dimensions", "lstm", "pad", "widened", "cropped", "every_second", "shuffle", "shuffled_units", "matmul",
+         "weight_norm", "weight_norm_of_windows")
 NAMES = tuple(name for name in NAMES if name in MODELS)
 
 

@@ -103,6 +103,16 @@ def crossed(x, layers):
     return layers["o"](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, 16))
 
 
+def shuffled_units(x, layers):
+    """Units of ShuffleNetV2: what passes a unit is interleaved with what it makes, then divided again."""
+    n, channels, height, width = x.shape
+    for name in "abc":
+        passed, read = x.chunk(2, 1)
+        x = torch.cat([passed, layers[name](read)], 1)
+        x = x.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(n, channels, height, width)
+    return x
+
+
 def gated(x, layers):
     signal, gate = layers["up"](x).split(10, -1)
     return layers["down"](signal * torch.sigmoid(gate))
@@ -152,9 +162,21 @@ MODELS = {
         {"second:4": (8, 1)},
     ),
     "shuffle": (lambda: Images(shuffle), IMAGE, {"second": (8, 1)}),
+    "shuffled_units": (
+        lambda: Images(shuffled_units, **{name: conv(8, 8, 1) for name in "abc"}), IMAGE, {"second:0": (2, 1)},
+    ),
     "native_shuffle": (lambda: Images(lambda x, _: F.channel_shuffle(x, 4)), IMAGE, {"second": (4, 1)}),
     "pad": (lambda: Images(lambda x, _: F.pad(x, (0, 0, 0, 0, 2, 3)), width=21), IMAGE, {"second": (16, 1)}),
-    "grouped": (lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=4)), IMAGE, {"second": (4, 4)}),
+    "widened": (
+        lambda: Images(lambda x, m: F.pad(x, (0, 0, 0, 0, 2, 3)) + m["a"](x), width=21, a=conv(16, 21, 1)), IMAGE,
+        {"second": (16, 1), "a:0": (2, 1), "a:18": (3, 1)},
+    ),
+    "cropped": (
+        lambda: Images(lambda x, m: F.pad(x, (0, 0, 0, 0, -2, 3)) + m["a"](x), width=17, a=conv(16, 17, 1)), IMAGE,
+        {"second:0": (2, 1), "second:2": (14, 1), "a:14": (3, 1)},
+    ),
+    "every_second": (lambda: Images(lambda x, _: x[:, 1::2] - x[:, ::2], width=8), IMAGE, {"second": (8, 2)}),
+    "grouped": (lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=4)), IMAGE, {"second": (4, 1)}),
     "many_groups": (
         lambda: Images(lambda x, m: m["a"](x), a=conv(16, 16, 3, groups=8)), IMAGE, {"second": (8, 2), "a": None},
     ),
@@ -219,7 +241,13 @@ MODELS = {
     "gru": (lambda: Tokens(lambda x, m: m["a"](x)[0], out=9, a=nn.GRU(16, 9, batch_first=True)), TOKENS,
             {"first": (16, 1), "a": (9, 1)}),
     "weight_norm": (
-        lambda: Tokens(lambda x, m: m["a"](x), a=nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))), TOKENS, {},
+        lambda: Tokens(lambda x, m: m["a"](x), a=nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))), TOKENS,
+        {"first": (16, 1), "layers.a": None},
+    ),
+    "weight_norm_of_windows": (
+        lambda: Images(
+            lambda x, m: m["a"](x), a=nn.utils.parametrizations.weight_norm(conv(16, 16, 3, groups=2), dim=2)
+        ), IMAGE, {"second": (8, 1)},
     ),
 }
 

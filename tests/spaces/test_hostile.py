@@ -21,6 +21,7 @@ from paretopress.spaces.choices import Keep
 from paretopress.spaces.errors import DataError, ParetopressError, UnsupportedModelError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
+from paretopress.spaces.structure import analyse
 from paretopress.spaces.time_limit import OutOfTime, time_limit
 
 VECTORS = (torch.linspace(-1, 1, 16).reshape(4, 4),)
@@ -305,7 +306,7 @@ def test_an_endless_forward_is_refused_when_its_time_is_over():
 
 
 def test_a_batch_of_any_size_that_takes_too_long_is_fixed_and_noted(monkeypatch):
-    """Recurrent layers over long sequences are so: every step is traced with symbols for sizes."""
+    """Code that unrolls a long loop is so: every step is traced with symbols for sizes."""
     export = torch.export.export
 
     def slow_with_symbols(*args, dynamic_shapes, **options):
@@ -316,6 +317,20 @@ def test_a_batch_of_any_size_that_takes_too_long_is_fixed_and_noted(monkeypatch)
     assert not captured.graph.dynamic_batch
     (note,) = captured.graph.notes
     assert note.startswith("the batch dimension is fixed at 4: tracing takes longer than 3 s; it was at ")
+
+
+def test_an_endless_analysis_is_refused_when_its_time_is_over(monkeypatch):
+    from paretopress.spaces import coupling_rules
+
+    def endless(builder, node):
+        spin()
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    captured = capture(model, (torch.randn(4, 8),))
+    monkeypatch.setitem(coupling_rules._RULES, "relu", endless)
+    message = r"takes longer than 0\.2 s \(\d+ operators; it was at relu in 1\)$"
+    with pytest.raises(UnsupportedModelError, match=r"^the model cannot be analysed: .*" + message):
+        analyse(captured, model, seconds=0.2)
 
 
 class Star(Two):

@@ -185,6 +185,18 @@ def test_the_reference_does_not_guess():
         evaluate(program, [x], rows(program, "first.weight", "first.bias") | rows(program, "last.weight", axis=1))
 
 
+def test_the_harness_notices_a_dead_group():
+    model, x, _ = small(Normed, 3, 4)
+    model.first = nn.Sequential(model.first, nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)).double()
+    model.first[1].bias.data.fill_(-1e6)   # a ReLU that never lets anything pass
+    item = parity.Subject("dead", model.requires_grad_(False), (x,), build_program(model, (x,)))
+    groups = {group.name: group for group in item.free}
+    assert parity.check(item, [groups["first.0"]], 0.5, 1).problem.startswith("no kept channel changes the output")
+    model.first[1].bias.data.fill_(1.0)
+    item = parity.Subject("alive", model, (x,), build_program(model, (x,)))
+    assert parity.check(item, [groups["first.1"]], 0.5, 1).problem == ""
+
+
 @pytest.mark.parametrize("name", ["resnet18", "bert"])
 def test_the_harness_notices_a_wrong_channel(name, monkeypatch):
     item = parity.subject(name)

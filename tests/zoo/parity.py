@@ -22,14 +22,14 @@ from paretopress.compressors.probe import selected
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.realise import realise
 from paretopress.spaces.choices import Keep
-from paretopress.spaces.coupling import ChannelGroup
+from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.errors import ParetopressError
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 
 RATIOS = (0.25, 0.5, 0.75)
 TOLERANCE = 1e-8  # of the output's standard deviation
-ALIVE = 1e-3  # of it: what one more channel must change
+ALIVE = 1e-3  # of it: what zeroing one kept channel must change
 TRIES = 8  # kept channels of which one must be alive: behind a ReLU some are dead
 DRAWS = 6  # keep sets of which one must be alive
 
@@ -185,16 +185,31 @@ def _spread(output: Tensor) -> float:
     return float(output.std(correction=0)) if output.numel() > 2 else float(output.abs().max())
 
 
+def zeros_of(program: Program, group: str, channels: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
+    """Where some channels of a group are in every floating-point value that has them."""
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for name, axes in program.structure.coupling.values.items():
+        for dimension, axis in enumerate(axes):
+            mine = any(segment.group == group for segment in axis or ())
+            if mine and program.graph.by_name[name].dtype.startswith("float"):
+                found.setdefault(name, []).append((dimension, positions_of(axis, group, channels)))
+    return found
+
+
+def positions_of(axis: Axis, group: str, channels: Tensor) -> Tensor:
+    """Positions of some channels of one group along a dimension."""
+    others = {segment.group: torch.arange(0) for segment in axis or ()}
+    return axis_index(axis, {**others, group: channels})
+
+
 def _liveness(item: Subject, selection: Selection, wanted: Sequence[Tensor]) -> float:
-    """How much the output changes, in standard deviations, when one kept channel is zeroed too."""
+    """How much the output changes, in standard deviations, when one kept channel is zero wherever it is."""
     best, steps = 0.0, {group.name: group.step for group in item.program.structure.coupling.groups}
+    present = presence(item.program, selection)
     for name, kept in list(selection.items())[:2]:
         for start in range(0, len(kept), steps[name])[:TRIES]:
-            left = torch.cat([kept[:start], kept[start + steps[name] :]])
-            if not len(left):
-                return torch.inf  # the last block: nothing would be left of the layer
-            fewer = presence(item.program, {**selection, name: left})
-            changed = _tensors(evaluate(item.program, item.args, fewer))
+            zeros = zeros_of(item.program, name, kept[start : start + steps[name]])
+            changed = _tensors(evaluate(item.program, item.args, present, zeros))
             best = max(best, *(float((a - b).abs().max()) / _spread(a) for a, b in zip(wanted, changed, strict=True)))
             if best > ALIVE:
                 return best
@@ -236,16 +251,25 @@ def weights_of(model: nn.Module) -> dict[str, int]:
     return found
 
 
+def fixed_weights(model: nn.Module, program: Program) -> dict[str, str]:
+    """Convolution and linear weights without a dimension in a free group, with the first reason."""
+    structure = program.structure
+    read = {node.target for node in program.graph.nodes if program.graph.users[node.name]}
+    found = {}
+    for name in weights_of(model):
+        known = structure.aliases.get(name, name)
+        groups = [segment.group for axis in structure.coupling.parameters.get(known) or () for segment in axis or ()]
+        reasons = [structure.units[f"{group}/channels"] for group in groups]
+        if all(reasons):
+            found[name] = reasons[0] if reasons else "no channels" if known in read else "no output depends on it"
+    return found
+
+
 def prunable_share(model: nn.Module, program: Program) -> float:
     """Share of the bytes of convolution and linear weights with at least one dimension in a free group."""
-    structure = program.structure
-    total = free = 0
-    for name, size in weights_of(model).items():
-        axes = structure.coupling.parameters.get(structure.aliases.get(name, name)) or ()
-        groups = {segment.group for axis in axes for segment in axis or ()}
-        total += size
-        free += size if any(not structure.units[f"{group}/channels"] for group in groups) else 0
-    return free / total if total else 0.0
+    sizes, fixed = weights_of(model), fixed_weights(model, program)
+    total = sum(sizes.values())
+    return sum(size for name, size in sizes.items() if name not in fixed) / total if total else 0.0
 
 
 def share_at_half(model: nn.Module, program: Program) -> float:

@@ -22,13 +22,19 @@ from paretopress.spaces.graph import Node, Ref
 __all__ = ["ConflictError", "NoRuleError", "Partial", "evaluate"]
 
 
-def evaluate(program: Program, inputs: Sequence[Tensor], presence: Mapping[str, Tensor]) -> list[Any]:
+def evaluate(
+    program: Program,
+    inputs: Sequence[Tensor],
+    presence: Mapping[str, Tensor],
+    zeros: Mapping[str, Sequence[tuple[int, Tensor]]] | None = None,
+) -> list[Any]:
     """Return the output nodes' values of the dense graph with some parameters' entries removed.
 
     Args:
         program: The captured dense model, all tensors in float64.
         inputs: One tensor per input node.
         presence: State name to 1 where an entry of that parameter exists and 0 where it is removed.
+        zeros: Node to the dimensions and positions along them that are zero in its value, though they exist.
 
     Returns:
         For every output a tensor, or a `Partial` where channels of the output itself are removed.
@@ -44,7 +50,15 @@ def evaluate(program: Program, inputs: Sequence[Tensor], presence: Mapping[str, 
             values[node.name] = partial(tensor, presence[node.target]) if node.target in presence else tensor
         elif node.op not in ("input", "output"):
             values[node.name] = _evaluate(node, values)
+        for dimension, positions in (zeros or {}).get(node.name, ()):
+            values[node.name] = _with_zeros(values[node.name], dimension, positions)
     return [values[name] for name in program.graph.outputs]
+
+
+def _with_zeros(item: Any, dimension: int, positions: Tensor) -> Any:
+    if isinstance(item, Partial):
+        return Partial(_with_zeros(item.value, dimension, positions), item.present)
+    return item.index_fill(dimension, positions, 0)
 
 
 def _evaluate(node: Node, values: Mapping[str, Any]) -> Any:

@@ -157,6 +157,12 @@ def _affine(y: Tensor, present: Tensor, weight: Any, bias: Any, shape: tuple[int
     return partial(y, present)
 
 
+def _weight_norm(function: Function, node: Node, arguments: Arguments) -> Any:
+    """The norm is that of the dense weight: what is left of it has the values it had."""
+    value = call(function, node, {name: value_of(item) for name, item in arguments.items()})
+    return partial(value, presence_of(arguments["v"]) * presence_of(arguments["g"]))
+
+
 def _layer_norm(_: Function, node: Node, arguments: Arguments) -> Any:
     x = _as_partial(
         arguments.get("input", arguments.get("self")), value_of(arguments.get("input", arguments.get("self")))
@@ -305,6 +311,7 @@ RULES: dict[str, Function] = {
     **dict.fromkeys(PRODUCTS, _product),
     "pad": _pad,
     "constant_pad_nd": _pad,
+    "_weight_norm": _weight_norm,
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,
     "group_norm": _group_norm,
