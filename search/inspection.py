@@ -6,10 +6,10 @@ from typing import Any
 
 from paretopress.evaluators.costs import integer_policy
 from paretopress.search.problem import Problem, reachable
+from paretopress.spaces.choices import describe
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.documents import finite
 from paretopress.spaces.policy import DENSE
-from paretopress.spaces.space import describe
 
 
 def inspection(problem: Problem) -> dict[str, Any]:
