@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 GAP, RANK_GAP, COLUMN_GAP = 16.0, 18.0, 56.0
 LANE, PORT = 12.0, 18.0   # width of a lane; side of the circle where an edge goes on in the next column
@@ -142,7 +143,7 @@ class _Column:
         self.above: dict[str, list[str]] = {name: [] for name in self.boxes}
         self.below: dict[str, list[str]] = {name: [] for name in self.boxes}
         for _, chain in self.chains:
-            for one, other in zip(chain, chain[1:], strict=False):
+            for one, other in pairwise(chain):
                 self.above[other].append(one)
                 self.below[one].append(other)
         self.x: dict[str, float] = {}
@@ -225,7 +226,7 @@ class _Column:
         return sum(self.x[other] for other in around) / len(around) if around else self.x[name]
 
     def _spine(self) -> dict[str, str]:
-        """Boxes that stand right below another one: of those it could follow, the one with the most boxes on its way."""
+        """Boxes that stand right below another one, which they follow on the way with the most boxes."""
         at = {name: index for row in self.rows for index, name in enumerate(row)}
         ahead = self._boxes_on_the_way(self.rows[::-1], self.below)
         behind = self._boxes_on_the_way(self.rows, self.above)

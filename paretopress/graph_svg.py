@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -83,15 +84,15 @@ def graph_svg(found: Mapping[str, Any]) -> str:
     residual = {edge[:2] for edge in edges if edge[2]}
     by_name = {one.name: one for one in drawn}
     most = max((one.share for one in drawn), default=0.0)
-    body = [_edge(edge, points, by_name[edge[0]], paints, edge in residual) for edge, points in layout.routes]
+    body = [_edge(points, by_name[edge[0]], paints, residual=edge in residual) for edge, points in layout.routes]
     body += [_box(one, layout.places[one.name], paints, most) for one in drawn]
     body += _ports(layout, by_name, paints)
     legend, legend_width, legend_height = _legend(found, paints, frozen, targets, layout.height)
     width = layout.width + legend_width + 3 * MARGIN
     height = max(layout.height, legend_height) + 2 * MARGIN
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     return "".join((
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}" role="img" aria-label="Fused layers and channel groups">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="Fused layers and channel groups">',
         f"<style>{_STYLE}</style>{_DEFINITIONS}",
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
         f'<g transform="translate({MARGIN:.0f} {MARGIN:.0f})">', *body, "</g>",
@@ -202,11 +203,8 @@ def _box(one: Drawn, place: Point, paints: Mapping[str, Paint], most: float) -> 
     dashes = ' stroke-dasharray="3 2"' if one.frozen else ""
     radius = 4 if one.facts else PILL_HEIGHT / 2
     title = "\n".join(plain_text(line) for line in one.tooltip.splitlines())
-    parts = [
-        f"<g><title>{escape(title)}</title>",
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{one.width:.1f}" height="{one.height:.1f}" rx="{radius:g}" '
-        f'fill="{fill}" {stroke}{dashes}/>',
-    ]
+    size = f'x="{x:.1f}" y="{y:.1f}" width="{one.width:.1f}" height="{one.height:.1f}" rx="{radius:g}"'
+    parts = [f"<g><title>{escape(title)}</title>", f'<rect {size} fill="{fill}" {stroke}{dashes}/>']
     if one.facts:
         count = max(1, len(one.groups))
         inner = one.height - 2
@@ -223,11 +221,9 @@ def _box(one: Drawn, place: Point, paints: Mapping[str, Paint], most: float) -> 
     return "".join(parts)
 
 
-def _edge(
-    edge: tuple[str, str], points: Sequence[Point], source: Drawn, paints: Mapping[str, Paint], residual: bool
-) -> str:
+def _edge(points: Sequence[Point], source: Drawn, paints: Mapping[str, Paint], *, residual: bool) -> str:
     path = [f"M{points[0][0]:.1f} {points[0][1]:.1f}"]
-    for (x, y), (to_x, to_y) in zip(points, points[1:], strict=False):
+    for (x, y), (to_x, to_y) in pairwise(points):
         middle = (y + to_y) / 2
         straight = abs(x - to_x) < 0.5
         path.append(f"V{to_y:.1f}" if straight else

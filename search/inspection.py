@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,10 +87,11 @@ class NodeRow:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Shares of one target: by layer, or by the node that a kernel without weights makes."""
+    """Shares of one target: by layer, and by the node that a kernel makes where that is no layer or one of its uses."""
 
     row: TimeRow
-    by_name: Shares
+    by_layer: Shares
+    by_node: Shares
 
 
 def inspection(problem: Problem) -> dict[str, Any]:
@@ -132,12 +134,13 @@ def _plain(row: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the rows
 
 def _layer_rows(problem: Problem, prices: Iterable[Prices]) -> list[LayerRow]:
     structure = problem.program.structure
-    kernels = {kernel.layer: kernel for kernel in cost_view(problem.plan(DENSE)).kernels if kernel.layer}
+    macs: Counter[str] = Counter()
+    for kernel in cost_view(problem.plan(DENSE)).kernels:
+        macs[kernel.layer] += kernel.macs
     return [
         LayerRow(
-            layer.name, layer.kind.value, layer.shape,
-            kernels[layer.name].macs if layer.name in kernels else 0,
-            _weight_bytes(layer, structure.state), _shares(prices, layer.name),
+            layer.name, layer.kind.value, layer.shape, macs[layer.name], _weight_bytes(layer, structure.state),
+            {price.row.name: price.by_layer[layer.name] for price in prices if layer.name in price.by_layer},
             structure.ends.get(layer.name), layer.frozen or None,
         )
         for layer in structure.layers
@@ -165,9 +168,13 @@ def _group_row(
 
 def _node_row(problem: Problem, node: OverviewNode, prices: Iterable[Prices]) -> NodeRow:
     layer = problem.program.structure.layer(node.layer) if node.layer else None
+    shares: dict[str, float] = {}
+    for price in prices:
+        share = price.by_node.get(node.name, price.by_layer.get(node.layer))
+        shares |= {} if share is None else {price.row.name: share}
     return NodeRow(
         node.name, node.kind, node.operators, node.layer or None, node.shape, layer.shape if layer else None,
-        node.groups, _shares(prices, node.layer or node.name), layer.frozen or None if layer else None,
+        node.groups, shares, layer.frozen or None if layer else None,
     )
 
 
@@ -191,10 +198,6 @@ def _refusals(problem: Problem) -> list[str]:
             *(f"{INTEGER_MODEL}: {line}" for line in integer.values())]
 
 
-def _shares(prices: Iterable[Prices], name: str) -> dict[str, float]:
-    return {price.row.name: price.by_name[name] for price in prices if name in price.by_name}
-
-
 def _prices(problem: Problem) -> list[Prices]:
     """Where the time of each target goes: in the dense model, or in the 8-bit one where only that runs.
 
@@ -216,12 +219,15 @@ def _executes(problem: Problem, device: DeviceProfile, planned: Plan) -> bool:
 def _priced(device: DeviceProfile, name: str, model: str, view: CostView) -> Prices:
     """The shares of a target's time; those of all kernels, the conversions and the call of the runtime add up to 1."""
     total = device.relative_cost(view) or 1.0
-    shares: dict[str, float] = {}
+    by_layer: defaultdict[str, float] = defaultdict(float)
+    by_node: defaultdict[str, float] = defaultdict(float)
+    uses = Counter(kernel.layer for kernel in view.kernels if not kernel.name.endswith(":first"))
     for kernel, price in zip(view.kernels, device.kernel_cost(view.kernels), strict=True):
-        key = kernel.layer or kernel.name
-        shares[key] = shares.get(key, 0.0) + float(price) / total
-    layers = {kernel.layer for kernel in view.kernels if kernel.layer}
-    others = sum(share for key, share in shares.items() if key not in layers)
+        if kernel.layer:
+            by_layer[kernel.layer] += float(price) / total
+        if not kernel.layer or uses[kernel.layer] > 1:   # a layer that is used twice has two nodes
+            by_node[kernel.name] += float(price) / total
+    others = sum(by_node[kernel.name] for kernel in view.kernels if not kernel.layer)
     conversions = float(device.boundary_cost(view.boundaries).sum()) / total
-    call = max(0.0, 1.0 - sum(shares.values()) - conversions)
-    return Prices(TimeRow(name, model, others, conversions, call), shares)
+    call = max(0.0, 1.0 - sum(by_layer.values()) - others - conversions)
+    return Prices(TimeRow(name, model, others, conversions, call), dict(by_layer), dict(by_node))
