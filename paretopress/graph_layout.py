@@ -15,7 +15,7 @@ from itertools import pairwise
 GAP, RANK_GAP, COLUMN_GAP = 16.0, 18.0, 56.0
 LANE, PORT = 12.0, 18.0   # width of a lane; side of the circle where an edge goes on in the next column
 SWEEPS = 10
-SHORTEST, MOST_CROSSING = 900.0, 3   # height of a column; edges that may go on in the next one
+SHORTEST, MOST_CROSSING = 1100.0, 2   # height of a column; edges that may go on in the next one
 
 Edge = tuple[str, str]
 Point = tuple[float, float]
@@ -103,14 +103,14 @@ def _cuts(by_name: Mapping[str, Box], edges: Sequence[Edge], ranks: Mapping[str,
     best, tall = 0, 0.0
     for rank in range(1, count):
         tall += heights[rank - 1]
-        if sum(heights[rank:]) < 0.3 * goal:
-            break
         near = tall > 0.75 * goal and len(crossing[rank]) <= MOST_CROSSING
         if near and (not best or len(crossing[rank]) < len(crossing[best])):
             best = rank
         if best and tall > 1.15 * goal:
             cuts.append(best)
             tall, best = sum(heights[best:rank]), 0
+    if best and tall + heights[-1] > 1.15 * goal:
+        cuts.append(best)
     return tuple(cuts)
 
 
@@ -182,7 +182,7 @@ class _Column:
         for _ in range(SWEEPS):
             for row in self.rows:
                 wanted = [self.x[spine[name]] if name in spine else self._near(name) for name in row]
-                self._settle(row, wanted, [1e4 if name in spine else 1.0 for name in row])
+                self._settle(row, wanted, [1e9 if name in spine else 1.0 for name in row])
         for _ in range(4):
             self._straighten()
         left = min((self.x[n] - box.width / 2 for n, box in self.boxes.items()), default=0.0)
@@ -275,7 +275,7 @@ class _Column:
                 outer = max(values) if sum(values) / len(values) >= ends else min(values)
                 wanted.update(dict.fromkeys(lanes, outer))
         for row in self.rows:
-            self._settle(row, [wanted[name] for name in row], [1.0 if name in self.lanes else 1e4 for name in row])
+            self._settle(row, [wanted[name] for name in row], [1.0 if name in self.lanes else 1e9 for name in row])
 
     def places(self) -> dict[str, Point]:
         """Centre and top of boxes and ports, boxes in the middle of their row."""

@@ -151,7 +151,7 @@ def _drawn(run: Sequence[Mapping[str, Any]], paints: Mapping[str, Paint], target
         title = _shortened(node["layer"])
         facts = " · ".join(filter(None, (node["kind"], "×".join(map(str, node["weight"])), percent)))
     else:
-        names = [name.rpartition(".")[2] for one in run for name in one["operators"]]
+        names = ["part" if name.endswith("getitem") else name for one in run for name in one["operators"]]
         shown = names if len(names) <= LONGEST_OPERATORS else [*names[:LONGEST_OPERATORS - 1], "…", names[-1]]
         title = " · ".join(shown) or f"{node['kind']} {node['name']}" * (node["kind"] == "input") or node["kind"]
         title = " · ".join(filter(None, (_shortened(title, 48), shape if node["kind"] == "input" else "", percent)))
