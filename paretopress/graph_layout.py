@@ -144,8 +144,9 @@ class _Column:
         self.below: dict[str, list[str]] = {name: [] for name in self.boxes}
         for _, chain in self.chains:
             for one, other in pairwise(chain):
-                self.above[other].append(one)
-                self.below[one].append(other)
+                if one not in self.above[other]:
+                    self.above[other].append(one)
+                    self.below[one].append(other)
         self.x: dict[str, float] = {}
 
     def _add(self, box: Box, row: int) -> None:
@@ -164,9 +165,10 @@ class _Column:
             return   # several readers in other columns, one line to where they go on
         chain = [start]
         for row in range(start_row + 1, end_row):
-            name = f"\0lane {len(self.chains)} {row}"
-            self.lanes.add(name)
-            self._add(Box(name, LANE, 0.0), row)
+            name = f"\0lane {row} {start}"   # one lane for all that read the same value further down
+            if name not in self.lanes:
+                self.lanes.add(name)
+                self._add(Box(name, LANE, 0.0), row)
             chain.append(name)
         self.chains.append((edge, [*chain, end]))
 
@@ -267,7 +269,7 @@ class _Column:
     def _straighten(self) -> None:
         """Draw every lane as far out as its furthest point, so that it runs straight beside what it passes."""
         wanted = dict(self.x)
-        for _, chain in self.chains:
+        for _, chain in sorted(self.chains, key=lambda entry: len(entry[1])):   # the longest has all lanes of a value
             lanes = chain[1:-1]
             if lanes:
                 ends = (self.x[chain[0]] + self.x[chain[-1]]) / 2

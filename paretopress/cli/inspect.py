@@ -165,7 +165,8 @@ def inspection_text(found: Mapping[str, Any], width: int, most: int | None = MOS
         ),
     ]
     if dropped:
-        parts.append(plain_table("Not offered", ("unit", "choice", "reason"), dropped))
+        headings = ("unit", "choice", "reason")
+        parts.append(plain_table("Not offered", headings, dropped, whole=headings[:short]))
     rows = [_objective_cells(name, row) for name, row in found["objectives"].items()]
     title = "Feasibility (predicted; the best of each on its own)"
     parts.append(plain_table(title, COST_HEADINGS, rows, right=COST_HEADINGS[1:4]))
