@@ -229,7 +229,7 @@ def _other_time(times: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _share_lines(times: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the shares are of: one line, and one per target where they are several."""
-    of = [f"{row['name']} ({row['model']} model)" for row in times]
+    of = [f"{row['name']} ({row['model']})" for row in times]
     if len(of) < 2:
         return [f"share: of the predicted {of[0]}"] if of else ["share: no target can execute the model"]
     return ["share: of the predicted", *(f"  {number}. {text}" for number, text in enumerate(of, 1))]

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +57,7 @@ def test_boxes_do_not_overlap_and_edges_run_down_from_box_to_box(graph):
     for source, target in edges:   # what goes on in another column has ports instead
         assert (source, target) in drawn or source in {name for name, _ in layout.ports}
     for (source, target), points in layout.routes:
-        assert all(to_y >= y for (_, y), (_, to_y) in zip(points, points[1:], strict=False))
+        assert all(to_y >= y for (_, y), (_, to_y) in pairwise(points))
         x, y = layout.places[source]
         starts = abs(points[0][0] - x) < 1e-6 and abs(points[0][1] - y - by_name[source].height) < 1e-6
         assert starts or any(abs(points[0][0] - px) < 1e-6 for px, _ in ports)
@@ -108,7 +109,7 @@ def group(name, frozen=None, inner=1):
 
 def found(nodes, groups, edges=None):
     names = [one["name"] for one in nodes]
-    pairs = edges or [(one, other, False) for one, other in zip(names, names[1:], strict=False)]
+    pairs = edges or [(one, other, False) for one, other in pairwise(names)]
     return {
         "graph": {
             "nodes": nodes, "edges": [{"source": s, "target": t, "residual": r} for s, t, r in pairs],
@@ -192,7 +193,7 @@ def test_operators_without_weights_in_a_row_are_one_pill():
 
 def test_inspect_draws_what_it_found(cli, project):
     given = ("inspect", "--model", "small:model", "--data", "small:data", "--target", "cortex-a76-tflite")
-    code, out, err = cli(*given, "--svg", "drawn.svg")
+    code, _, err = cli(*given, "--svg", "drawn.svg")
     assert code == 0
     assert "graph: drawn.svg" in err
     words = texts(ElementTree.parse(project / "drawn.svg").getroot())

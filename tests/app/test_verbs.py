@@ -185,7 +185,7 @@ def test_inspection_text_shows_options_reasons_and_feasibility():
     assert "first conv 8×1×3×3 4.61 k 288 B 25.0 % 2 formats, first layer" in flat
     assert "(other kernels) 25.0 % (runtime call) 50.0 %" in flat
     assert "conversions" not in flat
-    assert "share: of the predicted latency@local (dense model)" in flat
+    assert "share: of the predicted latency@local (dense)" in flat
     assert "first 8×4 4.61 k 288 B 25.0 % 2 first" in flat
     assert "last 4 0 0 B – frozen model output" in flat
     assert "note: without all of first the model runs as it was captured: its forward says 32" in flat
