@@ -154,3 +154,20 @@ def test_residual_edges_go_around_their_branch(found):
     kinds = [node["kind"] for node in found["graph"]["nodes"]]
     assert (kinds[0], kinds[-1]) == ("input", "output")
     assert {node["layer"] for node in nodes.values()} >= {layer["name"] for layer in found["layers"]}
+
+
+def test_inspecting_leaves_the_model_as_it_was():
+    model = Blocks().train()
+    model.stem.weight.requires_grad_(False)
+    model.fc.eval()
+
+    def state():
+        tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        modes = [module.training for module in model.modules()]
+        return tensors, modes, [(id(one), one.requires_grad, one.grad) for one in model.parameters()]
+
+    before = state()
+    inspection(prepared(model, ZEN))
+    after = state()
+    assert before[1:] == after[1:]
+    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
