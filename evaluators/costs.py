@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretopress.hardware_profiles.profile import DeviceProfile
-from paretopress.spaces.choices import Choice, Keep, Weights
+from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, describe
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
 from paretopress.spaces.kernels import CostView
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
-from paretopress.spaces.space import SearchSpace, describe
+from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.structure import Structure
 
 RELATIVE_NOISE = 0.002   # a predicted gain below this is not a gain
@@ -162,6 +162,27 @@ def drop_what_cannot_run(structure: Structure, space: SearchSpace, costs: CostMo
                 continue
             refusals = costs.refusals(plan(structure, integer.replace({unit: choice})))
             space = space.without({unit: [choice]}, {unit: "; ".join(refusals.values())})
+    return space
+
+
+def drop_slower_ranks(structure: Structure, space: SearchSpace, costs: CostModel) -> SearchSpace:
+    """Remove the ranks that are predicted no faster than the layer in one piece, on any target.
+
+    Two kernels read and write more than one; fewer multiplications do not always pay for that. Each rank is priced
+    among float layers and among 8-bit ones, as far as a target can execute them: what no target can is left alone.
+    """
+    contexts = [context for context in (Policy(), integer_policy(space))
+                if any(math.isfinite(costs.predict(plan(structure, context))[name]) for name in costs.latency_names)]
+    before = [costs.predict(plan(structure, context)) for context in contexts]
+    for unit, options in space.options.items():
+        removed: list[Choice] = []
+        for choice in options:
+            if isinstance(choice, Factorised) and contexts:
+                after = (costs.predict(plan(structure, context.replace({unit: choice}))) for context in contexts)
+                if not any(_saves_time(costs, new, old) for new, old in zip(after, before, strict=True)):
+                    removed.append(choice)
+        reason = f"predicted no faster than the layer in one piece on {', '.join(d.id for d in costs.devices)}"
+        space = space.without({unit: removed}, {unit: reason})
     return space
 
 

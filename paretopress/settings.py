@@ -55,6 +55,7 @@ class SpaceSection(_Strict):
     keep: list[Fraction] = list(SpaceSettings().keep)
     rank: list[Fraction] = list(SpaceSettings().rank)
     bits: list[Literal[2, 3, 4, 8]] = list(SpaceSettings().bits)  # type: ignore[arg-type]
+    end_bits: Literal[2, 3, 4, 8] = SpaceSettings().end_bits  # type: ignore[assignment]
     depth: bool = SpaceSettings().depth
     exclude: list[str] = []
     pin: dict[str, dict[str, Any]] = {}
@@ -245,6 +246,7 @@ def _space(section: SpaceSection, source: str) -> SpaceSettings:
         keep=tuple(section.keep),
         rank=tuple(section.rank),
         bits=tuple(section.bits),
+        end_bits=section.end_bits,
         depth=section.depth,
         exclude=tuple(section.exclude),
         pin=pins,

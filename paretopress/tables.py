@@ -102,7 +102,11 @@ def render(parts: Iterable[Any], width: int, *, colour: bool = False) -> str:
 
 
 def plain_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    right: Sequence[str] = (),
+    whole: Sequence[str] | None = None,
 ) -> Table:
     """Return a table of plain text.
 
@@ -110,7 +114,8 @@ def plain_table(
         title: Above the table; `""` for none.
         headings: Column names.
         rows: Cells, shown as text.
-        right: Names of the columns that are aligned to the right.
+        right: Names of the columns that are aligned to the right and never wrapped.
+        whole: Names of other columns that are never wrapped; by default the first one.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -124,11 +129,12 @@ def plain_table(
         title_style="bold",
         padding=(0, 1, 0, 0),
     )
+    unwrapped = {*right, *(headings[:1] if whole is None else whole)} - {""}
     for heading in headings:
         table.add_column(
             heading,
             justify="right" if heading in right else "left",
-            no_wrap=heading in right or heading == headings[0] != "",
+            no_wrap=heading in unwrapped,
             overflow="fold",
         )
     for row in rows:

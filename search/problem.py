@@ -20,6 +20,7 @@ from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.costs import (
     CostModel,
+    drop_slower_ranks,
     drop_slower_twins,
     drop_what_cannot_run,
     drop_what_does_not_pay,
@@ -247,6 +248,7 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     flat = program.flatten_inputs(example.args, dict(example.kwargs))
     costs = CostModel(tuple(anchored(device, program, space, flat) for device in devices))
     space = drop_what_cannot_run(program.structure, space, costs)
+    space = drop_slower_ranks(program.structure, space, costs)
     space = drop_slower_twins(program.structure, space, costs)
     space, size_only = drop_what_does_not_pay(program.structure, space, costs)
     baseline = costs.predict(plan(program.structure, DENSE))

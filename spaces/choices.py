@@ -81,6 +81,19 @@ KINDS: Mapping[str, type[Keep] | type[Factorised] | type[Weights]] = {
 }
 
 
+def describe(choice: Choice) -> str:
+    """Return a choice in a few words, such as `keep 0.5` or `4-bit weights, 8-bit activations`."""
+    match choice:
+        case Keep(0.0):
+            return "drop the branch"
+        case Keep(ratio):
+            return f"keep {ratio:g}"
+        case Factorised(_, rank):
+            return f"rank {rank}"
+        case Weights(bits, activations):
+            return f"{bits}-bit weights" + (f", {activations}-bit activations" if activations != 32 else "")
+
+
 def choice_to_plain(choice: Choice) -> dict[str, Any]:
     """Return a choice as plain data for YAML and JSON."""
     match choice:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, choice_to_plain
-from paretopress.spaces.coupling import ChannelGroup
+from paretopress.spaces.choices import Choice, Keep, choice_to_plain, describe
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.legality import keep_choices, rank_choices, weight_choices
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.structure import Structure
 
@@ -28,6 +27,8 @@ class SpaceSettings:
         keep: Fractions of channels offered (1 is always offered as dense).
         rank: Fractions of a layer's break-even rank offered.
         bits: Weight widths offered, those the device allows.
+        end_bits: Fewest weight bits of the first and the last layers, 2 for no difference. A `pin` of such a
+            layer's weights goes before it; where all of `bits` are fewer, the widest of them is offered.
         depth: Whether whole residual branches may be dropped, where nothing else needs their inside.
         exclude: Globs of layers and groups that stay dense.
         pin: Glob of unit names (`fc/weights`) to the one choice they take.
@@ -36,6 +37,7 @@ class SpaceSettings:
     keep: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
     rank: tuple[float, ...] = (0.25, 0.5, 0.75)
     bits: tuple[int, ...] = (8, 4, 3, 2)
+    end_bits: int = 8
     depth: bool = True
     exclude: tuple[str, ...] = ()
     pin: Mapping[str, Choice] = field(default_factory=dict, hash=False)
@@ -97,19 +99,6 @@ class SearchSpace:
                 raise PolicyError(f"unit {unit!r} does not offer {describe(choice)} (allowed: {shown})")
 
 
-def describe(choice: Choice) -> str:
-    """Return a choice in a few words, such as `keep 0.5` or `4-bit weights, 8-bit activations`."""
-    match choice:
-        case Keep(0.0):
-            return "drop the branch"
-        case Keep(ratio):
-            return f"keep {ratio:g}"
-        case Factorised(_, rank):
-            return f"rank {rank}"
-        case Weights(bits, activations):
-            return f"{bits}-bit weights" + (f", {activations}-bit activations" if activations != 32 else "")
-
-
 def build_space(
     structure: Structure, devices: Sequence[Capabilities], settings: SpaceSettings | None = None
 ) -> SearchSpace:
@@ -129,15 +118,7 @@ def build_space(
         if reason:
             dropped.append((unit, "*", reason))
             continue
-        legal: Sequence[Choice]
-        if kind == "channels":
-            legal, refused = _keep_options(structure.group(subject), devices, settings)
-            if settings.depth and _may_drop(structure, subject, settings):
-                legal, refused = [*legal, Keep(0.0)], []
-        elif kind == "weights":
-            legal, refused = _weight_options(devices, settings)
-        else:
-            legal, refused = _rank_options(structure.layer(subject), devices, settings)
+        legal, refused = _choices(structure, subject, kind, devices, settings)
         dropped += [(unit, name, why) for name, why in refused]
         if legal:
             options[unit] = (None, *legal)
@@ -152,10 +133,32 @@ def _excluded(structure: Structure, subject: str, kind: str, settings: SpaceSett
     return next((f"excluded by {pattern!r}" for pattern in patterns), "")
 
 
-def _may_drop(structure: Structure, group: str, settings: SpaceSettings) -> bool:
-    """Whether a group is the inside of a droppable branch of which no layer is excluded."""
+def _choices(
+    structure: Structure, subject: str, kind: str, devices: Sequence[Capabilities], settings: SpaceSettings
+) -> tuple[Sequence[Choice], Sequence[tuple[str, str]]]:
+    """The legal choices of a unit that is neither frozen nor excluded, and the others with their reasons."""
+    if kind == "weights":
+        pinned = any(fnmatch.fnmatchcase(f"{subject}/weights", pattern) for pattern in settings.pin)
+        return weight_choices(devices, settings.bits, 0 if pinned else settings.end_bits,
+                              structure.ends.get(subject, ""))
+    if kind == "rank":
+        return rank_choices(structure.layer(subject), devices, settings.rank)
+    keeps, refused = keep_choices(structure.group(subject), devices, settings.keep)
+    why_not = _keeps_branch(structure, subject, settings)
+    if why_not:
+        return keeps, [*refused, (describe(Keep(0.0)), why_not)] if keeps else refused
+    return [*keeps, Keep(0.0)], [(choice, reason) for choice, reason in refused if choice != "*"]
+
+
+def _keeps_branch(structure: Structure, group: str, settings: SpaceSettings) -> str:
+    """Why a group may not go whole, `""` where it may: it is the inside of a residual branch."""
     branch = structure.branches.get(group)
-    return branch is not None and not any(_excluded(structure, n, "weights", settings) for n in branch.layers)
+    if branch is None:
+        return "only channels inside a residual branch that can be dropped may go whole"
+    if not settings.depth:
+        return "space.depth is off"
+    excluded = {name: _excluded(structure, name, "weights", settings) for name in branch.layers}
+    return next((f"{name} in the branch is {reason}" for name, reason in excluded.items() if reason), "")
 
 
 def _execution_order(structure: Structure, options: dict[str, Options]) -> dict[str, Options]:
@@ -195,51 +198,3 @@ def _apply_pins(
             if choice not in options[unit]:
                 raise ConfigError(f"space.pin: {unit!r} does not offer {describe(choice)}")
             options[unit] = (choice,)
-
-
-def _keep_options(
-    group: ChannelGroup, devices: Sequence[Capabilities], settings: SpaceSettings
-) -> tuple[list[Keep], list[tuple[str, str]]]:
-    step = group.step
-    for device in devices:
-        # A channel of the group may be several of its layers, as a head is.
-        step = math.lcm(step, device.channel_step // math.gcd(device.channel_step, group.inner))
-    if group.size <= step:
-        reason = f"{group.size * group.inner} channels are not more than one step of {step * group.inner}"
-        return [], [("*", reason)]
-    counts = {max(step, round(ratio * group.size / step) * step) for ratio in settings.keep if ratio < 1.0}
-    counts = {count for count in counts if count < group.size}
-    return [Keep(round(count / group.size, 6)) for count in sorted(counts, reverse=True)], []
-
-
-def _weight_options(
-    devices: Sequence[Capabilities], settings: SpaceSettings
-) -> tuple[list[Weights], list[tuple[str, str]]]:
-    legal: list[Weights] = []
-    refused: list[tuple[str, str]] = []
-    for bits in settings.bits:
-        for activations in (8, 32):
-            choice = Weights(bits, activations)
-            why = [
-                f"{device.device}: {device.refused.get((bits, activations), 'no kernel for this format')}"
-                for device in devices if (bits, activations) not in device.formats
-            ]
-            if not why:
-                legal.append(choice)
-            else:
-                refused.append((describe(choice), "; ".join(why)))
-    return legal, refused
-
-
-def _rank_options(
-    layer: Layer, devices: Sequence[Capabilities], settings: SpaceSettings
-) -> tuple[list[Factorised], list[tuple[str, str]]]:
-    step = 1
-    for device in devices:
-        step = math.lcm(step, device.rank_step)
-    break_even = layer.out_channels * layer.columns / (layer.out_channels + layer.columns)
-    ranks = {round(fraction * break_even / step) * step for fraction in settings.rank}
-    ranks = {rank for rank in ranks if 0 < rank < break_even}   # always below full rank
-    if not ranks:
-        return [], [("*", f"no rank that is a multiple of {step} has fewer weights than the dense layer")]
-    return [Factorised("svd", rank) for rank in sorted(ranks, reverse=True)], []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from paretopress.spaces.branches import Branch, find_branches, without_branches
 from paretopress.spaces.coupling import ChannelGroup, Coupling, analyse_coupling
 from paretopress.spaces.documents import fingerprint
+from paretopress.spaces.ends import end_layers
 from paretopress.spaces.errors import PolicyError, UnsupportedModelError, unknown_name
 from paretopress.spaces.fusion import Fusion, fuse
 from paretopress.spaces.graph import Graph, Node
@@ -70,6 +71,11 @@ class Structure:
     def subsamplings(self) -> tuple[Subsampling, ...]:
         """Chains of data-moving operators that an integer runtime runs as one convolution."""
         return find_subsamplings(self.graph)
+
+    @cached_property
+    def ends(self) -> dict[str, str]:
+        """The first and the last layers: name to `first`, `last` or `first and last`."""
+        return end_layers(self.graph, self.layers)
 
     @cached_property
     def branches(self) -> dict[str, Branch]:

@@ -86,6 +86,13 @@ def test_branches_may_be_dropped_unless_the_space_says_no():
     assert not search_settings({"space": {"depth": False}}).space.depth
 
 
+def test_first_and_last_layers_keep_8_bits_unless_the_space_says_otherwise():
+    assert search_settings({}).space.end_bits == 8
+    assert search_settings({"space": {"end_bits": 2}}).space.end_bits == 2
+    with pytest.raises(ConfigError, match=r"space\.end_bits: .* got 5"):
+        search_settings({"space": {"end_bits": 5}})
+
+
 def test_workers_are_one_per_core_unless_a_number_of_trials_asks_for_repeatable_runs():
     timed = search_settings({"search": {"time": "1m"}})
     cores = min(8, len(os.sched_getaffinity(0)))

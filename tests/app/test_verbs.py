@@ -123,17 +123,40 @@ INSPECTED = {
             "macs": 4608,
             "bytes": 288,
             "frozen": None,
+            "end": "first",
             "share": {"latency@local": 0.25},
         }
     ],
+    "other_time": [
+        {"name": "latency@local", "model": "dense", "kernels": 0.25, "conversions": 0.0, "call": 0.5}
+    ],
     "groups": [
-        {"name": "first", "channels": 8, "step": 1, "producers": ["first"], "consumers": [], "frozen": None},
+        {
+            "name": "first",
+            "channels": 8,
+            "step": 1,
+            "inner": 4,
+            "producers": ["first"],
+            "consumers": [],
+            "macs": 4608,
+            "bytes": 288,
+            "share": {"latency@local": 0.25},
+            "droppable": False,
+            "own_code": "its forward says 32",
+            "frozen": None,
+        },
         {
             "name": "last",
             "channels": 4,
             "step": 1,
+            "inner": 1,
             "producers": ["last"],
             "consumers": [],
+            "macs": 0,
+            "bytes": 0,
+            "share": {},
+            "droppable": False,
+            "own_code": None,
             "frozen": "model output",
         },
     ],
@@ -159,13 +182,17 @@ def test_inspection_text_shows_options_reasons_and_feasibility():
     text = inspection_text(INSPECTED, 100)
     assert max(map(len, text.splitlines())) <= 100
     flat = " ".join(text.split())
-    assert "first conv 8×1×3×3 4.61 k 288 B 25.0 %" in flat
-    assert "first 8 2 first" in flat
-    assert "last 4 frozen model output" in flat
+    assert "first conv 8×1×3×3 4.61 k 288 B 25.0 % 2 formats, first layer" in flat
+    assert "(other kernels) 25.0 % (runtime call) 50.0 %" in flat
+    assert "conversions" not in flat
+    assert "share: of the predicted latency@local (dense)" in flat
+    assert "first 8×4 4.61 k 288 B 25.0 % 2 first" in flat
+    assert "last 4 0 0 B – frozen model output" in flat
+    assert "note: without all of first the model runs as it was captured: its forward says 32" in flat
     assert "objective dense best reachable limit" in flat
     assert "latency@local 400 µs 50.0 µs 1.00 ms can be met" in flat
     assert "size 5.26 kB 300 B 100 B impossible" in flat
-    assert "2 units, 10^0.6 policies note: static batch" in flat
+    assert "note: static batch" in flat
     assert "1 more rows" in inspection_text(INSPECTED, 100, most=1)
 
 

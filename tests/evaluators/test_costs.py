@@ -9,15 +9,17 @@ from torch import nn
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.costs import (
     CostModel,
+    drop_slower_ranks,
     drop_slower_twins,
     drop_what_does_not_pay,
+    integer_policy,
     runs_everywhere,
     violations,
 )
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.capture import capture
-from paretopress.spaces.choices import Keep, Weights
+from paretopress.spaces.choices import Factorised, Keep, Weights
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
@@ -197,7 +199,7 @@ def test_weights_that_compute_in_floats_stay_where_conversions_cost_more_than_in
     device = load_profile(ZEN)
     model = Three().eval()
     structure = analyse(capture(model, (torch.randn(2, 3, 16, 16),)), model)
-    space = build_space(structure, [device.capabilities()], SpaceSettings())
+    space = build_space(structure, [device.capabilities()], SpaceSettings(end_bits=2))
     assert all(Weights(bits, 32) in space.options["thin/weights"] for bits in (8, 4, 3, 2))
     kept = drop_slower_twins(structure, space, CostModel((device,)))
     assert Weights(8, 32) in kept.options["thin/weights"]
@@ -224,3 +226,46 @@ def test_floats_stay_where_integers_pay_in_the_dense_model_only(channels, size):
     assert time(**narrow, **{"2_weights": Weights(8, 8)}) > time(**narrow, **{"2_weights": Weights(8, 32)})
     space = drop_slower_twins(structure, build_space(structure, [device.capabilities()], SpaceSettings()), costs)
     assert Weights(8, 32) in space.options["2/weights"]
+
+
+@pytest.mark.parametrize("targets", [(ZEN,), (BOARD,), (ZEN, PHONE)])
+def test_ranks_that_are_predicted_no_faster_are_not_offered(targets):
+    """Few weights of a large image cost more in two kernels; many of a small one cost less."""
+    costs = CostModel(tuple(load_profile(name) for name in targets))
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Conv2d(16, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3), nn.Flatten(), nn.Linear(128 * 16, 4),
+    ).eval()
+    structure = analyse(capture(model, (torch.randn(2, 3, 32, 32),)), model)
+    space = build_space(structure, [device.capabilities() for device in costs.devices])
+    kept = drop_slower_ranks(structure, space, costs)
+    dropped = {(unit, choice): reason for unit, choice, reason in kept.dropped if choice.startswith("rank ")}
+    contexts = [context for context in (DENSE, integer_policy(space))
+                if not all(math.isinf(costs.predict(plan(structure, context))[name]) for name in costs.latency_names)]
+    for unit, options in space.options.items():
+        for choice in options:
+            if not isinstance(choice, Factorised):
+                assert choice is None or choice in kept.options[unit]
+                continue
+            gains = [new[name] < old[name] * 0.998 for context in contexts for name in costs.latency_names
+                     for old in [costs.predict(plan(structure, context))]
+                     for new in [costs.predict(plan(structure, context.replace({unit: choice})))]]
+            assert (choice in kept.options.get(unit, ())) == any(gains)
+            reason = f"predicted no faster than the layer in one piece on {', '.join(targets)}"
+            assert any(gains) or dropped[unit, f"rank {choice.rank}"] == reason
+    assert any(isinstance(choice, Factorised) for choice in kept.options["7/rank"])
+    assert targets != (ZEN,) or "2/rank" not in kept.options
+
+
+def test_ranks_stay_where_no_target_can_execute_the_model():
+    """Times that are not known tell nothing about ranks."""
+
+    class Cosine(nn.Module):
+        def forward(self, x):
+            return torch.cos(x)
+
+    model = nn.Sequential(Cosine(), nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Flatten()).eval()
+    costs = CostModel((load_profile(BOARD),))
+    structure = analyse(capture(model, (torch.randn(2, 3, 8, 8),)), model)
+    space = build_space(structure, [device.capabilities() for device in costs.devices])
+    assert drop_slower_ranks(structure, space, costs).options == space.options

@@ -243,7 +243,8 @@ def test_a_dropped_branch_that_leaves_a_float_activation_is_not_offered():
         assert Keep(0.0) in space.options["inner/channels"]
         kept = drop_what_cannot_run(structure, space, costs)
         assert (Keep(0.0) in kept.options["inner/channels"]) == offered
-        reasons = [reason for unit, choice, reason in kept.dropped if choice == "drop the branch"]
+        reasons = [reason for unit, choice, reason in kept.dropped
+                   if (unit, choice) == ("inner/channels", "drop the branch")]
         assert bool(reasons) != offered
         assert all(reason.startswith(f"{BOARD} cannot run it: kernel ") for reason in reasons)
         assert Weights(8) in kept.options["inner/weights"]

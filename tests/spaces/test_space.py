@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from space_zoo import ZOO, specimen
 
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Factorised, Keep, Weights
+from paretopress.spaces.choices import Factorised, Keep, Weights, describe
 from paretopress.spaces.errors import ConfigError, PolicyError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
-from paretopress.spaces.space import SpaceSettings, build_space, describe
+from paretopress.spaces.space import SpaceSettings, build_space
 
 FORMATS = ((8, 8), (8, 32), (4, 32))
 CPU = Capabilities("cpu", FORMATS, refused={(4, 8): "no 4-bit kernel"})
