@@ -13,7 +13,8 @@ from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, choice
 from paretopress.spaces.coupling import ChannelGroup
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer
+from paretopress.spaces.left_dense import left_dense
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.structure import Structure
 
@@ -135,12 +136,13 @@ def build_space(
             if settings.depth and _may_drop(structure, subject, settings):
                 legal, refused = [*legal, Keep(0.0)], []
         elif kind == "weights":
-            legal, refused = _weight_options(devices, settings)
+            legal, refused = _weight_options(structure.layer(subject), devices, settings)
         else:
             legal, refused = _rank_options(structure.layer(subject), devices, settings)
         dropped += [(unit, name, why) for name, why in refused]
         if legal:
             options[unit] = (None, *legal)
+    dropped += left_dense(structure)
     _apply_pins(options, dropped, settings)
     return SearchSpace(_execution_order(structure, options), tuple(dropped), structure.fingerprint)
 
@@ -213,13 +215,16 @@ def _keep_options(
 
 
 def _weight_options(
-    devices: Sequence[Capabilities], settings: SpaceSettings
+    layer: Layer, devices: Sequence[Capabilities], settings: SpaceSettings
 ) -> tuple[list[Weights], list[tuple[str, str]]]:
     legal: list[Weights] = []
     refused: list[tuple[str, str]] = []
     for bits in settings.bits:
         for activations in (8, 32):
             choice = Weights(bits, activations)
+            if activations == 8 and not layer.runs_in_integers:
+                refused.append((describe(choice), NO_INTEGER_KERNEL.format(kind=layer.kind)))
+                continue
             why = [
                 f"{device.device}: {device.refused.get((bits, activations), 'no kernel for this format')}"
                 for device in devices if (bits, activations) not in device.formats
@@ -237,7 +242,8 @@ def _rank_options(
     step = 1
     for device in devices:
         step = math.lcm(step, device.rank_step)
-    break_even = layer.out_channels * layer.columns / (layer.out_channels + layer.columns)
+    rows, columns = layer.sides(layer.shape)
+    break_even = rows * columns / (rows + columns)
     ranks = {round(fraction * break_even / step) * step for fraction in settings.rank}
     ranks = {rank for rank in ranks if 0 < rank < break_even}   # always below full rank
     if not ranks:
