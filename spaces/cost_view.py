@@ -73,7 +73,7 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
         if fused.main == subsampling.output:
             yield _subsampling_kernel(plan, subsampling)
         return
-    if layer is None or layer.layer.kind is LayerKind.EMBEDDING:
+    if layer is None or (fused.layer is not None and fused.layer.kind is LayerKind.EMBEDDING):
         if not _is_rectified_in_quantising(plan, fused.main):
             yield _plain_kernel(plan, fused)
         return

@@ -14,7 +14,7 @@ from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import PolicyError, unknown_name
 from paretopress.spaces.fusion import Fusion, fuse
 from paretopress.spaces.graph import Graph, Node
-from paretopress.spaces.layers import Holder, Layer, find_layers
+from paretopress.spaces.layers import Holder, Layer, LayerKind, find_layers
 from paretopress.spaces.shortcuts import Subsampling, find_subsamplings
 from paretopress.spaces.weight_layout import weight_axes
 
@@ -205,8 +205,12 @@ def _remains(structure: Structure, branches: tuple[Branch, ...]) -> Structure:
 
 
 def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Drop the second and later uses of a shared layer: the first is frozen and speaks for all."""
+    """Drop the second and later uses of a shared layer: the first is frozen and speaks for all.
+
+    Of a table that is a linear layer's weight too, as a tied head's is, the linear layer speaks.
+    """
     first: dict[str, Layer] = {}
     for layer in layers:
-        first.setdefault(layer.name, layer)
+        if first.setdefault(layer.name, layer).kind is LayerKind.EMBEDDING:
+            first[layer.name] = layer
     return tuple(first.values())
