@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from paretopress.compressors.delta import DropEdit, Edit, FoldEdit, LayerEdit, ResizeEdit
+from paretopress.compressors.layout_edits import edit_held, fill_held
 from paretopress.compressors.packing import packed_bytes, unpack
 from paretopress.compressors.quantisation import dequantise
 from paretopress.compressors.zeros import Zeros
@@ -56,6 +57,11 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
 
 
 def _edit_layer(model: nn.Module, module: nn.Module, edit: LayerEdit) -> None:
+    if edit.held is not None:
+        replacement = edit_held(module, edit)
+        if replacement is not None:
+            _replace(model, module, replacement)
+        return
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
         kinds = "allowed: Conv1d, Conv2d, Linear and their subclasses"
         raise UnsupportedModelError(f"layer {edit.path!r} is a {type(module).__name__} ({kinds}); exclude it")
@@ -220,7 +226,9 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], edits: Iterabl
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
         for edit in edits:
-            if isinstance(edit, LayerEdit) and edit.bits != 32:
+            if isinstance(edit, LayerEdit) and edit.held is not None:
+                fill_held(model, edit)
+            elif isinstance(edit, LayerEdit) and edit.bits != 32:
                 for path, shape in edit.parts:
                     _unpack_layer(model.get_submodule(path), edit.bits, shape)
 

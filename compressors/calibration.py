@@ -20,7 +20,7 @@ from paretopress.compressors.network import Network, Part, apply_parts, runner
 from paretopress.compressors.program import Program, Values
 from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.errors import DataError
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan, plan
 from paretopress.spaces.policy import DENSE
 
@@ -48,7 +48,7 @@ class Calibration:
 
     Attributes:
         folded: Layer node to folded weight and bias.
-        layers: Layer node to its statistics; frozen layers have none.
+        layers: Layer node to its statistics; frozen layers and embeddings have none.
         base: The folded dense network.
         inputs: The samples that candidates are tuned on, one tensor per model input.
         values: Values of every node of the folded dense network on `inputs`.
@@ -67,14 +67,13 @@ class Calibration:
         (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019).
         """
         layers = {layer.node for layer in program.structure.layers if layer.name in group.producers}
-        axes = program.structure.coupling.parameters
         products: list[Tensor] = []
 
         def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
             y = apply_parts(self.base, layer, x, _no_ranges)
             if layer.layer.node in layers:
                 y = y.detach().requires_grad_(True) if not y.requires_grad else y
-                axis = axes[layer.layer.weight][0]
+                axis = program.structure.weight_axes(layer.layer)[0]
                 y.register_hook(  # type: ignore[no-untyped-call]
                     lambda gradient, y=y, axis=axis, place=1 if layer.layer.window else y.ndim - 1: products.append(
                         _per_channel(gradient * y, place, axis, group, len(self.inputs[0])))
@@ -150,12 +149,14 @@ def calibrate(
         DataError: The activations are not finite.
     """
     base = base_network(program)
-    free = [layer for layer in program.structure.layers if not layer.frozen]
+    free = [layer for layer in program.structure.layers if not layer.frozen and layer.kind is not LayerKind.EMBEDDING]
     moments = {layer.node: Moments() for layer in free}
     outputs = {layer.node: OutputStatistics() for layer in free}
     generator = torch.Generator().manual_seed(seed)
 
     def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
+        if layer.layer.node not in moments:
+            return apply_parts(base, layer, x, _no_ranges)
         accumulate(moments[layer.layer.node], layer.layer, x, generator, groups=layer.groups)
         y = apply_parts(base, layer, x, _no_ranges)
         outputs[layer.layer.node].add(y, layer.layer)
@@ -168,7 +169,7 @@ def calibrate(
                 progress(index + 1, len(batches))
     layers = {}
     for layer in free:
-        second = moments[layer.node].second_moments().clone()
+        second = with_intercept(layer, moments[layer.node].second_moments().clone())
         mean, std = outputs[layer.node].finish()
         layers[layer.node] = LayerStatistics(second[0] if layer.groups == 1 else second, mean, std)
     first = tuning_inputs(batches, tuning_samples)
@@ -204,9 +205,44 @@ def accumulate(
     if not layer.window:
         moments.accumulate_linear(x, targets)
         return
+    if layer.kind is LayerKind.TRANSPOSED:
+        x, padding = as_convolution_input(layer, x)
+        ones = (1,) * len(layer.window)
+        moments.accumulate_conv(
+            x, layer.window, ones, padding, layer.dilation, groups, POSITIONS_PER_SAMPLE, generator, targets,
+            backwards=True,
+        )
+        return
     moments.accumulate_conv(
         x, layer.window, layer.stride, layer.padding, layer.dilation, groups, POSITIONS_PER_SAMPLE, generator, targets
     )
+
+
+def with_intercept(layer: Layer, moments: Tensor) -> Tensor:
+    """The moments that a layer is solved on: without its mean inputs where it has no bias to absorb them."""
+    if not layer.takes_bias:
+        moments[..., :-1, -1] = 0.0
+        moments[..., -1, :-1] = 0.0
+    return moments
+
+
+def as_convolution_input(layer: Layer, x: Tensor) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """What a transposed convolution reads as the input of a plain one of stride 1, its window backwards.
+
+    Between neighbours stand `stride - 1` zeros, around them `dilation * (window - 1) - padding` (Dumoulin, Visin:
+    "A guide to convolution arithmetic for deep learning", 2016, section 4).
+
+    Returns:
+        The input with zeros between, and zeros before and after it per spatial dimension.
+    """
+    padding = []
+    for place, stride in enumerate(layer.stride, start=2):
+        spread = x.new_zeros(*x.shape[:place], (x.shape[place] - 1) * stride + 1, *x.shape[place + 1 :])
+        spread[(slice(None),) * place + (slice(None, None, stride),)] = x
+        x = spread
+        around = layer.dilation[place - 2] * (layer.window[place - 2] - 1) - layer.padding[place - 2]
+        padding.append((around, around + layer.output_padding[place - 2]))
+    return x, tuple(padding)
 
 
 class OutputStatistics:

@@ -17,7 +17,7 @@ from paretopress.compressors.apply_edits import apply_edits, load_tensors, store
 from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder
 from paretopress.compressors.delta import Delta, Input, module_edits
 from paretopress.compressors.folding import remaining_state
-from paretopress.compressors.network import Network, Part, Range, dense_network, forward
+from paretopress.compressors.network import Network, Part, Range, dense_network, forward, part_layers
 from paretopress.compressors.packing import unpack
 from paretopress.compressors.program import Program, build_program
 from paretopress.spaces.documents import (
@@ -32,6 +32,7 @@ from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedMod
 from paretopress.spaces.kernels import product
 from paretopress.spaces.plan import LayerPlan, Plan, plan
 from paretopress.spaces.policy import Policy
+from paretopress.spaces.weight_layout import by_outputs
 
 TENSORS, DELTA, POLICY = "model.safetensors", "delta.json", "policy.yaml"
 RANGES = ("activation_scale", "activation_zero_point")
@@ -245,17 +246,19 @@ def network_of(compressed: CompressedModel) -> Network:
 def _parts(layer_plan: LayerPlan, tensors: Mapping[str, Tensor]) -> tuple[Part, ...]:
     layer = layer_plan.layer
     if layer.frozen:
-        weight = tensors[layer.weight]
+        weight = by_outputs(layer, tensors[layer.weight], layer.groups)
         return (Part(weight, tensors[layer.bias] if layer.bias else weight.new_zeros(len(weight))),)
     parts = []
-    for path, shape in layer_plan.parts:
-        weight, bias = tensors[f"{path}.weight"], tensors.get(f"{path}.bias")
+    factorised = layer_plan.rank is not None
+    named = zip(part_layers(layer, factorised), layer.part_tensors(factorised), layer_plan.parts, strict=True)
+    for applied, (name, bias_name), (_, shape) in named:
+        weight, bias = by_outputs(applied, tensors[name], layer_plan.groups), tensors.get(bias_name)
         if layer_plan.weight_bits == 32:
             parts.append(Part(weight, bias))
             continue
-        bits, packed = layer_plan.weight_bits, tensors[f"{path}.weight_packed"]
+        bits, packed = layer_plan.weight_bits, tensors[f"{name}_packed"]
         integers = unpack(packed.cpu(), bits, (shape[0], product(shape[1:]))).to(weight.device)
-        parts.append(Part(weight, bias, integers, tensors[f"{path}.weight_scale"], bits))
+        parts.append(Part(weight, bias, integers, tensors[f"{name}_scale"], bits))
     return tuple(parts)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from torch.nn import Module
 
+from paretopress.compressors.held import Held, held_elsewhere, held_from_plain, held_to_plain
 from paretopress.compressors.resized_modules import resized_modules
 from paretopress.spaces.choices import WEIGHT_BITS
 from paretopress.spaces.errors import ArtifactError, PolicyError
+from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
 from paretopress.spaces.policy import Policy
 
@@ -32,6 +34,7 @@ class LayerEdit:
         rank: Inner width where it becomes two layers, else None.
         bits: Stored width of its weights, 32 for float.
         bias: Whether it has a bias.
+        held: Where its tensors are and how they are laid out, None for the module of a convolution or linear layer.
     """
 
     path: str
@@ -40,14 +43,17 @@ class LayerEdit:
     rank: int | None
     bits: int
     bias: bool
+    held: Held | None = None
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """`(path, weight shape)` of each real layer: one, or `PATH.0` and `PATH.1` when factorised."""
+        """`(path, weight shape by outputs)` of each real layer: one, or `PATH.0` and `PATH.1` when factorised."""
         if self.rank is None:
             return ((self.path, self.shape),)
         tail = (1,) * (len(self.shape) - 2)
         first, second = (self.rank, *self.shape[1:]), (self.shape[0], self.rank, *tail)
+        if self.held is not None and self.held.kind is LayerKind.TRANSPOSED:
+            first, second = (self.rank, self.shape[1], *tail), (self.shape[0], self.rank, *self.shape[2:])
         return (f"{self.path}.0", first), (f"{self.path}.1", second)
 
 
@@ -106,16 +112,17 @@ def module_edits(plan: Plan) -> tuple[Edit, ...]:
 def _layer_edits(plan: Plan) -> Iterator[LayerEdit]:
     for layer_plan in plan.layers:
         if not layer_plan.layer.frozen and _changes(layer_plan):
+            held = held_elsewhere(layer_plan.layer)
             yield LayerEdit(
-                layer_plan.layer.name, layer_plan.shape, layer_plan.groups, layer_plan.rank,
-                layer_plan.weight_bits, layer_plan.has_bias,
+                layer_plan.layer.name if held is None else held.path, layer_plan.shape, layer_plan.groups,
+                layer_plan.rank, layer_plan.weight_bits, layer_plan.has_bias, held,
             )
 
 
 def _changes(layer_plan: LayerPlan) -> bool:
     layer = layer_plan.layer
     # A new bias is a change, and so is one that was shared with another layer.
-    own_bias = f"{layer.name}.bias" if layer_plan.has_bias else ""
+    own_bias = layer.part_tensors(factorised=False)[0][1] if layer_plan.has_bias else ""
     return (
         layer_plan.shape != layer.shape or layer_plan.rank is not None or layer_plan.weight_bits != 32
         or layer.bias != own_bias
@@ -141,7 +148,7 @@ def _drop_edits(plan: Plan) -> Iterator[DropEdit]:
     seen: set[str] = set()
     for branch in plan.structure.dropped:
         for name, shape in branch.layers.items():
-            axis = (plan.structure.coupling.parameters.get(f"{name}.weight") or (None,))[0]
+            axis = (plan.structure.coupling.parameters.get(f"{name}.weight") or (None,))[0]   # plain layers only
             stays = any(plan.kept[segment.group] == 0 for segment in axis or ())
             channels = shape[0] if stays else plan.size(axis, shape[0])
             if name not in seen:
@@ -241,9 +248,9 @@ class Delta:
 def edit_to_plain(edit: Edit) -> dict[str, Any]:
     """Return an edit as plain data for JSON."""
     match edit:
-        case LayerEdit(path, shape, groups, rank, bits, bias):
+        case LayerEdit(path, shape, groups, rank, bits, bias, held):
             plain = {"shape": list(shape), "groups": groups, "rank": rank, "bits": bits, "bias": bias}
-            return {"layer": path, **plain}
+            return {"layer": path, **plain, **({} if held is None else {"held": held_to_plain(held)})}
         case FoldEdit(path, channels):
             return {"fold": path, "channels": channels}
         case ResizeEdit(path, attributes, tensors):
@@ -271,12 +278,16 @@ def edit_from_plain(value: object, where: str) -> Edit:
         if unknown := {name for name in attributes if not name.isidentifier() or hasattr(Module, name)}:
             raise ArtifactError(f"{where}: attribute {min(unknown)!r} is not one that edits set")
         return ResizeEdit(_text(plain["resize"], where), attributes, _shapes(plain["tensors"], where))
+    held = None
+    if isinstance(value, Mapping) and "held" in value:
+        held = held_from_plain(value["held"], f"{where}: {value.get('layer')!r}")
+        value = {name: entry for name, entry in value.items() if name != "held"}
     plain = _mapping(value, ("layer", "shape", "groups", "rank", "bits", "bias"), where)
     if plain["bits"] not in (*WEIGHT_BITS, 32) or not isinstance(plain["bias"], bool):
         raise ArtifactError(f"{where}: {plain['layer']!r}: bits {plain['bits']!r}, bias {plain['bias']!r}")
     rank = None if plain["rank"] is None else _size(plain["rank"], where)
     shape, groups = _shape(plain["shape"], where, lowest=1), _size(plain["groups"], where)
-    return LayerEdit(_text(plain["layer"], where), shape, groups, rank, int(plain["bits"]), plain["bias"])
+    return LayerEdit(_text(plain["layer"], where), shape, groups, rank, int(plain["bits"]), plain["bias"], held)
 
 
 def _input(value: object, where: str) -> Input:

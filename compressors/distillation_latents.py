@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paretopress.compressors.network import Network, Part
 from paretopress.compressors.quantisation import dequantise, largest_level, quantise_tensor, round_to_nearest
+from paretopress.spaces.layers import LayerKind
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -99,8 +100,12 @@ class LatentPart:
 
 
 def latent_parts(network: Network) -> dict[str, tuple[LatentPart, ...]]:
-    """The latent parts of every layer of a network that is not frozen, by its node."""
+    """The latent parts of every layer of a network that is not frozen, by its node.
+
+    Embeddings stay: a batch shows few of their rows, and the others would only decay.
+    """
     return {
         layer.layer.node: tuple(LatentPart.of(part) for part in network.parts[layer.layer.node])
-        for layer in network.plan.layers if not layer.layer.frozen
+        for layer in network.plan.layers
+        if not layer.layer.frozen and layer.layer.kind is not LayerKind.EMBEDDING
     }

@@ -8,7 +8,7 @@ factorised layers depend on the output level too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -22,9 +22,9 @@ from paretopress.compressors.channel_selection import (
     order_by_obs,
     order_by_taylor,
 )
+from paretopress.compressors.factors import factors, first_moments, inner_moments
 from paretopress.compressors.folding import pruned_state
 from paretopress.compressors.least_squares import refit_consumer
-from paretopress.compressors.low_rank import whitened_svd
 from paretopress.compressors.network import (
     Network,
     Part,
@@ -34,7 +34,7 @@ from paretopress.compressors.network import (
     layer_columns,
 )
 from paretopress.compressors.program import Program
-from paretopress.compressors.quantisation import corrected_bias, dequantise, gptq
+from paretopress.compressors.quantisation import corrected_bias, dequantise, gptq, round_to_nearest, row_scales
 from paretopress.spaces.choices import WEIGHT_BITS
 from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.kernels import product
@@ -85,34 +85,30 @@ def quantise_matrix(dense: Matrix, moments: Tensor, widths: tuple[int, ...]) -> 
     return quantised
 
 
-def factorise(dense: Matrix, moments: Tensor, rank: int) -> tuple[Matrix, Matrix]:
-    """Split a matrix in two by whitened singular value decomposition: `(rank, columns)` and `(out, rank)`."""
+def factorise(layer: Layer, dense: Matrix, moments: Tensor, rank: int) -> tuple[Matrix, Matrix]:
+    """Split a layer's matrix in two by whitened singular value decomposition."""
     assert dense.bias is not None
-    decomposition = whitened_svd(dense.weight, moments)
-    first, second = decomposition.factors(rank)
-    return Matrix(first, None), Matrix(second, decomposition.bias(dense.weight, dense.bias, rank))
-
-
-def inner_moments(first: Tensor, moments: Tensor) -> Tensor:
-    """Augmented second moments of a first factor's output, `(rank + 1, rank + 1)`."""
-    rank = len(first)
-    extended = torch.zeros(rank + 1, moments.shape[0], dtype=moments.dtype)
-    extended[:rank, :-1], extended[rank, -1] = first.to(moments.dtype), 1.0
-    return extended @ moments @ extended.T
+    first, second, bias = factors(layer, dense.weight, dense.bias, moments, rank)
+    return Matrix(first, None), Matrix(second, bias)
 
 
 def layer_parts(layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> tuple[Part, ...]:
     """Factorise and quantise one pruned layer as its plan says, without memory."""
-    shapes, bits = [shape for _, shape in layer_plan.parts], layer_plan.weight_bits
+    layer, bits = layer_plan.layer, layer_plan.weight_bits
     if layer_plan.rank is None:
-        matrix = dense if bits == 32 else quantise_matrix(dense, moments, (bits,))[bits]
-        return (matrix.part(shapes[0]),)
-    first, second = factorise(dense, moments, layer_plan.rank)
+        return real_parts(layer_plan, dense if bits == 32 else quantise_matrix(dense, moments, (bits,))[bits])
+    first, second = factorise(layer, dense, moments, layer_plan.rank)
     if bits != 32:
         inner = inner_moments(first.weight, moments)
-        first = quantise_matrix(first, moments, (bits,))[bits]
+        first = quantise_matrix(first, first_moments(layer, moments), (bits,))[bits]
         second = quantise_matrix(second, inner, (bits,))[bits]
-    return first.part(shapes[0]), second.part(shapes[1])
+    return real_parts(layer_plan, first, second)
+
+
+def real_parts(layer_plan: LayerPlan, *matrices: Matrix) -> tuple[Part, ...]:
+    """Matrices as the weights of a layer's real layers; without a bias where the user's code adds none."""
+    parts = (matrix.part(shape) for matrix, (_, shape) in zip(matrices, layer_plan.parts, strict=True))
+    return tuple(part if layer_plan.has_bias else replace(part, bias=None) for part in parts)
 
 
 @dataclass
@@ -157,18 +153,28 @@ class Entries:
         if layer.frozen:
             return (Part(*self.calibration.folded[layer.node]),)
         axes = self._axes(layer)
+        if layer.kind is LayerKind.EMBEDDING:
+            return real_parts(layer_plan, self._table(layer, axes, selection, bits))
         rows = axis_index(axes[0], selection)
         level = self._level(axes[1], selection)
-        shapes = [shape for _, shape in layer_plan.parts]
         if layer_plan.rank is None:
             matrix = self._matrix((layer.name, level), layer, axes, selection, bits)
-            return (matrix.rows(rows).part(shapes[0]),)
+            return real_parts(layer_plan, matrix.rows(rows))
         key = (layer.name, level, self._level(axes[0], selection), layer_plan.rank)
         first, second, moments, inner = self._factors(key, layer, axes, selection, layer_plan.rank)
         if bits != 32:
-            first = self._quantise((*key, "first"), first, moments)[bits]
+            first = self._quantise((*key, "first"), first, first_moments(layer, moments))[bits]
             second = self._quantise((*key, "second"), second, inner)[bits]
-        return first.part(shapes[0]), second.part(shapes[1])
+        return real_parts(layer_plan, first, second)
+
+    def _table(self, layer: Layer, axes: tuple[Axis, ...], selection: Selection, bits: int) -> Matrix:
+        """An embedding's rows: each is read on its own, so that rounding to nearest is all there is to do."""
+        weight = select(self.calibration.folded[layer.node][0], axes, selection)
+        if bits == 32:
+            return Matrix(weight, None)
+        scales = row_scales(weight, bits)
+        integers = round_to_nearest(weight, scales, bits)
+        return Matrix(dequantise(integers, scales), None, integers, scales, bits)
 
     def float_matrix(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Tensor, Tensor]:
         """Weight matrix and bias of a layer at its pruned size, refitted, neither factorised nor quantised."""
@@ -185,7 +191,7 @@ class Entries:
         return self._orders[group.name]
 
     def _axes(self, layer: Layer) -> tuple[Axis, ...]:
-        return self.program.structure.coupling.parameters.get(layer.weight) or (None,) * len(layer.shape)
+        return self.program.structure.weight_axes(layer)
 
     @staticmethod
     def _level(axis: Axis, selection: Selection) -> tuple[tuple[str, int], ...]:
@@ -209,7 +215,7 @@ class Entries:
             columns = kept_columns(layer, axes[1], selection)
             if columns is not None:
                 with_intercept = torch.cat([columns, torch.tensor([matrix.shape[1]])])
-                if self.compensate and layer.kind in (LayerKind.CONV, LayerKind.LINEAR):
+                if self.compensate and layer.mixes_all:
                     matrix, bias = refit_consumer(matrix, bias, moments, columns)
                 else:   # the same channels of every group of a grouped convolution
                     matrix = matrix[:, columns]
@@ -232,7 +238,7 @@ class Entries:
             weight, bias, moments = self._refit((layer.name, self._level(axes[1], selection)), layer, axes, selection)
             if rows is not None:
                 weight, bias = weight[rows], bias[rows]
-            first, second = factorise(Matrix(weight, bias), moments, rank)
+            first, second = factorise(layer, Matrix(weight, bias), moments, rank)
             self._factored[key] = (first, second, moments, inner_moments(first.weight, moments))
         return self._factored[key]
 
@@ -257,7 +263,7 @@ class Entries:
         None of layers whose weights are shared or tied, of which there are no moments, and of grouped
         convolutions, whose groups read different channels.
         """
-        if layer.frozen or layer.kind not in (LayerKind.CONV, LayerKind.LINEAR):
+        if layer.frozen or not layer.mixes_all:
             return []
         matrix = layer_columns(self.calibration.folded[layer.node][0])
         moments = self.calibration.layers[layer.node].moments

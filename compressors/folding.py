@@ -10,6 +10,7 @@ from torch import Tensor
 from paretopress.compressors.network import Selection, select
 from paretopress.compressors.program import Program
 from paretopress.spaces.graph import Node
+from paretopress.spaces.weight_layout import by_outputs
 
 
 def folded_layers(program: Program) -> dict[str, tuple[Tensor, Tensor]]:
@@ -24,7 +25,7 @@ def folded_layers(program: Program) -> dict[str, tuple[Tensor, Tensor]]:
     normalisations = {layer.node: name for name, layer in program.structure.fusion.folds.items()}
     folded = {}
     for layer in program.structure.layers:
-        weight = program.state[layer.weight]
+        weight = by_outputs(layer, program.state[layer.weight], layer.groups).contiguous()
         bias = program.state[layer.bias] if layer.bias else torch.zeros(layer.out_channels, dtype=weight.dtype)
         if layer.node in normalisations:
             weight, bias = fold(weight, bias, *normalisation_affine(program, normalisations[layer.node]))

@@ -56,6 +56,8 @@ class Moments:
         positions_per_sample: int | None = None,
         generator: torch.Generator | None = None,
         targets: Tensor | None = None,
+        *,
+        backwards: bool = False,
     ) -> None:
         """Add the inputs of a 1-d or 2-d convolution, by windows.
 
@@ -70,6 +72,7 @@ class Moments:
                 where not given or not fewer than there are.
             generator: Source of the random positions; the same seed gives the same moments.
             targets: `(n, out, *output_spatial)` wanted outputs, for `cross`.
+            backwards: Whether windows are read from their ends, as a transposed convolution does.
         """
         windows = _windows(x.detach(), window, stride, padding, dilation)
         spatial = tuple(windows.shape[2 : 2 + len(window)])
@@ -82,7 +85,10 @@ class Moments:
         step = max(1, _CHUNK_ELEMENTS // max(1, columns))
         for start in range(0, len(chosen[0]), step):
             index = tuple(axis[start : start + step] for axis in chosen)
-            chunk = channels_last[index].float().reshape(len(index[0]), groups, -1).transpose(0, 1)
+            gathered = channels_last[index].float()
+            if backwards:
+                gathered = gathered.flip(tuple(range(2, gathered.ndim)))
+            chunk = gathered.reshape(len(index[0]), groups, -1).transpose(0, 1)
             observed = None
             if wanted is not None:
                 observed = wanted[index].float().reshape(len(index[0]), groups, -1).transpose(0, 1)

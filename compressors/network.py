@@ -20,8 +20,10 @@ from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.coupling import Axis
 from paretopress.spaces.graph import Node
 from paretopress.spaces.kernels import product
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
+from paretopress.spaces.weight_layout import by_outputs
+from paretopress.spaces.weights_applied import source_of
 
 Range = tuple[float, int]            # scale and zero point of an 8-bit tensor
 Selection = Mapping[str, Tensor]     # kept channel indices of every group
@@ -145,11 +147,13 @@ def runner(
     def evaluate(node: Node, values: Values) -> Any:  # noqa: ANN401
         if node.op in ("parameter", "constant"):
             return network.state.get(node.target)
+        if node.name in plan.structure.weight_views:
+            return None
         if node.name in folds:
             value = values[node.inputs[0]]
         elif node.name in plan.by_node and not plan.by_node[node.name].layer.frozen:
             layer = plan.by_node[node.name]
-            source = node.inputs[0]
+            source = source_of(node)
             x = read(source, values) if layer.activation_bits == 8 else values[source]
             value = apply(layer, x, values)
         elif node.name in arithmetic.integer_kernels:
@@ -169,16 +173,31 @@ def apply_parts(network: Network, layer: LayerPlan, x: Tensor, quantise: Quantis
     parts = network.parts[layer.layer.node]
     if len(parts) == 1:
         return apply_layer(layer.layer, x, parts[0].weight, parts[0].bias, layer.groups)
-    inner = apply_layer(layer.layer, x, parts[0].weight, parts[0].bias, layer.groups)
+    first, second = factor_layers(layer.layer)
+    inner = apply_layer(first, x, parts[0].weight, parts[0].bias, layer.groups)
     if layer.activation_bits == 8:
         inner = quantise(layer.layer.node + FIRST, inner)
-    return apply_layer(pointwise(layer.layer), inner, parts[1].weight, parts[1].bias, 1)
+    return apply_layer(second, inner, parts[1].weight, parts[1].bias, 1)
 
 
-def pointwise(layer: Layer) -> Layer:
-    """The operation of a factorised layer's second part: window 1, stride 1, no padding."""
+def factor_layers(layer: Layer) -> tuple[Layer, Layer]:
+    """The operations of a factorised layer's two parts.
+
+    One has the window and the other is pointwise (window 1, stride 1, no padding): the second, but the first of a
+    transposed convolution, because its inputs are fewer than its outputs.
+    """
     ones, zeros = (1,) * len(layer.window), (0,) * len(layer.window)
-    return replace(layer, shape=(*layer.shape[:2], *ones), stride=ones, padding=zeros, dilation=ones, groups=1)
+    kind = LayerKind.CONV if layer.window else layer.kind
+    pointwise = replace(
+        layer, kind=kind, shape=(*layer.shape[:2], *ones), stride=ones, padding=zeros, dilation=ones, groups=1,
+        output_padding=(),
+    )
+    return (pointwise, layer) if layer.kind is LayerKind.TRANSPOSED else (layer, pointwise)
+
+
+def part_layers(layer: Layer, factorised: bool) -> tuple[Layer, ...]:
+    """The operation of each real layer."""
+    return factor_layers(layer) if factorised else (layer,)
 
 
 def forward(program: Program, network: Network, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401
@@ -207,5 +226,5 @@ def dense_network(program: Program, plan: Plan) -> Network:
     for layer_plan in plan.layers:
         layer = layer_plan.layer
         bias = program.state[layer.bias] if layer.bias else None
-        parts[layer.node] = (Part(program.state[layer.weight], bias),)
+        parts[layer.node] = (Part(by_outputs(layer, program.state[layer.weight], layer.groups), bias),)
     return Network(plan, parts, program.state, {}, {}, folded=False)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paretopress.compressors.program import Program, Values, apply_layer, call
+from paretopress.compressors.program import Program, Values, apply_operator, call
 from paretopress.spaces.graph import Node, Ref
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.layers import Layer, LayerKind
 
 IR_VERSION = 10      # the one that goes with opset 20
 SHARED_ELEMENTS = 1024   # equal constants up to this size are stored once
@@ -180,14 +180,15 @@ class Builder:
     def layer(self, name: str, layer: Layer, x: Value, weight: Value, bias: Value | None, groups: int) -> Value:
         """A convolution or linear layer."""
         metas = tuple(
-            apply_layer(layer, x.metas[i], weight.metas[i], None if bias is None else bias.metas[i], groups)
+            apply_operator(layer, x.metas[i], weight.metas[i], None if bias is None else bias.metas[i], groups)
             for i in range(2)
         )
         arguments = {
-            "input": x, "weight": weight, "bias": bias, "stride": layer.stride, "padding": layer.padding,
-            "dilation": layer.dilation, "groups": groups,
+            "input": x, "indices": x, "weight": weight, "bias": bias, "stride": layer.stride, "padding": layer.padding,
+            "dilation": layer.dilation, "groups": groups, "output_padding": layer.output_padding,
         }
-        kind = "conv2d" if layer.window else "linear"
+        convolution = "conv_transpose2d" if layer.kind is LayerKind.TRANSPOSED else "conv2d"
+        kind = convolution if layer.window else "embedding" if layer.kind is LayerKind.EMBEDDING else "linear"
         value: Value = self.rules[kind](self, name, arguments, metas)
         return value
 

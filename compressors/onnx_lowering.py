@@ -14,14 +14,15 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from paretopress.compressors.network import Network, Part, pointwise
-from paretopress.compressors.program import Program, Values
+from paretopress.compressors.network import Network, Part, part_layers
+from paretopress.compressors.program import Program, Values, operator_weight
 from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.shortcuts import Subsampling
+from paretopress.spaces.weights_applied import source_of
 
 OPSET = 20
 _PADDINGS = ("pad", "constant_pad_nd")
@@ -45,7 +46,7 @@ class Backend(Protocol[T]):
         """`Cast` and `Mul`: integers times their scale, which broadcasts."""
 
     def layer(self, name: str, layer: Layer, x: T, weight: T, bias: T | None, groups: int) -> T:
-        """A convolution or linear layer."""
+        """A convolution or linear layer; the weight as PyTorch's function for it takes it."""
 
     def call(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Any other operator."""
@@ -68,6 +69,8 @@ class Lowering(Generic[T]):
         if node.op in ("parameter", "constant"):
             tensor = network.state.get(node.target)
             return None if tensor is None else self.backend.constant(node.target, tensor)
+        if node.name in network.plan.structure.weight_views:
+            return None
         if network.folded and node.name in self.program.structure.fusion.folds:
             value = values[node.inputs[0]]
         elif node.name in network.plan.by_node and not network.plan.by_node[node.name].layer.frozen:
@@ -140,16 +143,19 @@ class Lowering(Generic[T]):
 
     def _layer(self, plan: LayerPlan, node: Node, values: Values) -> T:
         layer, parts = plan.layer, self.network.parts[node.name]
-        source, integer = node.inputs[0], plan.activation_bits == 8
+        source, integer = source_of(node), plan.activation_bits == 8
+        applied = part_layers(layer, len(parts) > 1)
         x: T = self._read(source, values) if integer else values[source]
+        if layer.kind is LayerKind.EMBEDDING and parts[0].integers is not None:
+            return self._look_up(node.name, layer, x, parts[0])
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             name = node.name if last else node.name + FIRST
-            applied, groups = (pointwise(layer), 1) if index else (layer, plan.groups)
+            groups = plan.groups if len(parts) == 1 else 1
             if not integer:
-                x = self._apply_float(name, f"{layer.name}.{index}", applied, x, part, groups)
+                x = self._apply_float(name, f"{layer.name}.{index}", applied[index], x, part, groups)
                 continue
-            x = self._apply_integer(name, f"{layer.name}.{index}", applied, x, part, source, groups)
+            x = self._apply_integer(name, f"{layer.name}.{index}", applied[index], x, part, source, groups)
             if not last:
                 source = name
                 x = self._dequantise(source, self._quantise(source, x))
@@ -157,11 +163,25 @@ class Lowering(Generic[T]):
 
     def _apply_float(self, name: str, path: str, layer: Layer, x: T, part: Part, groups: int) -> T:
         if part.integers is None or part.scales is None:
-            weight = self.backend.constant(f"{path}.weight", part.weight)
+            weight = self.backend.constant(f"{path}.weight", operator_weight(layer, part.weight, groups))
         else:
-            weight = self._expanded(path, part)
+            weight = self._expanded(path, layer, part, groups)
         bias = None if part.bias is None else self.backend.constant(f"{path}.bias", part.bias)
         return self.backend.layer(name, layer, x, weight, bias, groups)
+
+    def _look_up(self, name: str, layer: Layer, x: T, part: Part) -> T:
+        """Rows of integers and their scales are looked up, then multiplied: the table stays in integers."""
+        assert part.integers is not None
+        assert part.scales is not None
+        tables = part.integers, part.scales.unsqueeze(1)
+        constants = (
+            self.backend.constant(f"{layer.name}.{kind}", table)
+            for kind, table in zip(("integers", "scales"), tables, strict=True)
+        )
+        integers, scales = (
+            self.backend.layer(f"{name}_rows", layer, x, constant, None, 1) for constant in constants
+        )
+        return self.backend.expand(name, integers, scales)
 
     def _weight(self, path: str, part: Part) -> T:
         """Integer weights behind DequantizeLinear, one scale per output channel."""
@@ -172,7 +192,7 @@ class Lowering(Generic[T]):
         zeros = self.backend.constant(f"{path}.weight_zeros", torch.zeros_like(part.scales, dtype=torch.int8))
         return self.backend.dequantise(f"{path}.weight", integers, scales, zeros, axis=0)
 
-    def _expanded(self, path: str, part: Part) -> T:
+    def _expanded(self, path: str, layer: Layer, part: Part, groups: int) -> T:
         """Integer weights of a layer that computes in floats, as a product.
 
         Runtimes compute products of constants once, when they load the file, and then run the layer at the speed
@@ -180,8 +200,14 @@ class Lowering(Generic[T]):
         """
         assert part.integers is not None
         assert part.scales is not None
-        integers = self.backend.constant(f"{path}.weight_integers", part.integers.reshape(part.weight.shape))
+        whole = operator_weight(layer, part.integers.reshape(part.weight.shape), groups)
         scales = part.scales.reshape(-1, *(1,) * (part.weight.ndim - 1))
+        if layer.kind is LayerKind.TRANSPOSED:   # (in, out / groups, *window): rows of a group share its scales
+            scales = scales.transpose(0, 1)
+            if groups > 1:
+                rows = whole.shape[0] // groups
+                scales = scales.reshape(groups, *whole.shape[1:2], *scales.shape[2:]).repeat_interleave(rows, dim=0)
+        integers = self.backend.constant(f"{path}.weight_integers", whole)
         return self.backend.expand(f"{path}.weight", integers, self.backend.constant(f"{path}.weight_scales", scales))
 
     def _apply_integer(self, name: str, path: str, layer: Layer, x: T, part: Part, source: str, groups: int) -> T:

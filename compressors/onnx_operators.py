@@ -73,6 +73,27 @@ def _convolution(builder: Builder, name: str, arguments: Arguments, metas: Metas
     )
 
 
+def _transposed_convolution(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+    x, weight, bias = as_tensor(arguments["input"]), as_tensor(arguments["weight"]), arguments["bias"]
+    window = static_sizes(weight, *range(2, len(weight.shape)))
+    require(len(x.shape) == len(weight.shape), "a convolution without a batch")
+    static_sizes(x, *range(1, len(x.shape)))
+    padding, more, stride, dilation = (
+        _per_dimension(arguments[one], len(window)) for one in ("padding", "output_padding", "stride", "dilation")
+    )
+    return builder.emit(
+        "ConvTranspose", [x, weight, *([] if bias is None else [as_tensor(bias)])], name, metas,
+        group=arguments["groups"], pads=2 * padding, output_padding=more, strides=stride, dilations=dilation,
+        kernel_shape=window,
+    )
+
+
+def _addmm(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+    """`beta * self + alpha * mat1 @ mat2`."""
+    tensors = [as_tensor(arguments[argument]) for argument in ("mat1", "mat2", "self")]
+    return builder.emit("Gemm", tensors, name, metas, alpha=float(arguments["alpha"]), beta=float(arguments["beta"]))
+
+
 def _linear(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
     x, weight, bias = as_tensor(arguments["input"]), as_tensor(arguments["weight"]), arguments["bias"]
     biases = [] if bias is None else [as_tensor(bias)]
@@ -264,6 +285,8 @@ RULES: dict[str, Rule] = {
     "sum": _reduction("ReduceSum"),
     "amax": _reduction("ReduceMax"),
     "amin": _reduction("ReduceMin"),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), _transposed_convolution),
+    "addmm": _addmm,
     "linear": _linear,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paretopress.compressors.network import Network
 from paretopress.compressors.onnx_lowering import OPSET, Lowering
-from paretopress.compressors.program import Program, Values, apply_layer, call
+from paretopress.compressors.program import Program, Values, apply_operator, call
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import Layer
 
@@ -92,7 +92,7 @@ class _ExportModule(nn.Module):
         self, name: str, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int  # noqa: ARG002
     ) -> Tensor:
         """A convolution or linear layer."""
-        return apply_layer(layer, x, weight, bias, groups)
+        return apply_operator(layer, x, weight, bias, groups)
 
     def call(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Any other operator."""

@@ -97,13 +97,14 @@ def selected(program: Program, planned: Plan, selection: Mapping[str, Tensor]) -
         planned: The plan.
         selection: Kept channels of every group that it prunes.
     """
-    folded, axes = folded_layers(program), program.structure.coupling.parameters
+    folded, structure = folded_layers(program), program.structure
     parts = {}
     for layer_plan in planned.layers:
         layer = layer_plan.layer
         weight, bias = folded[layer.node]
-        own = axes.get(layer.weight) or (None,) * weight.ndim
-        parts[layer.node] = (Part(select(weight, own, selection), select(bias, own[:1], selection)),)
+        own = structure.weight_axes(layer)
+        kept = select(bias, own[:1], selection) if layer.frozen or layer.takes_bias else None
+        parts[layer.node] = (Part(select(weight, own, selection), kept),)
     state = pruned_state(program.under(planned.structure), selection)
     return Network(planned, parts, state, {}, selection, folded=True)
 

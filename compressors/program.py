@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from paretopress.spaces.capture import Capture, capture
 from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.structure import Structure, analyse
+from paretopress.spaces.weight_layout import as_stored
 
 Values = dict[str, Any]
 Evaluate = Callable[[Node, Values], Any]
@@ -148,10 +149,29 @@ def _fill(value: Any, values: Values) -> Any:  # noqa: ANN401
 
 
 def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """Apply a dense layer's operation with other tensors of the same meaning."""
+    """Apply a dense layer's operation with other tensors of the same meaning, the weight's rows its outputs."""
+    if layer.flipped:   # the memory layout of the user's tensor, so that the product is the same bit for bit
+        weight = as_stored(layer, weight, groups).t()
+    return apply_operator(layer, x, operator_weight(layer, weight, groups), bias, groups)
+
+
+def operator_weight(layer: Layer, weight: Tensor, groups: int) -> Tensor:
+    """A weight with its outputs as rows as PyTorch's function for the layer takes it."""
+    return as_stored(layer, weight, groups) if layer.kind is LayerKind.TRANSPOSED else weight
+
+
+def apply_operator(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """Apply a layer's operation with the weight as PyTorch's function for it takes it."""
+    functional, two = torch.nn.functional, len(layer.window) == 2
+    if layer.kind is LayerKind.EMBEDDING:
+        return functional.embedding(x, weight)
     if not layer.window:
-        return torch.nn.functional.linear(x, weight, bias)
-    function = torch.nn.functional.conv1d if len(layer.window) == 1 else torch.nn.functional.conv2d
+        return functional.linear(x, weight, bias)
+    if layer.kind is LayerKind.TRANSPOSED:
+        transposed = functional.conv_transpose2d if two else functional.conv_transpose1d
+        more = layer.output_padding
+        return transposed(x, weight, bias, layer.stride, layer.padding, more, groups, layer.dilation)
+    function = functional.conv2d if two else functional.conv1d
     return function(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
 
 

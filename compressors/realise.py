@@ -12,11 +12,14 @@ from torch.utils import _pytree as pytree
 
 from paretopress.compressors.apply_edits import apply_edits, load_tensors, stored_tensors
 from paretopress.compressors.compressed_model import CompressedModel, delta_of
-from paretopress.compressors.network import Network, Part, apply_parts, runner
+from paretopress.compressors.delta import LayerEdit, module_edits
+from paretopress.compressors.layout_edits import is_split_in_code
+from paretopress.compressors.network import Network, Part, apply_parts, part_layers, runner
 from paretopress.compressors.packing import pack
 from paretopress.compressors.program import Program, Values
 from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.plan import LayerPlan
+from paretopress.spaces.weight_layout import as_stored
 
 
 def realise(model: nn.Module, program: Program, network: Network) -> CompressedModel:
@@ -65,15 +68,17 @@ def network_tensors(network: Network, realised: nn.Module) -> dict[str, Tensor]:
 
 def _layer_tensors(layer_plan: LayerPlan, parts: tuple[Part, ...]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for (path, _), part in zip(layer_plan.parts, parts, strict=True):
+    layer, factorised = layer_plan.layer, len(parts) > 1
+    names = layer.part_tensors(factorised)
+    for applied, (name, _), part in zip(part_layers(layer, factorised), names, parts, strict=True):
         if part.integers is None or part.scales is None:
-            tensors[f"{path}.weight"] = part.weight
+            tensors[name] = as_stored(applied, part.weight, layer_plan.groups)
         else:
-            tensors[f"{path}.weight_packed"] = pack(part.integers, part.bits)
-            tensors[f"{path}.weight_scale"] = part.scales
+            tensors[f"{name}_packed"] = pack(part.integers, part.bits)
+            tensors[f"{name}_scale"] = part.scales
     bias = parts[-1].bias
     if bias is not None:
-        tensors[f"{layer_plan.parts[-1][0]}.bias"] = bias
+        tensors[names[-1][1]] = bias
     return tensors
 
 
@@ -82,6 +87,9 @@ def _difference(program: Program, network: Network, realised: nn.Module) -> str:
 
     Sizes that are written in the user's code (views of an attention, say) do not follow smaller layers.
     """
+    for edit in module_edits(network.plan):
+        if isinstance(edit, LayerEdit) and edit.held is not None and is_split_in_code(edit):
+            return f"the model's code has no place for two factors of the parameter {edit.held.weight!r}"
     inputs = [_example(program, name) for name in program.graph.inputs]
     positional = len(inputs) - len(program.capture.keywords)
     keywords = dict(zip(program.capture.keywords, inputs[positional:], strict=True))

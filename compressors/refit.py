@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paretopress.compressors.calibration import accumulate
+from paretopress.compressors.calibration import accumulate, with_intercept
 from paretopress.compressors.entries import Entries, Matrix, layer_parts
 from paretopress.compressors.goals import Goal
 from paretopress.compressors.least_squares import refit_from_moments
@@ -68,7 +68,7 @@ class _Refit(Tuning):
         """Solve a layer on its compressed inputs, then tune it."""
         node = layer.layer.node
         self.follow(self.awaited[node])
-        solvable = layer.layer.kind is not LayerKind.GROUPED and not layer.layer.frozen
+        solvable = (layer.layer.mixes_all or layer.layer.kind is LayerKind.DEPTHWISE) and not layer.layer.frozen
         if solvable and node in self.changed:
             parts = self._solve(layer, x, values)
             if parts is not None:
@@ -86,7 +86,9 @@ class _Refit(Tuning):
         weight, _ = self.entries.float_matrix(layer, self.network.selection)
         if moments.count < OBSERVATIONS_PER_COLUMN * weight.shape[1]:
             return None
-        second, cross = moments.second_moments(), moments.cross()
+        second, cross = with_intercept(layer.layer, moments.second_moments()), moments.cross()
+        if not layer.layer.takes_bias:
+            cross[..., -1] = 0.0
         solved = [
             refit_from_moments(one, inputs, DAMPING, prior)
             for one, inputs, prior in zip(cross, second, weight.chunk(len(second)), strict=True)

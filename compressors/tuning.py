@@ -22,6 +22,7 @@ from paretopress.compressors.quantisation import mse_range, quantise_tensor
 from paretopress.compressors.statistics_match import match_statistics
 from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.plan import LayerPlan
+from paretopress.spaces.weights_applied import source_of
 
 RANGE_VALUES = 1 << 16   # values that a range is searched on: more changed no range by more than a step
 
@@ -40,7 +41,7 @@ class Tuning:
     def apply(self, layer: LayerPlan, x: Tensor, values: Values) -> Tensor:
         """Apply a layer, match its output statistics to the dense ones, and keep the corrected layer."""
         y = apply_parts(self.network, layer, x, self.quantise)
-        if layer.layer.frozen:
+        if layer.layer.frozen or not layer.layer.takes_bias:   # nowhere to put a correction
             return y
         scale, shift = self._correction(layer, y, values)
         parts = self.parts[layer.layer.node]
@@ -50,8 +51,7 @@ class Tuning:
 
     def _kept(self, layer: LayerPlan) -> Tensor | None:
         """Output channels of a layer that are kept, None where all are."""
-        axes = self.network.plan.structure.coupling.parameters.get(layer.layer.weight)
-        return axis_index(axes[0], self.network.selection) if axes else None
+        return axis_index(self.network.plan.structure.weight_axes(layer.layer)[0], self.network.selection)
 
     def _target(self, layer: LayerPlan, goal: Goal, values: Values) -> Tensor:
         """The output a layer should have, with what the shortcut or a dropped branch behind it is missing."""
@@ -140,7 +140,7 @@ def with_integer_biases(network: Network) -> Network:
         node = layer.layer.node
         if layer.activation_bits != 8:
             continue
-        source = graph.by_name[node].inputs[0] if len(parts[node]) == 1 else node + FIRST
+        source = source_of(graph.by_name[node]) if len(parts[node]) == 1 else node + FIRST
         last = parts[node][-1]
         if last.bias is not None and last.scales is not None:
             grid = last.scales * network.ranges[arithmetic.range_of(source)][0]

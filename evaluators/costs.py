@@ -288,9 +288,9 @@ def _pays_with_neighbours(structure: Structure, costs: CostModel, unit: str, cho
     An integer layer among float ones pays conversions that it does not pay among integer ones.
     """
     subject, _, kind = unit.rpartition("/")
-    if kind != "weights":
+    if kind != "weights" or not isinstance(choice, Weights):
         return False
-    others = {name: choice for name, frozen in structure.units.items() if name.endswith("/weights") and not frozen}
+    others = structure.takers(choice)
     without = {name: value for name, value in others.items() if name != f"{subject}/weights"}
     all_costs = costs.predict(plan(structure, Policy.of(others)))
     rest_costs = costs.predict(plan(structure, Policy.of(without)))

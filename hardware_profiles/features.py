@@ -7,13 +7,13 @@ per thousand. Separate work features per window class stand for separate efficie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paretopress.spaces.kernels import Boundary, Kernel
+from paretopress.spaces.kernels import Boundary, Family, Kernel, product
 
 Array = NDArray[np.float64]
 
@@ -52,8 +52,22 @@ class Columns:
     flat: Array
 
 
+def as_product(kernel: Kernel) -> Kernel:
+    """What a transposed convolution is computed as: a product at every input position, summed up into the output.
+
+    The product is that of a 1x1 convolution that makes `window` times as many channels; other kernels stay.
+    """
+    if kernel.family is not Family.TRANSPOSED:
+        return kernel
+    ones = (1,) * len(kernel.window)
+    return replace(
+        kernel, cout=kernel.cout * product(kernel.window), window=ones, stride=ones, output_size=kernel.input_size,
+        output_elements=kernel.output_elements + kernel.cout * product(kernel.window) * product(kernel.input_size),
+    )
+
+
 def columns(kernels: Sequence[Kernel]) -> Columns:
-    """Extract the shapes of kernels.
+    """Extract the shapes of kernels; transposed convolutions as products.
 
     `pixels` are output positions, `lines` output positions without the innermost dimension, `fused` the
     number of absorbed operators, `flat` 1 for windows of one dimension.
@@ -75,7 +89,7 @@ def columns(kernels: Sequence[Kernel]) -> Columns:
                 len(k.fused),
                 len(k.window) == 1,
             )
-            for k in kernels
+            for k in map(as_product, kernels)
         ],
         dtype=np.float64,
     ).reshape(len(kernels), 13)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paretopress.hardware_profiles.host import HostInfo, host_info, matches
 from paretopress.hardware_profiles.memory import MemoryEstimate, peak_bytes
-from paretopress.hardware_profiles.predictor import LatencyModel
+from paretopress.hardware_profiles.predictor import STAND_IN_RANGE, LatencyModel
 from paretopress.hardware_profiles.schema import Format, ProfileDocument, parse_profile
 from paretopress.spaces.capabilities import Capabilities
 from paretopress.spaces.documents import fingerprint
@@ -267,13 +267,18 @@ class DeviceProfile:
         Raises:
             ProfileError: T0 profile, unknown format, or missing figures.
         """
-        model = self._model
-        mid = (
-            model.session_us + self.kernel_us(view.kernels).sum() + self.boundary_us(view.boundaries).sum()
-        ) / 1e3
+        model, kernels = self._model, self.kernel_us(view.kernels)
+        mid = (model.session_us + kernels.sum() + self.boundary_us(view.boundaries).sum()) / 1e3
         runtime = f"{self.runtime} {self.runtime_version}"
         basis = f"{self.tier}, {runtime}, {self.threads} thread(s), batch {self.batch}"
-        return Estimate(float(mid * model.low), float(mid), float(mid * model.high), "ms", basis)
+        low, high = mid * model.low, mid * model.high
+        guessed = model.stand_ins(view.kernels, self._types(view.kernels))
+        if guessed:   # a wider interval for what no figure of its own prices
+            low -= (1 - STAND_IN_RANGE[0]) * kernels[guessed].sum() / 1e3 * model.low
+            high += (STAND_IN_RANGE[1] - 1) * kernels[guessed].sum() / 1e3 * model.high
+            names = ", ".join(sorted({view.kernels[index].family.value for index in guessed}))
+            basis += f"; {len(guessed)} kernel(s) ({names}) priced as products of the same size, not measured"
+        return Estimate(float(low), float(mid), float(high), "ms", basis)
 
     def memory(self, view: CostView) -> MemoryEstimate:
         """Return peak activation bytes by liveness, weight bytes, and the runtime's own bytes where known."""
@@ -320,5 +325,5 @@ class DeviceProfile:
             warnings.warn(message, stacklevel=2)
 
 
-_WEIGHTED = (Family.CONV, Family.GROUPED, Family.DEPTHWISE, Family.LINEAR)
+_WEIGHTED = (Family.CONV, Family.GROUPED, Family.DEPTHWISE, Family.TRANSPOSED, Family.LINEAR)
 _BYTES = {"float32": 4, "int8": 1, "float16": 2, "bfloat16": 2}

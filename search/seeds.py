@@ -53,9 +53,7 @@ class FactorGraph:
     def __init__(self, structure: Structure, space: SearchSpace, costs: CostModel) -> None:
         self.structure, self.space, self.costs = structure, space, costs
         self.dense = plan(structure, DENSE)
-        integer = {name: Weights(8) for name, frozen in structure.units.items()
-                   if name.endswith("/weights") and not frozen}
-        self.contexts = {32: self.dense, 8: plan(structure, Policy.of(integer))}
+        self.contexts = {32: self.dense, 8: plan(structure, Policy.of(structure.takers(Weights(8))))}
         self.merged = {bits: merged_sums(context) for bits, context in self.contexts.items()}
         self.by_main = {kernel.main: kernel for kernel in structure.fusion.kernels}
         self.droppable: dict[str, list[str]] = {}   # node to the groups that take it along

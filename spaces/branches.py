@@ -124,7 +124,7 @@ def _branch(
     norms = [node for node in holders if node.short_op in _NORMS]
     names = {layer.name for layer in layers}
     own = all(set(graph.users[name]) <= inside for name in parameters)
-    if not own or len(layers) + len(norms) != len(holders) or any(layer.frozen for layer in layers):
+    if not own or len(layers) + len(norms) != len(holders) or not all(layer.is_droppable for layer in layers):
         return None
     if not names.issuperset((*group.producers, *group.consumers)) or len(group.consumers) != 1:
         return None

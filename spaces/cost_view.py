@@ -10,6 +10,7 @@ from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifet
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
 from paretopress.spaces.shortcuts import Subsampling
+from paretopress.spaces.weights_applied import source_of
 
 
 def cost_view(plan: Plan) -> CostView:
@@ -49,7 +50,9 @@ def merged_sums(plan: Plan) -> dict[str, str]:
     merged: dict[str, str] = {}
     for kernel in plan.structure.fusion.kernels:
         layer = plan.by_node.get(kernel.main)
-        if layer is None or layer.activation_bits == 8 or layer.layer.kind is LayerKind.LINEAR:
+        if layer is None or layer.activation_bits == 8:
+            continue
+        if not layer.layer.window or layer.layer.kind is LayerKind.TRANSPOSED:
             continue
         users = graph.users[kernel.output]
         addition = sums.get(users[0]) if len(users) == 1 else None
@@ -70,7 +73,7 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
         if fused.main == subsampling.output:
             yield _subsampling_kernel(plan, subsampling)
         return
-    if layer is None:
+    if layer is None or (fused.layer is not None and fused.layer.kind is LayerKind.EMBEDDING):
         if not _is_rectified_in_quantising(plan, fused.main):
             yield _plain_kernel(plan, fused)
         return
@@ -111,23 +114,30 @@ def _layer_kernel(
 ) -> Kernel:
     """The kernel of a whole layer (`part` 0) or of its first or second factor (1, 2)."""
     graph = plan.structure.graph
-    before, after = plan.shape(_unpadded(graph, graph.by_name[main].inputs[0])), plan.shape(main)
+    before, after = plan.shape(_unpadded(graph, source_of(graph.by_name[main]))), plan.shape(main)
     is_linear = layer.layer.kind is LayerKind.LINEAR
     window, stride = layer.layer.window, layer.layer.stride
     input_size = () if is_linear else before[2:]
     output_size = () if is_linear else after[2:]
     cin, cout, rank = layer.shape[1] * layer.groups, layer.shape[0], layer.rank or 0
     input_elements, output_elements = product(before), product(after)
-    rows = product(after[1:-1]) if is_linear else 1
+    rows = product(after[:-1]) if is_linear else 1
     inner = rank * (rows if is_linear else product(output_size))
-    name = output
-    if part == 1:
+    name, family = output, Family(layer.layer.kind.value)
+    if family is Family.TRANSPOSED and part:   # a 1x1 convolution first, the window second
+        inner = rank * product(input_size)
+        if part == 1:
+            family, cout, output_elements, name = Family.CONV, rank, inner, f"{layer.layer.name}:first"
+            window, stride, output_size = (1,) * len(window), (1,) * len(stride), input_size
+        else:
+            cin, input_elements = rank, inner
+    elif part == 1:
         cout, output_elements, name = rank, inner, f"{layer.layer.name}:first"
     elif part == 2:
         cin, input_elements, input_size = rank, inner, output_size
         window, stride = (1,) * len(window), (1,) * len(stride)
     return Kernel(
-        name, Family(layer.layer.kind.value), layer.layer.name, layer.weight_bits, layer.activation_bits,
+        name, family, layer.layer.name, layer.weight_bits, layer.activation_bits,
         cin, cout, window, stride, layer.groups, input_size, output_size, rows, tail,
         input_elements + extra, output_elements,
     )

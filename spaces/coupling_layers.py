@@ -8,18 +8,21 @@ from paretopress.spaces import coupling_axes
 from paretopress.spaces.coupling import Axis, CouplingBuilder, where
 from paretopress.spaces.coupling_groups import Segment
 from paretopress.spaces.graph import Node, Ref
-from paretopress.spaces.layers import LAYER_OPS
+from paretopress.spaces.layers import layer_name
+from paretopress.spaces.weights_applied import applied_weight
 
 Axes = tuple[Axis, ...]
 
 
 def _owner(builder: CouplingBuilder, node: Node, argument: str) -> tuple[str, bool]:
     """Name of what holds an operator's weight, and whether it is a layer that has units of its own."""
+    applied = applied_weight(builder.graph, node)
+    if applied is not None:
+        return layer_name(applied.weight.target), True
     weight = builder.operand(node, argument)
     if weight is None or weight.op != "parameter":
         return node.module_path or node.name, False
-    name = weight.target.rpartition(".")[0] or weight.target
-    return name, node.short_op in LAYER_OPS
+    return weight.target.rpartition(".")[0] or weight.target, False
 
 
 def _connect(builder: CouplingBuilder, node: Node, weight: str, read: Axis, made: Axis) -> None:
@@ -200,10 +203,13 @@ def einsum(builder: CouplingBuilder, node: Node) -> Axes:
             reason = f"{where(node)} combines it with a tensor whose size is fixed"
             letters[letter] = builder.unify(letters[letter], axis, reason) if letter in letters else axis
     weights = [term for term, operand in zip(terms, operands, strict=True) if builder.is_weight(operand)]
+    is_layer = applied_weight(builder.graph, node) is not None
+    if is_layer:
+        _connect(builder, node, "", letters[terms[0][-1]], letters[output[-1]])
     for letter, axis in letters.items():
         if letter not in output and not weights:
             builder.table.weaken(axis)
-        elif letter in output and any(letter in term for term in weights):
+        elif letter in output and any(letter in term for term in weights) and not is_layer:
             builder.produced_by(axis, node.module_path or node.name, is_layer=False)
     return tuple(letters[letter] for letter in output)
 

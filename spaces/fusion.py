@@ -25,7 +25,7 @@ POOLS = frozenset((
 NORMS = frozenset((
     "batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm", "softmax", "log_softmax",
 ))
-PRODUCTS = frozenset(("matmul", "mm", "bmm", "scaled_dot_product_attention"))
+PRODUCTS = frozenset(("matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention"))
 CONCATS = frozenset(("cat", "concat", "stack"))
 
 
@@ -78,7 +78,7 @@ def fuse(graph: Graph, layers: tuple[Layer, ...], foldable: Collection[str] | No
     """
     by_node = {layer.node: layer for layer in layers}
     folds: dict[str, Layer] = {}
-    taken: set[str] = set()
+    taken: set[str] = {view for layer in layers if not layer.frozen for view in layer.views}
     kernels: list[FusedKernel] = []
     for node in graph.operators():
         if node.name in taken or is_free(graph, node):
@@ -90,7 +90,7 @@ def fuse(graph: Graph, layers: tuple[Layer, ...], foldable: Collection[str] | No
             if normalisation is not None and (foldable is None or normalisation.name in foldable):
                 folds[normalisation.name] = layer
                 absorbed.append(normalisation.name)
-        if layer is not None or is_residual_sum(graph, node):
+        if (layer is not None and layer.runs_in_integers) or is_residual_sum(graph, node):
             activation = _only_user(graph, absorbed[-1] if absorbed else node.name)
             if activation is not None and activation.short_op in ACTIVATIONS:
                 absorbed.append(activation.name)
@@ -142,7 +142,7 @@ def _only_user(graph: Graph, name: str) -> Node | None:
 
 def foldable_normalisation(graph: Graph, layer: Layer) -> Node | None:
     """The batch normalisation that can be folded into a layer, or None."""
-    if layer.kind is LayerKind.LINEAR or layer.frozen:
+    if not layer.window or layer.frozen:
         return None
     user = _only_user(graph, layer.node)
     if user is None or user.short_op != "batch_norm" or user.arguments.get("training"):
@@ -157,7 +157,7 @@ def foldable_normalisation(graph: Graph, layer: Layer) -> Node | None:
 
 def family_of(graph: Graph, node: Node, layer: Layer | None) -> Family:
     """The kind of kernel a main operator makes."""
-    if layer is not None:
+    if layer is not None and layer.kind is not LayerKind.EMBEDDING:
         return Family(layer.kind.value)
     name = node.short_op
     if is_residual_sum(graph, node):

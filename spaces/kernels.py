@@ -12,6 +12,7 @@ class Family(StrEnum):
     CONV = "conv"                # dense convolution, 1-d or 2-d, groups == 1
     GROUPED = "grouped"          # 1 < groups < channels
     DEPTHWISE = "depthwise"      # groups == input channels
+    TRANSPOSED = "transposed"    # transposed convolution, any groups
     LINEAR = "linear"
     MATMUL = "matmul"            # product of two activations, attention included
     ADD = "add"                  # residual sum of two tensors
@@ -73,6 +74,8 @@ class Kernel:
         """Multiply-accumulates of the main operator (0 for kernels that only move or add)."""
         if self.family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE):
             return self.batch * product(self.output_size) * self.weight_elements
+        if self.family is Family.TRANSPOSED:   # every input position meets the whole window
+            return self.batch * product(self.input_size) * self.weight_elements
         if self.family in (Family.LINEAR, Family.MATMUL):
             return self.batch * self.rows * self.cin * self.cout
         return 0
@@ -80,7 +83,7 @@ class Kernel:
     @property
     def weight_elements(self) -> int:
         """Number of weights (bias not counted)."""
-        if self.family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE):
+        if self.family in (Family.CONV, Family.GROUPED, Family.DEPTHWISE, Family.TRANSPOSED):
             return self.cout * (self.cin // self.groups) * product(self.window)
         return self.cin * self.cout if self.family == Family.LINEAR else 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from paretopress.spaces.capabilities import Capabilities
 from paretopress.spaces.choices import Factorised, Keep, Weights, describe
 from paretopress.spaces.coupling import ChannelGroup
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer
 
 Refused = list[tuple[str, str]]
 """Choices in words, `"*"` for all, each with the reason."""
@@ -59,11 +59,12 @@ def _channel_step(group: ChannelGroup, devices: Sequence[Capabilities]) -> tuple
 
 
 def weight_choices(
-    devices: Sequence[Capabilities], widths: Sequence[int], fewest: int = 0, end: str = ""
+    layer: Layer, devices: Sequence[Capabilities], widths: Sequence[int], fewest: int = 0, end: str = ""
 ) -> tuple[list[Weights], Refused]:
     """Return the formats of a layer's weights that every device knows.
 
     Args:
+        layer: The layer.
         devices: The targets.
         widths: Weight bits that the user wants offered.
         fewest: Fewest bits of a layer at an end of the model.
@@ -75,6 +76,9 @@ def weight_choices(
     for bits in widths:
         for activations in (8, 32):
             choice = Weights(bits, activations)
+            if activations == 8 and not layer.runs_in_integers:
+                refused.append((describe(choice), NO_INTEGER_KERNEL.format(kind=layer.kind)))
+                continue
             why = [
                 f"{device.device}: {device.refused.get((bits, activations), 'no kernel for this format')}"
                 for device in devices if (bits, activations) not in device.formats
@@ -93,7 +97,7 @@ def rank_choices(
 ) -> tuple[list[Factorised], Refused]:
     """Return the ranks of a layer that have fewer weights than it: `r (m + n) < m n` for an m x n matrix."""
     step = math.lcm(1, *(device.rank_step for device in devices))
-    rows, columns = layer.out_channels, layer.columns
+    rows, columns = layer.sides(layer.shape)
     break_even = rows * columns / (rows + columns)
     ranks: set[int] = set()
     refused: Refused = []

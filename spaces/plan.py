@@ -16,10 +16,11 @@ from paretopress.spaces.choices import Factorised, Keep, Weights
 from paretopress.spaces.coupling import Axis, ChannelGroup, Segment
 from paretopress.spaces.errors import PolicyError, unknown_name
 from paretopress.spaces.kernels import product
-from paretopress.spaces.layers import Layer
+from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer, LayerKind
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.shortcuts import Subsampling
 from paretopress.spaces.structure import Structure
+from paretopress.spaces.weights_applied import source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,11 @@ class LayerPlan:
         if self.rank is None:
             return ((name, self.shape),)
         tail = (1,) * len(self.layer.window)
-        return (f"{name}.0", (self.rank, *self.shape[1:])), (f"{name}.1", (self.shape[0], self.rank, *tail))
+        if self.layer.kind is LayerKind.TRANSPOSED:
+            first, second = (self.rank, self.shape[1], *tail), (self.shape[0], self.rank, *self.layer.window)
+        else:
+            first, second = (self.rank, *self.shape[1:]), (self.shape[0], self.rank, *tail)
+        return (f"{name}.0", first), (f"{name}.1", second)
 
     @property
     def stored_bytes(self) -> int:
@@ -119,12 +124,14 @@ class Plan:
         return kept + place - start
 
     def shape(self, node: str) -> tuple[int, ...]:
-        """Shape of a node's value for one sample, the batch dimension (1) included."""
+        """Shape of a node's value for one sample, the batch dimension (1, or what is merged with it) included."""
         sizes = self.structure.graph.by_name[node].shape
         axes = self.structure.coupling.values.get(node) or (None,) * len(sizes)
         if not sizes:
             return (1,)
-        return (1, *(self.size(axis, size) for axis, size in zip(axes[1:], sizes[1:], strict=True)))
+        batch = self.structure.graph.batch   # what is merged with it, as in (n * tokens, features), is of every sample
+        rows = sizes[0] // batch if sizes[0] % batch == 0 else 1
+        return (max(1, rows), *(self.size(axis, size) for axis, size in zip(axes[1:], sizes[1:], strict=True)))
 
     @cached_property
     def stored_bytes(self) -> int:
@@ -175,25 +182,25 @@ def plan(structure: Structure, policy: Policy) -> Plan:
 
 def plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], layer: Layer) -> LayerPlan:
     """What becomes of one layer when the groups keep `kept` channels."""
-    axes = structure.coupling.parameters.get(layer.weight) or (None,) * len(layer.shape)
+    axes = structure.weight_axes(layer)
     shape = tuple(
         size if axis is None else axis_size(axis, kept) for axis, size in zip(axes, layer.shape, strict=True)
     )
     groups = layer.groups
     if groups > 1:   # fewer groups, or fewer channels in each
-        node = structure.graph.by_name[layer.node]
-        inputs = structure.coupling.values[node.inputs[0]][1]
+        source = source_of(structure.graph.by_name[layer.node])
+        inputs = structure.coupling.values[source][1]
         groups = (groups * layer.shape[1] if inputs is None else axis_size(inputs, kept)) // shape[1]
     rank_choice = policy.choices.get(f"{layer.name}/rank")
     rank = rank_choice.rank if isinstance(rank_choice, Factorised) else None
     weights = policy.choices.get(f"{layer.name}/weights")
     bits, activations = (weights.bits, weights.activations) if isinstance(weights, Weights) else (32, 32)
     if rank is not None:
-        rank = min(rank, shape[0], product(shape[1:]))
+        rank = min(rank, *layer.sides(shape))
     touched = rank is not None or bits != 32 or shape[1:] != layer.shape[1:]
     touched |= layer.groups > 1 and shape != layer.shape
-    # Tuning corrects the mean output of every free layer behind a change, so each of them has a bias.
-    has_bias = bool(layer.bias) or (not policy.is_dense and not layer.frozen)
+    # Tuning corrects the mean output of every free layer behind a change, so each of them has a bias if it can.
+    has_bias = bool(layer.bias) or (not policy.is_dense and not layer.frozen and layer.takes_bias)
     return LayerPlan(layer, shape, groups, rank, bits, activations, has_bias, touched)
 
 
@@ -209,7 +216,11 @@ def check_units(structure: Structure, policy: Policy) -> None:
             raise PolicyError(f"unit {name!r} cannot keep no channel: {reason}")
         if isinstance(choice, Factorised):
             layer = structure.layer(name.rpartition("/")[0])
-            limit = min(layer.out_channels, layer.columns) - 1
+            limit = min(layer.sides(layer.shape)) - 1
             if choice.rank > limit:
                 reason = f"rank {choice.rank} is not below full rank (allowed: 1 to {limit})"
                 raise PolicyError(f"unit {name!r}: {reason}")
+        if isinstance(choice, Weights) and choice.activations == 8:
+            layer = structure.layer(name.rpartition("/")[0])
+            if not layer.runs_in_integers:
+                raise PolicyError(f"unit {name!r}: {NO_INTEGER_KERNEL.format(kind=layer.kind)} (activations: 32)")

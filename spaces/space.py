@@ -12,6 +12,7 @@ from paretopress.spaces.capabilities import Capabilities
 from paretopress.spaces.choices import Choice, Keep, choice_to_plain, describe
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
+from paretopress.spaces.left_dense import left_dense
 from paretopress.spaces.legality import keep_choices, rank_choices, weight_choices
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.structure import Structure
@@ -122,6 +123,7 @@ def build_space(
         dropped += [(unit, name, why) for name, why in refused]
         if legal:
             options[unit] = (None, *legal)
+    dropped += left_dense(structure)
     _apply_pins(options, dropped, settings)
     return SearchSpace(_execution_order(structure, options), tuple(dropped), structure.fingerprint)
 
@@ -139,8 +141,8 @@ def _choices(
     """The legal choices of a unit that is neither frozen nor excluded, and the others with their reasons."""
     if kind == "weights":
         pinned = any(fnmatch.fnmatchcase(f"{subject}/weights", pattern) for pattern in settings.pin)
-        return weight_choices(devices, settings.bits, 0 if pinned else settings.end_bits,
-                              structure.ends.get(subject, ""))
+        return weight_choices(structure.layer(subject), devices, settings.bits,
+                              0 if pinned else settings.end_bits, structure.ends.get(subject, ""))
     if kind == "rank":
         return rank_choices(structure.layer(subject), devices, settings.rank)
     keeps, refused = keep_choices(structure.group(subject), devices, settings.keep)

@@ -9,15 +9,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from paretopress.spaces.branches import Branch, find_branches, without_branches
-from paretopress.spaces.coupling import ChannelGroup, Coupling, analyse_coupling
+from paretopress.spaces.choices import Choice, Weights
+from paretopress.spaces.coupling import Axis, ChannelGroup, Coupling, analyse_coupling
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.ends import end_layers
 from paretopress.spaces.errors import PolicyError, UnsupportedModelError, unknown_name
 from paretopress.spaces.fusion import Fusion, fuse
 from paretopress.spaces.graph import Graph, Node
-from paretopress.spaces.layers import Layer, LayerKind, find_layers
+from paretopress.spaces.layers import Holder, Layer, LayerKind, find_layers
 from paretopress.spaces.shortcuts import Subsampling, find_subsamplings
 from paretopress.spaces.time_limit import OutOfTime, time_limit
+from paretopress.spaces.weight_layout import weight_axes
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +64,23 @@ class Structure:
             units[f"{group.name}/channels"] = group.frozen
         for layer in self.layers:
             units[f"{layer.name}/weights"] = layer.frozen
-            has_rank = layer.kind in (LayerKind.CONV, LayerKind.LINEAR)
-            reason = "" if has_rank else f"a {layer.kind} convolution has no low rank"
-            units[f"{layer.name}/rank"] = layer.frozen or reason
+            units[f"{layer.name}/rank"] = layer.frozen or layer.why_no_rank
         return units
+
+    def weight_axes(self, layer: Layer) -> tuple[Axis, ...]:
+        """The axes of a layer's weight with its outputs as rows."""
+        return weight_axes(self.coupling, layer)
+
+    def takers(self, choice: Weights) -> dict[str, Choice]:
+        """The format for every layer that can have it."""
+        layers = (layer for layer in self.layers if not layer.frozen)
+        return {f"{layer.name}/weights": choice for layer in layers
+                if choice.activations != 8 or layer.runs_in_integers}
+
+    @cached_property
+    def weight_views(self) -> frozenset[str]:
+        """Nodes that only transpose the weight of a layer that may change: the layer's tensor replaces them."""
+        return frozenset(name for layer in self.layers if not layer.frozen for name in layer.views)
 
     @cached_property
     def subsamplings(self) -> tuple[Subsampling, ...]:
@@ -163,7 +178,7 @@ def analyse(captured: Capture, model: torch.nn.Module, *, seconds: float = TIME_
 
 def _analyse(captured: Capture, model: torch.nn.Module) -> Structure:
     graph = captured.graph
-    layers = find_layers(graph, dict(captured.aliases))
+    layers = find_layers(graph, dict(captured.aliases), weight_holders(model))
     tensors = model.state_dict().items()
     state = {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in tensors}
     fusion = fuse(graph, layers)
@@ -172,6 +187,21 @@ def _analyse(captured: Capture, model: torch.nn.Module) -> Structure:
     structure = Structure(graph, _unique(layers), coupling, fusion, state, captured.aliases, sizes)
     structure.branches  # noqa: B018 - found now, so that the limit holds for them
     return structure
+
+
+def weight_holders(model: torch.nn.Module) -> dict[str, Holder]:
+    """What the modules are that hold nothing but a weight and a bias, by path."""
+    from torch import nn
+
+    known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Embedding)
+    found = {}
+    for path, module in model.named_modules():
+        names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+        if isinstance(module, known):
+            found[path] = Holder.MODULE
+        elif "weight" in names and names <= {"weight", "bias"} and not list(module.children()):
+            found[path] = Holder.OWN
+    return found
 
 
 def module_sizes(model: torch.nn.Module) -> dict[str, dict[str, int]]:
@@ -209,8 +239,12 @@ def _remains(structure: Structure, branches: tuple[Branch, ...]) -> Structure:
 
 
 def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Drop the second and later uses of a shared layer: the first is frozen and speaks for all."""
+    """Drop the second and later uses of a shared layer: the first is frozen and speaks for all.
+
+    Of a table that is a linear layer's weight too, as a tied head's is, the linear layer speaks.
+    """
     first: dict[str, Layer] = {}
     for layer in layers:
-        first.setdefault(layer.name, layer)
+        if first.setdefault(layer.name, layer).kind is LayerKind.EMBEDDING:
+            first[layer.name] = layer
     return tuple(first.values())

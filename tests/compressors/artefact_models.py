@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from layout_models import LAYOUTS, WORDS
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 from torch.utils import _pytree as pytree
@@ -164,8 +165,9 @@ MODELS = {
     "activated": (ActivatedNet, {"x": IMAGE}),
     "keyword": (KeywordNet, {"first": (4,), "second": (5,)}),
     "fixed_batch": (FixedBatchNet, {"x": (6,)}),
+    **LAYOUTS,
 }
-PLAIN = ("resnet", "depthwise", "mlp", "group_norm", "conv1d")
+PLAIN = ("resnet", "depthwise", "mlp", "group_norm", "conv1d", *LAYOUTS)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ def build(name):
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
-        if hasattr(module, "weight") and not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+        if getattr(module, "weight", None) is not None and module.weight.ndim == 1:
             for parameter in module.parameters(recurse=False):
                 nn.init.uniform_(parameter, 0.3, 1.5)
     return model.eval()
@@ -207,7 +209,10 @@ def build(name):
 def prepared(name) -> Prepared:
     model = build(name)
     shapes = MODELS[name][1]
-    samples = {key: torch.randn(SAMPLES, *shape) for key, shape in shapes.items()}
+    samples = {
+        key: torch.randint(WORDS[name], (SAMPLES, *shape)) if name in WORDS else torch.randn(SAMPLES, *shape)
+        for key, shape in shapes.items()
+    }
     if name == "fixed_batch":
         samples = {key: tensor[:6] for key, tensor in samples.items()}
     kwargs = {key: samples.pop(key) for key in ("second",) if key in samples}
@@ -219,7 +224,11 @@ def prepared(name) -> Prepared:
     device = Capabilities("any", formats=tuple((choice.bits, choice.activations) for choice in FORMATS))
     options = dict(build_space(program.structure, [device]).options)
     # The space drops formats that do not pay; an artefact can hold them all the same.
-    options |= {unit: (None, *FORMATS) for unit in options if unit.endswith("/weights")}
+    takers = {choice: program.structure.takers(choice) for choice in FORMATS}
+    options |= {
+        unit: (None, *(choice for choice in FORMATS if unit in takers[choice]))
+        for unit in options if unit.endswith("/weights")
+    }
     return Prepared(model, args, kwargs, program, calibration, Entries(program, calibration), options)
 
 

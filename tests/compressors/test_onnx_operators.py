@@ -46,6 +46,10 @@ class Lookup(nn.Module):
         return self.out(self.table(x)).mean(1)
 
 
+def scaled_product(x):
+    return torch.addmm(x.mean((0, 1), keepdim=True), x, x.mean(0, keepdim=True).transpose(0, 1), beta=2.0, alpha=0.5)
+
+
 def case(function, shape=IMAGE):
     return function, shape
 
@@ -118,6 +122,9 @@ CASES = {
     "layer norm without parameters": case(nn.LayerNorm(8, elementwise_affine=False), ROWS),
     "group norm": case(nn.GroupNorm(2, 4)),
     "group norm without parameters": case(nn.GroupNorm(2, 4, affine=False)),
+    "addmm": case(scaled_product, (8,)),
+    "conv_transpose1d": case(nn.ConvTranspose1d(5, 3, 3, 2, 1, 1, bias=False, dilation=2), ROWS),
+    "conv_transpose2d": case(nn.ConvTranspose2d(4, 6, (2, 3), 2, (0, 1), (1, 0), groups=2)),
     "linear": case(nn.Linear(8, 3, bias=False), (8,)),
     "linear of rows": case(nn.Linear(8, 3, bias=False), ROWS),
     "linear with a bias of rows": case(nn.Linear(8, 3), ROWS),

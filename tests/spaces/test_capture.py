@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from paretopress.spaces.capture import capture
 from paretopress.spaces.errors import DataError, UnsupportedModelError
 from paretopress.spaces.graph import Node, Ref
-from paretopress.spaces.layers import LayerKind, find_layers
+from paretopress.spaces.layers import Holder, LayerKind, find_layers
 from paretopress.spaces.mutation import without_mutation
 
 
@@ -202,7 +202,7 @@ def test_layers_say_what_they_are_and_why_they_are_frozen():
     assert specimen("conv1d").structure.layer("net.3").padding == (1,)  # "same"
 
 
-def test_weights_that_are_not_a_modules_own_are_frozen():
+def test_weights_that_are_not_a_modules_own_are_parameters_of_the_users_code():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -212,9 +212,8 @@ def test_weights_that_are_not_a_modules_own_are_frozen():
             return F.linear(F.linear(x, self.inner.weight), self.free)
 
     captured = capture(Odd(), (torch.randn(2, 4),))
-    frozen = {layer.name: layer.frozen for layer in find_layers(captured.graph)}
-    assert "applied by 'the root module'" in frozen["inner"]
-    assert "not the weight of a layer module" in frozen["free"]
+    found = {layer.name: (layer.holder, layer.frozen) for layer in find_layers(captured.graph)}
+    assert found == {"inner": (Holder.CODE, ""), "free": (Holder.CODE, "")}
 
 
 def test_three_hundred_layers_need_no_recursion():

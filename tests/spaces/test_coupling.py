@@ -245,7 +245,7 @@ class Shuffle(nn.Module):
         (
             nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
             (2, 5, 8),
-            {"self_attn", "linear1"},
+            {"self_attn.in_proj_weight", "linear1"},
             {},
         ),
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 1)), (2, 3, 4, 4), set(), {}),
@@ -265,9 +265,7 @@ def test_units_of_other_modules_and_nothing_fails(model, shape, free, frozen):
     value = run_graph(captured, model, [inputs])[captured.graph.outputs[0]]
     torch.testing.assert_close(value, model(inputs), atol=1e-5, rtol=1e-4)
     bytes_of = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
-    integers = {
-        unit: Weights(8, 8) for unit, why in structure.units.items() if unit.endswith("/weights") and not why
-    }
+    integers = structure.takers(Weights(8, 8))
     assert plan(structure, Policy()).stored_bytes == sum(bytes_of.values())
     for policy in (Policy(), Policy.of(integers)):
         view = cost_view(plan(structure, policy))

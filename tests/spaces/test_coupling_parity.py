@@ -220,7 +220,7 @@ MODELS = {
                 {"memory": (10, 1), "q": (4, 4)}),
     "module": (
         lambda: Tokens(lambda x, m: m["a"](x, x, x)[0], a=nn.MultiheadAttention(16, 4, batch_first=True)), TOKENS,
-        {"first": (16, 1), "a": (4, 4), "a.out_proj": (16, 1)},
+        {"first": (16, 1), "a.in_proj_weight": (4, 4), "a.out_proj": (16, 1)},
     ),
     "glu": (lambda: Tokens(gated, **linears(up=(16, 20), down=(10, 16))), TOKENS, {"up": (10, 1)}),
     "rms": (lambda: Tokens(root_mean_square, norm=nn.RMSNorm(16)), TOKENS, {"first": (16, 1)}),
