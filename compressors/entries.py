@@ -32,6 +32,7 @@ from paretopress.compressors.network import (
     axis_index,
     kept_columns,
     layer_columns,
+    select,
 )
 from paretopress.compressors.program import Program
 from paretopress.compressors.quantisation import corrected_bias, dequantise, gptq, round_to_nearest, row_scales
