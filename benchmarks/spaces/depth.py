@@ -95,7 +95,7 @@ def plot(families: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     styles = [("s--", "capture: torch.export"), ("o-", "analysis: this project"), (":", "linear")]
     marks = [Line2D([], [], color="grey", marker=s[0] if s[0] in "so" else "", ls=s.lstrip("so")) for s, _ in styles]
-    steps = axes.legend(marks, [text for _, text in styles], fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.88))
+    steps = axes.legend(marks, [text for _, text in styles], fontsize=8, loc="center left", bbox_to_anchor=(0.0, 0.52))
     axes.legend(fontsize=8, loc="lower right")
     axes.add_artist(steps)
     figure.tight_layout()
