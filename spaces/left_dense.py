@@ -32,7 +32,8 @@ def left_dense(structure: Structure) -> list[tuple[str, str, str]]:
     for node in graph.operators():
         for name in node.inputs:
             source = graph.by_name[name]
-            if source.op == "parameter" and _is_weight(node, source) and source.target not in owned and "float" in source.dtype:
+            is_ours = source.op == "parameter" and source.target not in owned and "float" in source.dtype
+            if is_ours and _is_weight(node, source):
                 found.setdefault(source.target, _reason(graph, node))
     return [(f"{target}/weights", "*", reason) for target, reason in found.items()]
 
