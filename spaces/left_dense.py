@@ -5,14 +5,15 @@ from __future__ import annotations
 from paretopress.spaces.graph import Graph, Node
 from paretopress.spaces.structure import Structure
 
+_COMBINED = ("add", "sub", "mul", "div", "cat", "expand", "stack", "repeat")
 _VOLUMES = "channels only: there is no compressed form of 3-d convolutions here ({op})"
 _RECURRENT = "channels only: one operator ({op}) holds its gates and steps, so that no part of it can be replaced"
 _REASONS = {
     **dict.fromkeys(("conv3d", "conv_transpose3d", "convolution"), _VOLUMES),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"), _RECURRENT),
     "bilinear": "its columns are products of two inputs ({op}), which least squares is not set up for",
-    **dict.fromkeys(("add", "sub", "mul", "div"), "a parameter that is combined element by element ({op})"),
-    **dict.fromkeys(("cat", "expand", "stack", "repeat"), "a parameter that is joined to activations ({op})"),
+    **dict.fromkeys(_COMBINED[:4], "a parameter that is combined element by element ({op})"),
+    **dict.fromkeys(_COMBINED[4:], "a parameter that is joined to activations ({op})"),
     **dict.fromkeys(
         ("matmul", "mm", "bmm", "baddbmm", "einsum"),
         "a parameter in a product ({op}) that is no linear layer of the activations",
@@ -24,17 +25,23 @@ _NORMS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm")
 
 
 def left_dense(structure: Structure) -> list[tuple[str, str, str]]:
-    """Return `(unit, "*", reason)` for every parameter of two or more dimensions that is no layer's weight."""
+    """Return `(unit, "*", reason)` for every parameter that is a weight and no layer's."""
     graph = structure.graph
     owned = {name for layer in structure.layers for name in (layer.weight, layer.bias)}
     found: dict[str, str] = {}
     for node in graph.operators():
         for name in node.inputs:
             source = graph.by_name[name]
-            many = len(source.shape) > 1 and node.short_op not in _NORMS
-            if source.op == "parameter" and many and source.target not in owned and "float" in source.dtype:
+            is_ours = source.op == "parameter" and source.target not in owned and "float" in source.dtype
+            if is_ours and _is_weight(node, source):
                 found.setdefault(source.target, _reason(graph, node))
     return [(f"{target}/weights", "*", reason) for target, reason in found.items()]
+
+
+def _is_weight(node: Node, parameter: Node) -> bool:
+    """Whether a parameter is more than a scale or shift of channels, whatever shape it is broadcast from."""
+    sizes = [size for size in parameter.shape if size > 1 or node.short_op not in _COMBINED]
+    return len(sizes) > 1 and node.short_op not in _NORMS
 
 
 def _reason(graph: Graph, node: Node) -> str:
