@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROUNDS = 8                 # a round builds an eighth of what may be built, or what can be under way at a time
 DISTILLATION_SHARE = 0.8   # of the time for building
 WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
-LONGER = 5.0               # times as many steps for what short training left farther off
+LONGER = 3.0               # times as many steps for what short training left farther off
 LEAST_SHARE = 2            # thirds of the finalists that are built even then: a front needs its points
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 

@@ -17,7 +17,8 @@ from scipy.stats import qmc
 
 Array = NDArray[np.float64]
 POINTS_LOG2 = 12
-WIDER = 0.05   # of the box, by the logarithm of each cost: the dearest candidate reaches something too
+LEAST_CHANCE = 0.3   # of staying within the worst divergence: guesses far out are worse than their errors say
+WIDER = 0.05         # of the box, by the logarithm of each cost: the dearest candidate reaches something too
 SMALLEST = 1e-12
 
 
@@ -44,9 +45,10 @@ class Guess:
 def expected_gains(costs: Array, guess: Guess, worst_divergence: float, count: int) -> list[int]:
     """Candidates that are worth building, the most promising first.
 
-    The box between the lowest and the highest costs is filled with points, evenly by divergence, which accuracy
-    falls with, and by the logarithm of each cost, which people compare by ratios. What a candidate adds is the share
-    of points that it reaches in every objective and that nothing before it does.
+    The box between the lowest and the highest costs is filled with points: evenly by the logarithm of each cost, which
+    people compare by ratios, and by the root of the divergence, so that small losses are told apart as well as large
+    ones. What a candidate adds is the share of points that it reaches in every objective and that nothing before it
+    does.
 
     Args:
         costs: Shape (n, m), positive, to be minimised.
@@ -60,11 +62,11 @@ def expected_gains(costs: Array, guess: Guess, worst_divergence: float, count: i
     points = qmc.Sobol(costs.shape[1] + 1, scramble=False).random_base2(POINTS_LOG2) + 0.5 / 2**POINTS_LOG2
     low, high = np.log(costs.min(axis=0)), np.log(costs.max(axis=0))
     thresholds = np.exp(low + points[:, 1:] * (high - low + WIDER))
-    reached = guess.below(worst_divergence * points[:, 0])
+    reached = guess.below(worst_divergence * points[:, 0] ** 2)
     for column, threshold in zip(costs.T, thresholds.T, strict=True):
         reached *= column[:, None] <= threshold
     left = np.prod(1.0 - reached[guess.errors == 0.0], axis=0)
-    waiting = guess.errors > 0.0
+    waiting = (guess.errors > 0.0) & (guess.below(np.array([worst_divergence]))[:, 0] >= LEAST_CHANCE)
     chosen: list[int] = []
     while len(chosen) < min(count, int(waiting.sum())):
         gains = np.where(waiting, reached @ left, 0.0)

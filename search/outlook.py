@@ -17,9 +17,12 @@ from paretopress.spaces.policy import Policy
 Array = NDArray[np.float64]
 SMALLEST_DIVERGENCE = 1e-9
 PAIRS_FOR_A_SLOPE = 6          # fewer builds say how much the refit gains, but not how that changes
-SLOPES = (0.3, 1.2)            # of log(divergence after the refit) over log(before it)
+SLOPES = (0.3, 2.0)            # of log(divergence after the refit) over log(before it)
 WORST_LOSS = 0.1               # of the best accuracy: what may be lost where no budget limits it
-LEAST_ERROR = 0.25             # of the logarithm of an expected divergence: a few builds agree by chance
+# Of logarithms of divergences after the refit, as measured on distilled networks:
+NOISE = 0.25                   # between candidates of one divergence before it
+DEVIATION = 0.4                # from the line
+REACH = 0.7                    # over which deviations are alike
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,16 @@ def outlook(
     tried = {**(probes or {}), **built}
     pairs = [(loss, tried[r.policy.hash].divergence) for r, loss in zip(complete, before, strict=True)
              if r.policy.hash in tried and r.policy.hash not in left_out]
-    after, error = expected_after_refit(pairs, before)
+    after, errors = expected_after_refit(pairs, before)
     divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
                    for r, loss in zip(complete, after, strict=True)]
     slack = tolerance([record.values["accuracy"] for record in complete], limits, samples)
     found = []
-    for record, accuracy, loss in zip(complete, curve.at(divergences), divergences, strict=True):
+    for record, accuracy, loss, error in zip(complete, curve.at(divergences), divergences, errors, strict=True):
         known = record.policy.hash in built
         allowed = _allowed(record, float(accuracy) + slack, limits)
         if record.policy.hash not in left_out:
-            found.append(Prospect(record, float(accuracy), loss, 0.0 if known else error, known, allowed,
+            found.append(Prospect(record, float(accuracy), loss, 0.0 if known else float(error), known, allowed,
                                   _excess(record, limits)))
     return Outlook(tuple(found), curve.reach(_worst_accuracy(complete, limits) - slack, limits.direction))
 
@@ -168,29 +171,40 @@ def _worst_accuracy(complete: Sequence[TrialRecord], limits: Limits) -> float:
     return best - WORST_LOSS * abs(best) if limits.direction == "max" else best + WORST_LOSS * abs(best)
 
 
-def expected_after_refit(pairs: Sequence[tuple[float, float]], before: Sequence[float]) -> tuple[Array, float]:
+def expected_after_refit(
+    pairs: Sequence[tuple[float, float]], before: Sequence[float]
+) -> tuple[Array, Array]:
     """Divergences to be expected after the refit, never above those before it, and how far off they may be.
+
+    The logarithm of the one is a line in that of the other, and a Gaussian process of what the builds deviate from it:
+    what was learned far out is remembered there.
 
     Args:
         pairs: (before, after) of what was built.
         before: Of the candidates in question.
 
     Returns:
-        Divergences, shape (n,), and the standard error of their logarithms.
+        Divergences and the standard errors of their logarithms, each of shape (n,).
     """
     x = np.log(np.maximum(np.asarray(before, dtype=np.float64), SMALLEST_DIVERGENCE))
     if not pairs:
-        return np.exp(x), 2.0 * LEAST_ERROR
-    logs = np.log(np.maximum(np.asarray(pairs, dtype=np.float64), SMALLEST_DIVERGENCE))
-    spread = float(logs[:, 0].std())
+        return np.exp(x), np.full(len(x), math.hypot(NOISE, DEVIATION))
+    known, found = np.log(np.maximum(np.asarray(pairs, dtype=np.float64), SMALLEST_DIVERGENCE)).T
     slope = 1.0
-    if len(pairs) >= PAIRS_FOR_A_SLOPE and spread > 0.1:
-        slope = float(np.clip(np.polyfit(logs[:, 0], logs[:, 1], 1)[0], *SLOPES))
-    differences = logs[:, 1] - slope * logs[:, 0]
-    expected = np.minimum(np.exp(slope * x + float(np.median(differences))), np.exp(x))
-    if len(pairs) < PAIRS_FOR_A_SLOPE:
-        return expected, 2.0 * LEAST_ERROR
-    return expected, max(LEAST_ERROR, float(differences.std()))
+    if len(pairs) >= PAIRS_FOR_A_SLOPE and float(known.std()) > 0.1:
+        slope = float(np.clip(np.polyfit(known, found, 1)[0], *SLOPES))
+    shift = float(np.median(found - slope * known))
+    inner = np.linalg.inv(_alike(known, known) + NOISE**2 * np.eye(len(known)))
+    outer = _alike(x, known)
+    expected = slope * x + shift + outer @ inner @ (found - slope * known - shift)
+    variance = DEVIATION**2 - np.einsum("ij,jk,ik->i", outer, inner, outer)
+    return np.exp(np.minimum(expected, x)), np.sqrt(NOISE**2 + np.maximum(variance, 0.0))
+
+
+def _alike(first: Array, second: Array) -> Array:
+    """Covariance of deviations at two sets of logarithms of divergences."""
+    found: Array = DEVIATION**2 * np.exp(-0.5 * ((first[:, None] - second[None, :]) / REACH) ** 2)
+    return found
 
 
 def accuracy_step(accuracy: float, samples: int, direction: str) -> float:

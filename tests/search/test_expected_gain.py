@@ -15,7 +15,7 @@ CERTAIN = 1e-6
 def greedy_by_exact_volumes(costs, divergences, built, worst, count):
     """The gains of the same box by exact hypervolumes, for outcomes that are certain."""
     low, high = np.log(costs.min(axis=0)), np.log(costs.max(axis=0))
-    unit = np.column_stack([divergences / worst, (np.log(costs) - low) / (high - low + WIDER)])
+    unit = np.column_stack([np.sqrt(divergences / worst), (np.log(costs) - low) / (high - low + WIDER)])
     chosen, volumes = list(np.flatnonzero(built)), []
     for _ in range(count):
         have = hypervolume(unit[chosen], np.ones(unit.shape[1])) if chosen else 0.0
@@ -36,7 +36,7 @@ def test_where_outcomes_are_certain_gains_are_hypervolumes(seed, objectives, rea
     found = expected_gains(costs, guess, 0.2, 3)
     _, volumes = greedy_by_exact_volumes(costs, divergences, built, 0.2, 3)
     low, high = np.log(costs.min(axis=0)), np.log(costs.max(axis=0))
-    unit = np.column_stack([divergences / 0.2, (np.log(costs) - low) / (high - low + WIDER)])
+    unit = np.column_stack([np.sqrt(divergences / 0.2), (np.log(costs) - low) / (high - low + WIDER)])
     rows, corner = list(np.flatnonzero(built)), np.ones(objectives + 1)
     for row, volume in zip(found, volumes, strict=False):   # ties by the points' resolution are as good
         before = hypervolume(unit[rows], corner) if rows else 0.0
@@ -56,6 +56,8 @@ def test_a_cheap_gamble_loses_against_a_likely_gain():
     worst = 0.1
     assert expected_gains(costs, Guess(np.array([0.05, 0.099, 0.0]), errors), worst, 1) == [0]
     certain = np.array([CERTAIN, CERTAIN, 0.0])
+    hopeless = np.array([[10.0], [0.1], [100.0]])
+    assert expected_gains(hopeless, Guess(np.array([0.05, 0.13, 0.0]), errors), worst, 2) == [0]
     much_cheaper = np.array([[10.0], [0.5], [100.0]])
     assert expected_gains(much_cheaper, Guess(np.array([0.09, 0.08, 0.0]), certain), worst, 1) == [1]
 
