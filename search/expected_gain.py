@@ -8,6 +8,7 @@ budget adds most and meets it least often.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,9 @@ class Guess:
         return np.where(self.errors[:, None] > 0.0, chance, distance >= 0.0).astype(np.float64)
 
 
-def expected_gains(costs: Array, guess: Guess, worst_divergence: float, count: int) -> list[int]:
+def expected_gains(
+    costs: Array, guess: Guess, worst_divergence: float, count: int, least_divergence: float = 0.0
+) -> list[int]:
     """Candidates that are worth building, the most promising first.
 
     The box between the lowest and the highest costs is filled with points: evenly by the logarithm of each cost, which
@@ -55,6 +58,7 @@ def expected_gains(costs: Array, guess: Guess, worst_divergence: float, count: i
         guess: Their divergences. What is built counts as there from the start, and is not returned.
         worst_divergence: What diverges more adds nothing.
         count: How many at most.
+        least_divergence: What diverges less adds no more than this does.
 
     Returns:
         Rows, fewer than `count` where nothing else can add anything.
@@ -62,7 +66,8 @@ def expected_gains(costs: Array, guess: Guess, worst_divergence: float, count: i
     points = qmc.Sobol(costs.shape[1] + 1, scramble=False).random_base2(POINTS_LOG2) + 0.5 / 2**POINTS_LOG2
     low, high = np.log(costs.min(axis=0)), np.log(costs.max(axis=0))
     thresholds = np.exp(low + points[:, 1:] * (high - low + WIDER))
-    reached = guess.below(worst_divergence * points[:, 0] ** 2)
+    roots = math.sqrt(least_divergence), math.sqrt(worst_divergence)
+    reached = guess.below((roots[0] + points[:, 0] * (roots[1] - roots[0])) ** 2)
     for column, threshold in zip(costs.T, thresholds.T, strict=True):
         reached *= column[:, None] <= threshold
     left = np.prod(1.0 - reached[guess.errors == 0.0], axis=0)

@@ -60,12 +60,13 @@ def next_builds(
     """
     pool = [one for one in view.prospects if one.excess == 0.0]
     picked: list[Prospect] = []
-    if pool and view.worst_divergence > 0.0:
+    if pool and view.worst_divergence > view.least_divergence:
         names = {name: way for name, way in objectives.items() if name != "accuracy"}
         costs = np.maximum(costs_of([one.record for one in pool], names), SMALLEST_COST)
         divergences, errors = (np.array([getattr(one, name) for one in pool]) for name in ("divergence", "error"))
         rows = foremost(np.column_stack([divergences, costs]), MOST_WEIGHED, keep=errors == 0.0)
-        gains = expected_gains(costs[rows], Guess(divergences[rows], errors[rows]), view.worst_divergence, count)
+        guess = Guess(divergences[rows], errors[rows])
+        gains = expected_gains(costs[rows], guess, view.worst_divergence, count, view.least_divergence)
         picked = [pool[rows[row]] for row in gains]
     if len(picked) < count:
         waiting = [one for one in view.prospects if not one.built and one not in picked]

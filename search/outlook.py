@@ -104,10 +104,12 @@ class Outlook:
         prospects: One per complete trial, in their order, without those that are verified anyway.
         worst_divergence: The largest that is expected to meet the budget on accuracy, or, where there is none, to
             leave nine tenths of the best accuracy.
+        least_divergence: What diverges less the samples cannot tell from the dense model by its accuracy.
     """
 
     prospects: tuple[Prospect, ...] = ()
     worst_divergence: float = math.inf
+    least_divergence: float = 0.0
 
 
 def outlook(
@@ -151,7 +153,9 @@ def outlook(
         if record.policy.hash not in left_out:
             found.append(Prospect(record, float(accuracy), loss, 0.0 if known else float(error), known, allowed,
                                   _excess(record, limits)))
-    return Outlook(tuple(found), curve.reach(_worst_accuracy(complete, limits) - slack, limits.direction))
+    worst = curve.reach(_worst_accuracy(complete, limits) - slack, limits.direction)
+    least = curve.reach(float(curve.accuracies[0]) - slack, limits.direction) if slack else 0.0
+    return Outlook(tuple(found), worst, least)
 
 
 def _accuracy_curve(complete: Sequence[TrialRecord], built: Mapping[str, Built], limits: Limits) -> AccuracyCurve:

@@ -62,6 +62,14 @@ def test_a_cheap_gamble_loses_against_a_likely_gain():
     assert expected_gains(much_cheaper, Guess(np.array([0.09, 0.08, 0.0]), certain), worst, 1) == [1]
 
 
+def test_losses_that_cannot_be_told_apart_count_alike():
+    """One loses even less than can be told, the other is cheaper: which is better depends on what can be told."""
+    costs, errors = np.array([[10.0], [8.0], [100.0]]), np.array([CERTAIN, CERTAIN, 0.0])
+    guess = Guess(np.array([0.001, 0.02, 0.0]), errors)
+    assert expected_gains(costs, guess, 0.1, 1) == [0]
+    assert expected_gains(costs, guess, 0.1, 2, 0.03) == [1]
+
+
 def test_a_second_pick_is_not_a_copy_of_the_first():
     costs = np.array([[10.0, 10.0], [10.1, 10.1], [30.0, 2.0], [100.0, 100.0]])
     guess = Guess(np.array([0.1, 0.1, 0.1, 0.0]), np.array([0.3, 0.3, 0.3, 0.0]))
