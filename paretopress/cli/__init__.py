@@ -55,7 +55,7 @@ def command() -> None:
     """Make a trained PyTorch model fit a device.
 
     A joint search over pruning, rank and bit width gives a verified Pareto front of really compressed
-    models. `paretopress demo` shows it in three minutes.
+    models. `paretopress demo` shows it in four minutes.
     """
 
 
