@@ -258,11 +258,8 @@ def _legend(
         "the value's channels belong to; grey: these cannot be pruned.",
         "Grey, dashed boxes: layers that are left as they are.",
         "Dashed lines: around a residual branch. Circles: on in the next column.",
-        "%: share of the predicted time of one inference; black bar: the first of",
-        *(f"{index}. {_shortened(name, 60)}" for index, name in enumerate(targets, 1)),
+        *_meaning_of_shares(targets),
     ]
-    if not targets:
-        lines[-1] = "No times: no target can execute the model."
     parts = [_text(0, 12, "Channel groups", "h")]
     parts += [_text(0, 30 + 13 * index, line, "s") for index, line in enumerate(lines)]
     head = 30 + 13 * len(lines) + 16
@@ -274,6 +271,18 @@ def _legend(
         parts.append(_legend_row(group, paints[group["name"]], found["options"], x, y))
     columns = max(1, -(-len(rows) // per_column))
     return parts, (LEGEND_WIDTH + 16) * columns, head + LINE * (1 + min(len(rows), per_column))
+
+
+def _meaning_of_shares(targets: Sequence[str]) -> list[str]:
+    names = [_shortened(name, 60) for name in targets]
+    match names:
+        case []:
+            return ["No times: no target can execute the model."]
+        case [name]:
+            return ["% and black bar: share of the predicted time of one inference,", name]
+        case _:
+            first = "%: shares of the predicted time of one inference; black bar: the first of"
+            return [first, *(f"{index}. {name}" for index, name in enumerate(names, 1))]
 
 
 def _legend_row(
