@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import hashlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -377,3 +379,28 @@ def test_a_limit_that_is_not_reached_leaves_nothing_behind():
             pass
     time.sleep(0.05)
     assert not [thread for thread in threading.enumerate() if thread.name == "time-limit"]
+
+
+@pytest.mark.parametrize("limit", [60.0, 0.001])
+def test_what_runs_after_a_limit_can_be_profiled(limit):
+    """Python 3.11 hung at the first traced call after a capture: an exception was called back, as if still pending."""
+    code = f"""
+import sys, time
+from paretopress.spaces.time_limit import OutOfTime, time_limit
+for _ in range(50):
+    try:
+        with time_limit({limit}):
+            time.sleep(0.001 if {limit} < 1.0 else 0.0)
+    except OutOfTime:
+        pass
+calls = []
+sys.setprofile(lambda frame, event, argument: calls.append(event))
+def traced():
+    return sum(value for value in range(10))
+sys.settrace(lambda *_: None)
+traced()
+sys.setprofile(None)
+print("call" in calls)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout == "True\n"
