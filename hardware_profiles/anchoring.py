@@ -23,6 +23,7 @@ PARTS = ("float kernels", "integer kernels", "conversions", "session")
 SPREAD = 0.25      # expected size of the logarithm of a part's factor: what a profile is off by for one model
 NOISE = 0.02       # of the logarithm of a measured time
 ROUNDS = 20
+HALVINGS = 20
 LARGEST = 2.0      # a part's factor is between its inverse and this
 
 
@@ -58,7 +59,8 @@ def fit_factors(parts: Array, measured: Array) -> Array:
     """Fit a factor to every part, so that the predicted sums agree with what was measured.
 
     The most probable logarithms of the factors where they are normal with standard deviation `SPREAD` around 0
-    and measured logarithms normal with `NOISE` around the predicted ones: Gauss-Newton on the squared errors.
+    and measured logarithms normal with `NOISE` around the predicted ones: Gauss-Newton on the squared errors, steps
+    halved until these fall, so that the networks are never predicted worse than without factors.
     A part that no network has keeps the factor 1.
 
     Args:
@@ -69,17 +71,28 @@ def fit_factors(parts: Array, measured: Array) -> Array:
         Shape (parts,).
     """
     logs = np.zeros(parts.shape[1])
+    errors = _errors(parts, measured, logs)
     for _ in range(ROUNDS):
         shares = parts * np.exp(logs)
-        total = shares.sum(axis=1)
-        error = (np.log(measured) - np.log(total)) / NOISE
-        slopes = shares / total[:, None] / NOISE
-        matrix = np.vstack([slopes, np.eye(len(logs)) / SPREAD])
-        target = np.concatenate([error, -logs / SPREAD])
-        step = np.linalg.lstsq(matrix, target, rcond=None)[0]
-        logs = np.clip(logs + step, -np.log(LARGEST), np.log(LARGEST))
+        slopes = np.vstack([shares / shares.sum(axis=1)[:, None] / NOISE, -np.eye(len(logs)) / SPREAD])
+        step = np.linalg.lstsq(slopes, errors, rcond=None)[0]
+        for _ in range(HALVINGS):
+            moved = np.clip(logs + step, -np.log(LARGEST), np.log(LARGEST))
+            found = _errors(parts, measured, moved)
+            if found @ found < errors @ errors:
+                break
+            step = step / 2.0
+        else:
+            break
+        logs, errors = moved, found
     result: Array = np.exp(logs)
     return result
+
+
+def _errors(parts: Array, measured: Array, logs: Array) -> Array:
+    """What is squared and summed: errors of the logarithms of all times, then the logarithms of the factors."""
+    total = (parts * np.exp(logs)).sum(axis=1)
+    return np.concatenate([(np.log(measured) - np.log(total)) / NOISE, logs / SPREAD])
 
 
 def anchor(profile: DeviceProfile, anchors: Sequence[Anchor]) -> DeviceProfile:
