@@ -15,6 +15,9 @@ from paretopress.spaces.errors import InfeasibleError
 
 FACTORIES = ("--model", "small:model", "--data", "small:data", "--target", "cortex-a76-tflite")
 FEW = ("--set", "search.finalists=2")
+# So many that the search is still under way when it is interrupted.
+SHARES = [round(0.01 * step, 2) for step in range(5, 100)]
+MANY_CHOICES = ("--set", "space.end_bits=2", "--set", f"space.keep={SHARES}")
 
 
 def test_compress_gives_a_front_of_models_that_load(project, tmp_path, monkeypatch, capfd):
@@ -208,7 +211,7 @@ def test_compress_raises_what_the_command_line_prints(project, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_search_still_writes_the_front(project, tmp_path, number, code):
     run = tmp_path / "a"
-    search = ("--max-drop", "90%", "--trials", "100000", "--run", str(run), *FEW)
+    search = ("--max-drop", "90%", "--trials", "100000", "--run", str(run), *FEW, *MANY_CHOICES)
     command = [sys.executable, "-m", "paretopress.cli", "search", *FACTORIES, *search]
     running = subprocess.Popen(
         command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -246,7 +249,7 @@ def alive(number):
 
 @pytest.mark.slow
 def test_a_second_signal_ends_a_search_at_once_with_its_workers(project, tmp_path):
-    search = ("--trials", "100000", "--workers", "2", "--run", str(tmp_path / "a"), *FEW)
+    search = ("--trials", "100000", "--workers", "2", "--run", str(tmp_path / "a"), *FEW, *MANY_CHOICES)
     command = [sys.executable, "-m", "paretopress.cli", "search", *FACTORIES, *search]
     running = subprocess.Popen(
         command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
