@@ -174,16 +174,17 @@ def drop_slower_ranks(structure: Structure, space: SearchSpace, costs: CostModel
     contexts = [context for context in (Policy(), integer_policy(space))
                 if any(math.isfinite(costs.predict(plan(structure, context))[name]) for name in costs.latency_names)]
     before = [costs.predict(plan(structure, context)) for context in contexts]
-    for unit, options in space.options.items():
-        removed: list[Choice] = []
-        for choice in options:
-            if isinstance(choice, Factorised) and contexts:
-                after = (costs.predict(plan(structure, context.replace({unit: choice}))) for context in contexts)
-                if not any(_saves_time(costs, new, old) for new, old in zip(after, before, strict=True)):
-                    removed.append(choice)
-        reason = f"predicted no faster than the layer in one piece on {', '.join(d.id for d in costs.devices)}"
-        space = space.without({unit: removed}, {unit: reason})
-    return space
+
+    def is_slower(unit: str, choice: Choice) -> bool:
+        after = (costs.predict(plan(structure, context.replace({unit: choice}))) for context in contexts)
+        return not any(_saves_time(costs, new, old) for new, old in zip(after, before, strict=True))
+
+    removed: dict[str, list[Choice]] = {
+        unit: [choice for choice in options if isinstance(choice, Factorised) and is_slower(unit, choice)]
+        for unit, options in space.options.items() if contexts and unit.endswith("/rank")
+    }
+    reason = f"predicted no faster than the layer in one piece on {', '.join(d.id for d in costs.devices)}"
+    return space.without(removed, dict.fromkeys(removed, reason))
 
 
 def drop_slower_twins(structure: Structure, space: SearchSpace, costs: CostModel) -> SearchSpace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ def next_builds(
         The picked ones, the most promising first. Where nothing is expected to add anything within the budgets, those
         that `choose` would verify.
     """
-    pool = [one for one in view.prospects if one.excess == 0.0]
+    pool = [one for one in view.prospects if one.excess == 0.0 and math.isfinite(one.divergence)]
     picked: list[Prospect] = []
     if pool and view.worst_divergence > view.least_divergence:
         names = {name: way for name, way in objectives.items() if name != "accuracy"}

@@ -84,16 +84,17 @@ class AccuracyCurve:
         return found
 
     def reach(self, accuracy: float, direction: str) -> float:
-        """The largest divergence that is expected to leave at least this accuracy; the smallest known if none is."""
+        """The largest finite divergence that is expected to leave at least this accuracy; the smallest if none is."""
         sign = 1.0 if direction == "max" else -1.0
-        falling, wanted = sign * self.accuracies, sign * accuracy
-        if falling[-1] >= wanted:
-            return float(self.divergences[-1])
+        finite = np.isfinite(self.divergences)
+        divergences, falling, wanted = self.divergences[finite], sign * self.accuracies[finite], sign * accuracy
+        if not len(divergences) or falling[-1] >= wanted:
+            return float(divergences[-1]) if len(divergences) else 0.0
         behind = int(np.argmax(falling < wanted))
         if behind == 0:
-            return float(self.divergences[0])
+            return float(divergences[0])
         ends = slice(behind - 1, behind + 1)
-        return float(np.interp(-wanted, -falling[ends], self.divergences[ends]))
+        return float(np.interp(-wanted, -falling[ends], divergences[ends]))
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def outlook(
     curve = _accuracy_curve(complete, built, limits)
     tried = {**(probes or {}), **built}
     pairs = [(loss, tried[r.policy.hash].divergence) for r, loss in zip(complete, before, strict=True)
-             if r.policy.hash in tried and r.policy.hash not in left_out]
+             if r.policy.hash in tried and r.policy.hash not in left_out
+             and math.isfinite(tried[r.policy.hash].divergence)]
     after, errors = expected_after_refit(pairs, before)
     divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
                    for r, loss in zip(complete, after, strict=True)]

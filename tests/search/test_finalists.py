@@ -15,7 +15,7 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
-from paretopress.search.finalists import choose
+from paretopress.search.finalists import choose, next_builds
 from paretopress.search.outlook import AccuracyCurve, expected_after_refit, outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
@@ -273,3 +273,22 @@ def test_the_choice_is_without_repetition_and_every_prefix_starts_on_the_front(s
             one.accuracy >= first.accuracy and one.record.values["size"] <= first.record.values["size"] and one != first
             and math.isfinite(one.divergence) for one in allowed
         )
+
+
+def test_a_build_that_computes_nothing_finite_teaches_nothing():
+    """It diverges infinitely: what is expected of the others stays finite."""
+    records = trials(20)
+    built = {record.policy.hash: Built("refit", 0.9, 0.9, 0.5 * record.values["divergence"], 1, "")
+             for record in records[:8]}
+    built[records[0].policy.hash] = Built("refit", 0.1, 0.1, math.inf, 1, "")
+    view = outlook(records, built, LIMITS)
+    assert [one.record for one in view.prospects if not math.isfinite(one.divergence)] == [records[0]]
+    picked = next_builds(view, OBJECTIVES, LIMITS, 3)
+    assert len(picked) == 3
+    assert not any(one.built for one in picked)
+
+
+def test_nothing_reaches_beyond_the_finite():
+    curve = AccuracyCurve.fit([0.1, 0.2, math.inf], [0.9, 0.8, 0.1], "max")
+    assert curve.reach(0.5, "max") == curve.reach(0.0, "max") == 0.2
+    assert curve.reach(0.85, "max") == pytest.approx(0.15)
