@@ -1,8 +1,8 @@
 """Applying edits to the user's own modules, and filling them with stored tensors.
 
 Layers keep their type, so that hooks and padding modes of the user's class stay; only sizes change. A
-factorised layer becomes `Sequential(first, second)` at its path. Packed layers compute with a float
-`weight` that is not part of the state; the state holds the packed integers and their scales.
+factorised layer becomes `Sequential(first, second)` at its path. Layers that are stored otherwise compute with a float
+`weight` that is not part of the state; the state holds what stands for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from paretopress.compressors.delta import DropEdit, Edit, FoldEdit, LayerEdit, ResizeEdit
 from paretopress.compressors.layout_edits import edit_held, fill_held
-from paretopress.compressors.packing import packed_bytes, unpack
-from paretopress.compressors.quantisation import dequantise
+from paretopress.compressors.stored import DTYPES, read_stored
 from paretopress.compressors.zeros import Zeros
 from paretopress.spaces.errors import ArtifactError, UnsupportedModelError
 from paretopress.spaces.kernels import product
@@ -75,9 +74,9 @@ def _edit_layer(model: nn.Module, module: nn.Module, edit: LayerEdit) -> None:
         second = _pointwise(module, edit)
         parts = (first, second)
         _replace(model, module, nn.Sequential(*parts).train(module.training))
-    if edit.bits != 32:
-        for part in parts:
-            _pack_layer(part, edit.bits)
+    for part, (_, shape) in zip(parts, edit.parts, strict=True):
+        if edit.stored(shape):
+            _store_otherwise(part, edit, shape)
 
 
 def _check_sizes(module: nn.Conv1d | nn.Conv2d | nn.Linear, edit: LayerEdit) -> None:
@@ -117,15 +116,14 @@ def _pointwise(module: nn.Conv1d | nn.Conv2d | nn.Linear, edit: LayerEdit) -> nn
     return second.requires_grad_(weight.requires_grad)
 
 
-def _pack_layer(module: nn.Module, bits: int) -> None:
-    """Turn the weight into packed integers and scales; a bias stays but is no longer trained."""
+def _store_otherwise(module: nn.Module, edit: LayerEdit, shape: tuple[int, ...]) -> None:
+    """Let a layer's state hold what stands for its weight; a bias stays but is no longer trained."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     del module.weight
     module.register_buffer("weight", weight.detach(), persistent=False)
-    packed = torch.zeros(packed_bytes(weight.numel(), bits), dtype=torch.uint8)
-    module.register_buffer("weight_packed", packed)
-    module.register_buffer("weight_scale", torch.zeros(weight.shape[0]))
+    for suffix, form in edit.stored(shape).items():
+        module.register_buffer(f"weight_{suffix}", torch.zeros(form.shape, dtype=DTYPES[form.dtype]))
     module.requires_grad_(False)
 
 
@@ -228,15 +226,14 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], edits: Iterabl
         for edit in edits:
             if isinstance(edit, LayerEdit) and edit.held is not None:
                 fill_held(model, edit)
-            elif isinstance(edit, LayerEdit) and edit.bits != 32:
+            elif isinstance(edit, LayerEdit):
                 for path, shape in edit.parts:
-                    _unpack_layer(model.get_submodule(path), edit.bits, shape)
+                    if edit.stored(shape):
+                        _restore_weight(model.get_submodule(path), edit, shape)
 
 
-def _unpack_layer(module: nn.Module, bits: int, shape: tuple[int, ...]) -> None:
-    weight, packed, scale = module.weight, module.weight_packed, module.weight_scale
+def _restore_weight(module: nn.Module, edit: LayerEdit, shape: tuple[int, ...]) -> None:
+    weight = module.weight
     assert isinstance(weight, Tensor)
-    assert isinstance(packed, Tensor)
-    assert isinstance(scale, Tensor)
-    integers = unpack(packed, bits, (shape[0], product(shape[1:])))
-    weight.copy_(dequantise(integers, scale).reshape(shape))
+    stored = read_stored(edit.form, edit.sparse, shape, lambda suffix: getattr(module, f"weight_{suffix}"))
+    weight.copy_(stored.weight().reshape(shape))

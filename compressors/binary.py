@@ -11,8 +11,6 @@ product of +-1. Zero padding is no sign: such places are not valid and add nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad, unfold
 
 from paretopress.compressors.least_squares import centred, damped_cholesky
-from paretopress.compressors.sparse_storage import pack_unsigned, unpack_unsigned
+from paretopress.compressors.stored import Signs
 from paretopress.spaces.errors import DataError
 
 Words = NDArray[np.uint64]
@@ -29,46 +27,8 @@ WORD = 64
 CHUNK_WORDS = 1 << 22   # exclusive-ors held at a time
 
 
-@dataclass(frozen=True)
-class BinaryMatrix:
-    """`W ~ sum over bases of scales[:, base] * signs[base]`.
-
-    Attributes:
-        signs: `(bases, out, columns)` int8, +1 and -1.
-        scales: `(out, bases)` float32.
-    """
-
-    signs: Tensor
-    scales: Tensor
-
-    @property
-    def weight(self) -> Tensor:
-        """The matrix that it stands for, `(out, columns)` float32."""
-        return torch.einsum("ob,boc->oc", self.scales, self.signs.float())
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that are stored: one bit per sign, four bytes per scale."""
-        return (self.signs.numel() + 7) // 8 + 4 * self.scales.numel()
-
-    def packed(self) -> Tensor:
-        """The signs as bits, 1 for +1, uint8."""
-        return pack_unsigned(self.signs > 0, 1)
-
-
-def unpacked(packed: Tensor, scales: Tensor, columns: int) -> BinaryMatrix:
-    """Return what `BinaryMatrix.packed` and its scales store.
-
-    Raises:
-        ArtifactError: The number of bytes does not belong to the shape.
-    """
-    out, bases = scales.shape
-    bits = unpack_unsigned(packed, 1, bases * out * columns)
-    return BinaryMatrix((2 * bits - 1).to(torch.int8).reshape(bases, out, columns), scales)
-
-
 @torch.no_grad()
-def binarise(W: Tensor, bases: int = 1, G: Tensor | None = None, damping: float = 1e-2) -> BinaryMatrix:
+def binarise(W: Tensor, bases: int = 1, G: Tensor | None = None, damping: float = 1e-2) -> Signs:
     """Replace a matrix by signs with scales.
 
     Args:
@@ -89,8 +49,7 @@ def binarise(W: Tensor, bases: int = 1, G: Tensor | None = None, damping: float 
     for _ in range(bases):
         found.append(torch.where(left >= 0.0, 1.0, -1.0).double())
         left = left - left.abs().mean(dim=1, keepdim=True) * found[-1]
-    signs = torch.stack(found)
-    rows = signs.transpose(0, 1)
+    rows = torch.stack(found, dim=1)
     if G is None:
         weighted = rows
     else:
@@ -102,7 +61,7 @@ def binarise(W: Tensor, bases: int = 1, G: Tensor | None = None, damping: float 
     gram, target = weighted @ rows.transpose(1, 2), (weighted @ W.double().unsqueeze(2)).squeeze(2)
     # Bases of a row may be equal or opposite; the least-norm solution serves these.
     scales = torch.linalg.lstsq(gram, target.unsqueeze(2), driver="gelsd").solution.squeeze(2)
-    return BinaryMatrix(signs.to(torch.int8), scales.float())
+    return Signs(rows.to(torch.int8), scales.float())
 
 
 def packed_words(signs: Tensor) -> Words:
@@ -135,7 +94,7 @@ def xnor_product(a: Words, b: Words, valid: Words) -> NDArray[np.int32]:
     return result
 
 
-def binary_linear(x: Tensor, matrix: BinaryMatrix, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+def binary_linear(x: Tensor, matrix: Signs, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
     """A linear layer of binary weights on the signs of its inputs, by integers.
 
     Args:
@@ -153,7 +112,7 @@ def binary_linear(x: Tensor, matrix: BinaryMatrix, bias: Tensor | None = None, s
 
 
 def binary_conv2d(
-    x: Tensor, matrix: BinaryMatrix, window: tuple[int, int], bias: Tensor | None = None, scale: float = 1.0, *,
+    x: Tensor, matrix: Signs, window: tuple[int, int], bias: Tensor | None = None, scale: float = 1.0, *,
     stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0), dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """A convolution of binary weights on the signs of its inputs, by integers; zero padding adds nothing.
@@ -185,10 +144,10 @@ def binary_conv2d(
     return flat.reshape(count, positions, -1).transpose(1, 2).reshape(count, -1, height, positions // height)
 
 
-def _scaled(words: Words, valid: Words, matrix: BinaryMatrix, bias: Tensor | None, scale: float) -> Tensor:
+def _scaled(words: Words, valid: Words, matrix: Signs, bias: Tensor | None, scale: float) -> Tensor:
     """Integer products first, then the scales of rows and input, then the bias."""
     total = torch.zeros(len(words), len(matrix.scales))
-    for base, signs in enumerate(matrix.signs):
+    for base, signs in enumerate(matrix.signs.unbind(dim=1)):
         products = torch.from_numpy(xnor_product(words, packed_words(signs > 0), valid))
         total = total + products.float() * (matrix.scales[:, base] * scale)
     return total if bias is None else total + bias

@@ -9,14 +9,15 @@ weights, and Lloyd's steps on the weights themselves, from sums that are made on
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paretopress.compressors.sparse_storage import unsigned_bytes
+from paretopress.compressors.error_feedback import swept
+from paretopress.compressors.least_squares import centred
+from paretopress.compressors.stored import Shared
 from paretopress.spaces.errors import DataError
 
 Array = NDArray[np.float64]
@@ -25,33 +26,8 @@ BINS = 384        # of each kind, of the histogram that the exact solution start
 STEPS = 100       # of Lloyd's at most
 
 
-@dataclass(frozen=True)
-class Clustered:
-    """A matrix of shared values.
-
-    Attributes:
-        codebook: `(2^bits,)` float32, rising.
-        indices: int64, shaped like the matrix.
-        bits: Bits of an index.
-    """
-
-    codebook: Tensor
-    indices: Tensor
-    bits: int
-
-    @property
-    def weight(self) -> Tensor:
-        """The matrix that it stands for, float32."""
-        return self.codebook[self.indices]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of packed indices and codebook."""
-        return unsigned_bytes(self.indices.numel(), self.bits) + 4 * self.codebook.numel()
-
-
 @torch.no_grad()
-def cluster(W: Tensor, bits: int, importance: Tensor | None = None) -> Clustered:
+def cluster(W: Tensor, bits: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Share values among the weights of a matrix, at the least weighted squared error.
 
     Args:
@@ -59,6 +35,9 @@ def cluster(W: Tensor, bits: int, importance: Tensor | None = None) -> Clustered
         bits: 1 to 8: 2 to 256 shared values.
         importance: Weights of the squared errors, broadcast to the matrix, usually the variances of the inputs;
             equal where not given.
+
+    Returns:
+        The shared values `(2^bits,)` float32, rising, and the index of each weight's, int64, shaped like the matrix.
 
     Raises:
         DataError: The width is not offered, or weights or importances are not finite or negative.
@@ -75,8 +54,64 @@ def cluster(W: Tensor, bits: int, importance: Tensor | None = None) -> Clustered
         raise DataError("weight sharing: weights are not finite, or importances are not finite or negative")
     shares = shares if shares.any() else np.ones_like(shares)
     codebook = torch.from_numpy(shared_values(values, shares, 1 << bits)).float()
-    edges = (codebook[1:] + codebook[:-1]) / 2
-    return Clustered(codebook, torch.bucketize(W.detach().float().contiguous(), edges), bits)
+    return codebook, torch.bucketize(W.detach().float().contiguous(), _edges(codebook))
+
+
+def _edges(codebook: Tensor) -> Tensor:
+    return (codebook[1:] + codebook[:-1]) / 2
+
+
+@torch.no_grad()
+def shared_weights(W: Tensor, G: Tensor, bits: int, mask: Tensor | None = None, damping: float = 1e-2) -> Shared:
+    """Share values among the weights of a layer, which are rows of a common scale times a row's own.
+
+    The values are those of a k-means weighted by the variances of the inputs; each weight then takes one of them with
+    error feedback (`compressors/error_feedback.py`), or the nearest in rows where that is better for the output.
+    Rows get the scale that is best for their output at last.
+
+    Args:
+        W: `(out, columns)`.
+        G: `(columns + 1, columns + 1)` augmented second moments of the inputs, or `(groups, ...)` for grouped layers,
+            whose rows are split evenly over the groups.
+        bits: 1 to 8.
+        mask: `(out, columns)` bool: all other weights are zero, and stay so.
+        damping: Relative to the mean input variance.
+
+    Raises:
+        DataError: As `cluster`, or the moments are not finite or not positive semi-definite.
+    """
+    covariance, _ = centred(G if G.ndim == 3 else G.unsqueeze(0))
+    kept = torch.ones_like(W, dtype=torch.bool) if mask is None else mask
+    scales = (W.double().square().sum(dim=1) / kept.sum(dim=1).clamp_min(1)).sqrt()
+    scales = torch.where(scales > 0.0, scales, torch.ones_like(scales))
+    unit = W.double() / scales.unsqueeze(1)
+    variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(len(W) // len(covariance), dim=0)
+    codebook, _ = cluster(unit[kept], bits, variances.expand(W.shape)[kept])
+    edges, values = _edges(codebook).double(), codebook.double()
+
+    def nearest(column: Tensor) -> tuple[Tensor, Tensor]:
+        index = torch.bucketize(column.contiguous(), edges)
+        return index.double(), values[index]
+
+    grouped = (len(covariance), -1, W.shape[1])
+    marked = None if mask is None else mask.reshape(grouped)
+    feedback = swept(unit.reshape(grouped), covariance, nearest, damping, mask=marked).reshape(W.shape)
+    candidates = [feedback.long(), torch.bucketize(unit.contiguous(), edges)]
+    fits = [_row_fit(unit, values[one] * kept, covariance) for one in candidates]
+    better = fits[0][1] <= fits[1][1]
+    indices = torch.where(better.unsqueeze(1), candidates[0], candidates[1])
+    refitted = torch.where(better, fits[0][0], fits[1][0])
+    return Shared(codebook, indices.to(torch.uint8), (scales * refitted).float(), bits)
+
+
+def _row_fit(W: Tensor, values: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row the factor that brings `values` nearest to it, and what error is left, both `(out,)`."""
+    grouped = (len(covariance), -1, W.shape[1])
+    dense, found = W.reshape(grouped), values.reshape(grouped)
+    projected = ((found @ covariance) * found).sum(dim=2).flatten()
+    agreement = ((dense @ covariance) * found).sum(dim=2).flatten()
+    factors = torch.where((projected > 0.0) & (agreement > 0.0), agreement / projected, torch.ones_like(projected))
+    return factors, factors * (factors * projected - 2.0 * agreement)
 
 
 def shared_values(values: Array, shares: Array, count: int) -> Array:

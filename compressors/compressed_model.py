@@ -17,9 +17,17 @@ from paretopress.compressors.apply_edits import apply_edits, load_tensors, store
 from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder
 from paretopress.compressors.delta import Delta, Input, module_edits
 from paretopress.compressors.folding import remaining_state
-from paretopress.compressors.network import Network, Part, Range, dense_network, forward, part_layers
-from paretopress.compressors.packing import unpack
+from paretopress.compressors.network import (
+    InputSigns,
+    Network,
+    Part,
+    Range,
+    dense_network,
+    forward,
+    part_layers,
+)
 from paretopress.compressors.program import Program, build_program
+from paretopress.compressors.stored import read_stored
 from paretopress.spaces.documents import (
     MAX_BYTES,
     canonical_json,
@@ -29,7 +37,6 @@ from paretopress.spaces.documents import (
     write_yaml,
 )
 from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedModelError
-from paretopress.spaces.kernels import product
 from paretopress.spaces.plan import LayerPlan, Plan, plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.weight_layout import by_outputs
@@ -253,12 +260,14 @@ def _parts(layer_plan: LayerPlan, tensors: Mapping[str, Tensor]) -> tuple[Part, 
     named = zip(part_layers(layer, factorised), layer.part_tensors(factorised), layer_plan.parts, strict=True)
     for applied, (name, bias_name), (_, shape) in named:
         weight, bias = by_outputs(applied, tensors[name], layer_plan.groups), tensors.get(bias_name)
-        if layer_plan.weight_bits == 32:
+        if not layer_plan.is_stored_otherwise:
             parts.append(Part(weight, bias))
             continue
-        bits, packed = layer_plan.weight_bits, tensors[f"{name}_packed"]
-        integers = unpack(packed.cpu(), bits, (shape[0], product(shape[1:]))).to(weight.device)
-        parts.append(Part(weight, bias, integers, tensors[f"{name}_scale"], bits))
+        own = {suffix.removeprefix(f"{name}_"): tensor for suffix, tensor in tensors.items()
+               if suffix.startswith(f"{name}_")}
+        stored = read_stored(layer_plan.form, layer_plan.sparse, shape, lambda suffix: own[suffix].cpu())  # noqa: B023
+        inputs = InputSigns(own["input_scale"], own["input_threshold"]) if "input_scale" in own else None
+        parts.append(Part(weight, bias, stored, inputs))
     return tuple(parts)
 
 

@@ -14,13 +14,15 @@ from torch.nn import Module
 
 from paretopress.compressors.held import Held, held_elsewhere, held_from_plain, held_to_plain
 from paretopress.compressors.resized_modules import resized_modules
-from paretopress.spaces.choices import WEIGHT_BITS
+from paretopress.spaces.choices import Choice, Sparse, WeightFormat, choice_from_plain, choice_to_plain, conflict
 from paretopress.spaces.errors import ArtifactError, PolicyError
+from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
 from paretopress.spaces.policy import Policy
+from paretopress.spaces.stored_weights import TensorForm, input_forms, stored_forms
 
-SCHEMA = "paretopress-delta/1"
+SCHEMA = "paretopress-delta/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class LayerEdit:
         shape: Shape of its weight after pruning, before factorisation.
         groups: Convolution groups, 1 for linear.
         rank: Inner width where it becomes two layers, else None.
-        bits: Stored width of its weights, 32 for float.
+        form: Format of its weights, None for 32-bit floats.
+        sparse: Which of them are stored, None for all.
         bias: Whether it has a bias.
         held: Where its tensors are and how they are laid out, None for the module of a convolution or linear layer.
     """
@@ -41,9 +44,15 @@ class LayerEdit:
     shape: tuple[int, ...]
     groups: int
     rank: int | None
-    bits: int
+    form: WeightFormat | None
+    sparse: Sparse | None
     bias: bool
     held: Held | None = None
+
+    def stored(self, shape: tuple[int, ...]) -> dict[str, TensorForm]:
+        """Tensors that stand in place of the float weight of a part, by suffix; nothing where it is stored itself."""
+        forms = stored_forms(self.form, self.sparse, shape[0], product(shape[1:]))
+        return {**forms, **input_forms(self.form, shape[1] * self.groups)}
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -115,7 +124,7 @@ def _layer_edits(plan: Plan) -> Iterator[LayerEdit]:
             held = held_elsewhere(layer_plan.layer)
             yield LayerEdit(
                 layer_plan.layer.name if held is None else held.path, layer_plan.shape, layer_plan.groups,
-                layer_plan.rank, layer_plan.weight_bits, layer_plan.has_bias, held,
+                layer_plan.rank, layer_plan.form, layer_plan.sparse, layer_plan.has_bias, held,
             )
 
 
@@ -124,7 +133,7 @@ def _changes(layer_plan: LayerPlan) -> bool:
     # A new bias is a change, and so is one that was shared with another layer.
     own_bias = layer.part_tensors(factorised=False)[0][1] if layer_plan.has_bias else ""
     return (
-        layer_plan.shape != layer.shape or layer_plan.rank is not None or layer_plan.weight_bits != 32
+        layer_plan.shape != layer.shape or layer_plan.rank is not None or layer_plan.is_stored_otherwise
         or layer.bias != own_bias
     )
 
@@ -248,8 +257,10 @@ class Delta:
 def edit_to_plain(edit: Edit) -> dict[str, Any]:
     """Return an edit as plain data for JSON."""
     match edit:
-        case LayerEdit(path, shape, groups, rank, bits, bias, held):
-            plain = {"shape": list(shape), "groups": groups, "rank": rank, "bits": bits, "bias": bias}
+        case LayerEdit(path, shape, groups, rank, form, sparse, bias, held):
+            stored = {name: None if choice is None else choice_to_plain(choice)
+                      for name, choice in (("format", form), ("sparsity", sparse))}
+            plain = {"shape": list(shape), "groups": groups, "rank": rank, **stored, "bias": bias}
             return {"layer": path, **plain, **({} if held is None else {"held": held_to_plain(held)})}
         case FoldEdit(path, channels):
             return {"fold": path, "channels": channels}
@@ -282,12 +293,24 @@ def edit_from_plain(value: object, where: str) -> Edit:
     if isinstance(value, Mapping) and "held" in value:
         held = held_from_plain(value["held"], f"{where}: {value.get('layer')!r}")
         value = {name: entry for name, entry in value.items() if name != "held"}
-    plain = _mapping(value, ("layer", "shape", "groups", "rank", "bits", "bias"), where)
-    if plain["bits"] not in (*WEIGHT_BITS, 32) or not isinstance(plain["bias"], bool):
-        raise ArtifactError(f"{where}: {plain['layer']!r}: bits {plain['bits']!r}, bias {plain['bias']!r}")
+    plain = _mapping(value, ("layer", "shape", "groups", "rank", "format", "sparsity", "bias"), where)
+    form, sparse = (_choice(plain[name], f"{where}: {plain['layer']!r}: {name}") for name in ("format", "sparsity"))
+    fits = isinstance(form, WeightFormat | None) and isinstance(sparse, Sparse | None) and not conflict(form, sparse)
+    if not fits or not isinstance(plain["bias"], bool):
+        shown = f"format {plain['format']!r}, sparsity {plain['sparsity']!r}, bias {plain['bias']!r}"
+        raise ArtifactError(f"{where}: {plain['layer']!r}: {shown}")
+    assert isinstance(form, WeightFormat | None)
+    assert isinstance(sparse, Sparse | None)
     rank = None if plain["rank"] is None else _size(plain["rank"], where)
     shape, groups = _shape(plain["shape"], where, lowest=1), _size(plain["groups"], where)
-    return LayerEdit(_text(plain["layer"], where), shape, groups, rank, int(plain["bits"]), plain["bias"], held)
+    return LayerEdit(_text(plain["layer"], where), shape, groups, rank, form, sparse, plain["bias"], held)
+
+
+def _choice(value: object, where: str) -> Choice | None:
+    try:
+        return None if value is None else choice_from_plain(value, where)
+    except PolicyError as error:
+        raise ArtifactError(str(error)) from None
 
 
 def _input(value: object, where: str) -> Input:

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from paretopress.compressors.network import Network, Part
-from paretopress.compressors.quantisation import dequantise, largest_level, quantise_tensor, round_to_nearest
+from paretopress.compressors.network import InputSigns, Network, Part
+from paretopress.compressors.quantisation import largest_level, quantise_tensor, round_to_nearest
+from paretopress.compressors.stored import Floats, Integers, Shared, Signs, SparseWeight, StoredWeight
 from paretopress.spaces.layers import LayerKind
+
+SIGN_REACH = 2.0   # times the scale: beyond it a latent weight takes no gradient that would move it further
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -33,6 +36,85 @@ def quantise_activation(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return straight_through(quantise_tensor(x.detach(), scale, zero_point), clipped)
 
 
+def nearest_of(values: Tensor, levels: Tensor) -> Tensor:
+    """The nearest of some rising levels for every value; the gradient is that of clipping to their range.
+
+    Args:
+        values: `(out, columns)`.
+        levels: `(count,)`, or `(out, count)` for levels of each row.
+    """
+    edges = (levels[..., 1:] + levels[..., :-1]) / 2
+    index = torch.bucketize(values.detach(), edges) if levels.ndim == 1 else torch.searchsorted(
+        edges.contiguous(), values.detach().contiguous())
+    chosen = levels[index] if levels.ndim == 1 else levels.gather(1, index)
+    return straight_through(chosen, torch.clamp(values, levels[..., :1], levels[..., -1:]))
+
+
+def sign_levels(stored: Signs) -> tuple[Tensor, Tensor]:
+    """All sums of signs of each row, rising, `(out, 2^bases)`, and the signs of each, `(out, 2^bases, bases)`."""
+    bases = stored.scales.shape[1]
+    choices = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * bases).reshape(-1, bases)
+    levels, order = (choices @ stored.scales.T).T.sort(dim=1, stable=True)
+    return levels, choices[order]
+
+
+def projected(stored: StoredWeight, values: Tensor) -> Tensor:
+    """What is computed with when latent weights are stored so, `(out, columns)`, with straight-through gradients."""
+    match stored:
+        case Integers(_, scales, bits):
+            level, steps = largest_level(bits), scales.unsqueeze(1)
+            levels = torch.clamp(values / steps, -level, level)
+            return straight_through(levels.round(), levels) * steps
+        case Floats(dense):
+            return straight_through(values.detach().to(dense.dtype).float(), values)
+        case Shared(codebook, _, scales):
+            steps = scales.unsqueeze(1)
+            return nearest_of(values / steps, codebook) * steps
+        case Signs():
+            reach = SIGN_REACH * stored.scales.abs().sum(dim=1, keepdim=True)
+            levels, _ = sign_levels(stored)
+            return straight_through(nearest_of(values, levels).detach(), torch.clamp(values, -reach, reach))
+        case SparseWeight(inner, mask):
+            return projected(inner, values * mask) * mask
+
+
+def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
+    """Latent weights `(out, columns)` as they are stored."""
+    match stored:
+        case Integers(_, scales, bits):
+            return replace(stored, integers=round_to_nearest(values, scales, bits))
+        case Floats(dense):
+            return Floats(values.to(dense.dtype))
+        case Shared(codebook, _, scales):
+            edges = (codebook[1:] + codebook[:-1]) / 2
+            return replace(stored, indices=torch.bucketize(values / scales.unsqueeze(1), edges).to(torch.uint8))
+        case Signs():
+            levels, signs = sign_levels(stored)
+            edges = (levels[:, 1:] + levels[:, :-1]) / 2
+            index = torch.searchsorted(edges.contiguous(), values.contiguous())
+            rows = torch.arange(len(values)).unsqueeze(1)
+            return replace(stored, signs=signs[rows, index].transpose(1, 2).to(torch.int8).contiguous())
+        case SparseWeight(inner, mask):
+            kept = settled(inner, values * mask)
+            assert isinstance(kept, Integers | Floats | Shared)
+            return replace(stored, values=kept)
+
+
+@dataclass(frozen=True)
+class TrainedSigns(InputSigns):
+    """Signs of an input whose scale and thresholds are trained."""
+
+    def of(self, x: Tensor, axis: int) -> Tensor:
+        """The signs; the gradient is that of the distance to the threshold, clipped to twice the scale."""
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        distance = x - self.thresholds.reshape(shape)
+        reach = 2.0 * self.scale.detach().abs()
+        clipped = torch.clamp(distance, -reach, reach)
+        signs = torch.where(distance.detach() >= 0.0, self.scale, -self.scale)
+        return signs + clipped - clipped.detach()
+
+
 @dataclass(frozen=True)
 class LatentPart:
     """The trainable tensors of one part.
@@ -46,6 +128,8 @@ class LatentPart:
         bias: Latent bias in units of `bias_unit`, or None.
         weight_unit: `(out, 1, ...)` root mean square of each row.
         bias_unit: `()` root mean square of the bias, at least that of the weights.
+        stretch: `(out, 1)` factor of each row's scales where weights are signs, else None.
+        signs: Scale and thresholds of the input in units of the scale, where it becomes signs.
     """
 
     part: Part
@@ -53,6 +137,8 @@ class LatentPart:
     bias: Tensor | None
     weight_unit: Tensor
     bias_unit: Tensor
+    stretch: Tensor | None = None
+    signs: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, part: Part) -> LatentPart:
@@ -64,39 +150,52 @@ class LatentPart:
         unit = rows.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = None if part.bias is None else part.bias.detach().clone()
         bias_unit = overall if bias is None else torch.maximum(bias.square().mean().sqrt(), overall)
+        stretch = torch.ones(len(weight), 1, requires_grad=True) if isinstance(part.stored, Signs) else None
+        signs = None
+        if part.inputs is not None:
+            thresholds = part.inputs.thresholds / part.inputs.scale
+            signs = (torch.ones(1, requires_grad=True), thresholds.detach().clone().requires_grad_(True))
         return cls(
             part, channels_last(weight / unit).requires_grad_(True),
-            None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit,
+            None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit, stretch, signs,
         )
 
     def trained(self) -> Iterator[Tensor]:
         """The tensors that are trained."""
         yield self.weight
-        if self.bias is not None:
-            yield self.bias
+        for tensor in (self.bias, self.stretch, *(self.signs or ())):
+            if tensor is not None:
+                yield tensor
 
     def current(self) -> Part:
         """The part to compute with now, differentiable in the latent tensors."""
         weight = self.weight * self.weight_unit
         bias = None if self.bias is None else self.bias * self.bias_unit
-        if self.part.integers is None or self.part.scales is None:
-            return replace(self.part, weight=weight, bias=bias)
-        scales = self.part.scales.detach().reshape(self.weight_unit.shape)
-        level = largest_level(self.part.bits)
-        levels = torch.clamp(weight / scales, -level, level)
-        return replace(self.part, weight=straight_through(levels.round(), levels) * scales, bias=bias)
+        if self.part.stored is not None:
+            values = projected(self.part.stored, weight.flatten(1))
+            values = values if self.stretch is None else values * self.stretch
+            weight = values.reshape(weight.shape)
+        return replace(self.part, weight=weight, bias=bias, inputs=self._inputs(TrainedSigns))
 
     @torch.no_grad()
     def finished(self) -> Part:
-        """The part to store: rounded to its integers where it is quantised."""
+        """The part to store: in the form that its weight is stored in."""
         weight = (self.weight * self.weight_unit).contiguous()
         bias = None if self.bias is None else self.bias * self.bias_unit
-        if self.part.integers is None or self.part.scales is None:
-            return replace(self.part, weight=weight, bias=bias)
-        scales = self.part.scales.clone()
-        integers = round_to_nearest(weight.reshape(len(weight), -1), scales, self.part.bits)
-        weight = dequantise(integers, scales).reshape(weight.shape)
-        return replace(self.part, weight=weight, bias=bias, integers=integers, scales=scales)
+        inputs = self._inputs(InputSigns)
+        if self.part.stored is None:
+            return replace(self.part, weight=weight, bias=bias, inputs=inputs)
+        stored = settled(self.part.stored, weight.flatten(1))
+        if self.stretch is not None:
+            stored = stored.scaled(self.stretch.flatten())
+        return replace(
+            self.part, weight=stored.weight().reshape(weight.shape), bias=bias, stored=stored, inputs=inputs)
+
+    def _inputs(self, kind: type[InputSigns]) -> InputSigns | None:
+        if self.signs is None or self.part.inputs is None:
+            return None
+        unit = self.part.inputs.scale
+        return kind(self.signs[0] * unit, self.signs[1] * unit)
 
 
 def latent_parts(network: Network) -> dict[str, tuple[LatentPart, ...]]:

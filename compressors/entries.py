@@ -1,8 +1,8 @@
 """Entries: every (layer, level, rank, bits) compressed once, with the dense statistics, and memoised.
 
-The order inside a layer is prune, refit, factorise, quantise. Entries hold all output rows of the
-dense layer where rows are independent, so that one entry serves every level of the output group;
-factorised layers depend on the output level too.
+The order inside a layer is prune, refit, factorise, sparsify, then the format of the weights. Entries hold all output
+rows of the dense layer where rows are independent, so that one entry serves every level of the output group; factorised
+and sparse layers and shared weights depend on the output level too.
 """
 
 from __future__ import annotations
@@ -22,9 +22,17 @@ from paretopress.compressors.channel_selection import (
     order_by_obs,
     order_by_taylor,
 )
-from paretopress.compressors.factors import factors, first_moments, inner_moments
+from paretopress.compressors.factors import first_moments, inner_moments
 from paretopress.compressors.folding import pruned_state
 from paretopress.compressors.least_squares import refit_consumer
+from paretopress.compressors.matrices import (
+    Matrix,
+    factorise,
+    in_format,
+    quantise_matrix,
+    real_parts,
+    table_in_format,
+)
 from paretopress.compressors.network import (
     Network,
     Part,
@@ -35,8 +43,7 @@ from paretopress.compressors.network import (
     select,
 )
 from paretopress.compressors.program import Program
-from paretopress.compressors.quantisation import corrected_bias, dequantise, gptq, round_to_nearest, row_scales
-from paretopress.spaces.choices import WEIGHT_BITS
+from paretopress.spaces.choices import WEIGHT_BITS, Binary, Weights
 from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import Layer, LayerKind
@@ -44,72 +51,6 @@ from paretopress.spaces.plan import LayerPlan, Plan
 
 Importance = Literal["l1", "l2", "taylor", "obs"]
 IMPORTANCES: tuple[Importance, ...] = ("l1", "l2", "taylor", "obs")
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A compressed weight matrix: float, or integers with row scales."""
-
-    weight: Tensor
-    bias: Tensor | None
-    integers: Tensor | None = None
-    scales: Tensor | None = None
-    bits: int = 32
-
-    def rows(self, index: Tensor | None) -> Matrix:
-        """The matrix with some of its rows."""
-        if index is None:
-            return self
-        picked = [None if t is None else t[index] for t in (self.weight, self.bias, self.integers, self.scales)]
-        assert picked[0] is not None
-        return Matrix(picked[0], picked[1], picked[2], picked[3], self.bits)
-
-    def part(self, shape: tuple[int, ...]) -> Part:
-        """The matrix as the weight of a real layer."""
-        return Part(self.weight.reshape(shape), self.bias, self.integers, self.scales, self.bits)
-
-
-def quantise_matrix(dense: Matrix, moments: Tensor, widths: tuple[int, ...]) -> dict[int, Matrix]:
-    """Quantise a matrix to several widths in one error-feedback sweep, its bias corrected for the mean error.
-
-    Args:
-        dense: Float matrix `(out, columns)`.
-        moments: Augmented second moments of its inputs, `(columns + 1, columns + 1)` or per group.
-        widths: Bits.
-    """
-    bias = torch.zeros(len(dense.weight)) if dense.bias is None else dense.bias
-    quantised = {}
-    for bits, (integers, scales) in gptq(dense.weight, moments, widths).items():
-        weight = dequantise(integers, scales)
-        kept = None if dense.bias is None else corrected_bias(dense.weight, bias, moments, weight)
-        quantised[bits] = Matrix(weight, kept, integers, scales, bits)
-    return quantised
-
-
-def factorise(layer: Layer, dense: Matrix, moments: Tensor, rank: int) -> tuple[Matrix, Matrix]:
-    """Split a layer's matrix in two by whitened singular value decomposition."""
-    assert dense.bias is not None
-    first, second, bias = factors(layer, dense.weight, dense.bias, moments, rank)
-    return Matrix(first, None), Matrix(second, bias)
-
-
-def layer_parts(layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> tuple[Part, ...]:
-    """Factorise and quantise one pruned layer as its plan says, without memory."""
-    layer, bits = layer_plan.layer, layer_plan.weight_bits
-    if layer_plan.rank is None:
-        return real_parts(layer_plan, dense if bits == 32 else quantise_matrix(dense, moments, (bits,))[bits])
-    first, second = factorise(layer, dense, moments, layer_plan.rank)
-    if bits != 32:
-        inner = inner_moments(first.weight, moments)
-        first = quantise_matrix(first, first_moments(layer, moments), (bits,))[bits]
-        second = quantise_matrix(second, inner, (bits,))[bits]
-    return real_parts(layer_plan, first, second)
-
-
-def real_parts(layer_plan: LayerPlan, *matrices: Matrix) -> tuple[Part, ...]:
-    """Matrices as the weights of a layer's real layers; without a bias where the user's code adds none."""
-    parts = (matrix.part(shape) for matrix, (_, shape) in zip(matrices, layer_plan.parts, strict=True))
-    return tuple(part if layer_plan.has_bias else replace(part, bias=None) for part in parts)
 
 
 @dataclass
@@ -129,6 +70,7 @@ class Entries:
     compensate: bool = True
     _orders: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _refitted: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _formed: dict[tuple[object, ...], Matrix] = field(default_factory=dict, repr=False)
     _quantised: dict[tuple[object, ...], dict[int, Matrix]] = field(default_factory=dict, repr=False)
     _factored: dict[tuple[object, ...], tuple[Matrix, Matrix, Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -150,32 +92,31 @@ class Entries:
 
     def parts(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Part, ...]:
         """The real layers of one layer plan, from the dense statistics."""
-        layer, bits = layer_plan.layer, layer_plan.weight_bits
+        layer = layer_plan.layer
         if layer.frozen:
             return (Part(*self.calibration.folded[layer.node]),)
         axes = self._axes(layer)
         if layer.kind is LayerKind.EMBEDDING:
-            return real_parts(layer_plan, self._table(layer, axes, selection, bits))
-        rows = axis_index(axes[0], selection)
-        level = self._level(axes[1], selection)
-        if layer_plan.rank is None:
-            matrix = self._matrix((layer.name, level), layer, axes, selection, bits)
-            return real_parts(layer_plan, matrix.rows(rows))
-        key = (layer.name, level, self._level(axes[0], selection), layer_plan.rank)
-        first, second, moments, inner = self._factors(key, layer, axes, selection, layer_plan.rank)
-        if bits != 32:
-            first = self._quantise((*key, "first"), first, first_moments(layer, moments))[bits]
-            second = self._quantise((*key, "second"), second, inner)[bits]
-        return real_parts(layer_plan, first, second)
-
-    def _table(self, layer: Layer, axes: tuple[Axis, ...], selection: Selection, bits: int) -> Matrix:
-        """An embedding's rows: each is read on its own, so that rounding to nearest is all there is to do."""
-        weight = select(self.calibration.folded[layer.node][0], axes, selection)
-        if bits == 32:
-            return Matrix(weight, None)
-        scales = row_scales(weight, bits)
-        integers = round_to_nearest(weight, scales, bits)
-        return Matrix(dequantise(integers, scales), None, integers, scales, bits)
+            table = select(self.calibration.folded[layer.node][0], axes, selection)
+            return (table_in_format(table, layer_plan.form, layer_plan.sparse).part(layer_plan.shape),)
+        key: tuple[object, ...] = (layer.name, self._level(axes[1], selection))
+        if layer_plan.rank is not None:
+            key = (*key, self._level(axes[0], selection), layer_plan.rank)
+            first, second, moments, inner = self._factors(key, layer, axes, selection, layer_plan.rank)
+            first = self._in_format((*key, "first"), layer_plan, first, first_moments(layer, moments))
+            second = self._in_format((*key, "second"), layer_plan, second, inner)
+            return real_parts(layer_plan, [first, second], moments)
+        weight, bias, moments = self._refit(key, layer, axes, selection)
+        dense, rows = Matrix(weight, bias), axis_index(axes[0], selection)
+        if layer_plan.form is None and layer_plan.sparse is None:
+            matrix = dense.rows(rows)
+        elif isinstance(layer_plan.form, Weights) and layer_plan.sparse is None:
+            matrix = self._quantise(key, dense, moments)[layer_plan.form.bits].rows(rows)
+        else:   # what rows share, or which of all are kept, depends on which rows there are
+            key = (*key, self._level(axes[0], selection))
+            moments = moments if rows is None or layer.groups == 1 else _of_groups(moments, rows, layer)
+            matrix = self._in_format(key, layer_plan, dense.rows(rows), moments)
+        return real_parts(layer_plan, [matrix], moments)
 
     def float_matrix(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Tensor, Tensor]:
         """Weight matrix and bias of a layer at its pruned size, refitted, neither factorised nor quantised."""
@@ -198,13 +139,6 @@ class Entries:
     def _level(axis: Axis, selection: Selection) -> tuple[tuple[str, int], ...]:
         groups = dict.fromkeys(segment.group for segment in axis or ())
         return tuple((name, len(selection[name])) for name in groups if name in selection)
-
-    def _matrix(
-        self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection, bits: int
-    ) -> Matrix:
-        weight, bias, moments = self._refit(key, layer, axes, selection)
-        dense = Matrix(weight, bias)
-        return dense if bits == 32 else self._quantise(key, dense, moments)[bits]
 
     def _refit(
         self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection
@@ -229,6 +163,20 @@ class Entries:
         if key not in self._quantised:
             self._quantised[key] = quantise_matrix(dense, moments, WEIGHT_BITS)
         return self._quantised[key]
+
+    def _in_format(self, key: tuple[object, ...], layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> Matrix:
+        """A matrix in the format of its plan; all widths of integers come from one sweep."""
+        form, sparse = layer_plan.form, layer_plan.sparse
+        if form is None and sparse is None:
+            return dense
+        if isinstance(form, Weights) and sparse is None:
+            return self._quantise(key, dense, moments)[form.bits]
+        if isinstance(form, Weights | Binary):   # the same weights whatever they compute in
+            form = replace(form, activations=32)
+        whole = (*key, form, sparse)
+        if whole not in self._formed:
+            self._formed[whole] = in_format(dense, moments, form, sparse)
+        return self._formed[whole]
 
     def _factors(
         self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection, rank: int
@@ -286,6 +234,11 @@ class Entries:
     def identity(self) -> Mapping[str, object]:
         """What the entries depend on besides model and data."""
         return {"importance": self.importance, "compensate": self.compensate}
+
+
+def _of_groups(moments: Tensor, rows: Tensor, layer: Layer) -> Tensor:
+    """The moments of the groups that kept rows belong to."""
+    return moments[torch.unique(rows // (layer.out_channels // layer.groups))]
 
 
 def channel_runs(tensor: Tensor, axes: Sequence[Axis], group: str) -> list[Tensor]:

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from paretopress.compressors.delta import LayerEdit
 from paretopress.compressors.held import Held
 from paretopress.compressors.network import part_layers
-from paretopress.compressors.packing import packed_bytes, unpack
-from paretopress.compressors.quantisation import dequantise
+from paretopress.compressors.stored import DTYPES, read_stored
 from paretopress.spaces.errors import ArtifactError, UnsupportedModelError
-from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import Holder, Layer, LayerKind
 from paretopress.spaces.structure import is_size
 from paretopress.spaces.weight_layout import as_stored, by_outputs, stored_shape
@@ -142,15 +140,15 @@ def _set_weight(
 def _new_weight(
     module: nn.Module, name: str, layer: Layer, shape: tuple[int, ...], like: Tensor, edit: LayerEdit
 ) -> None:
-    """A weight of `shape` by outputs: a parameter, or packed integers and scales with their float product."""
+    """A weight of `shape` by outputs: a parameter, or what is stored in its place beside the float weight."""
     tensor = like.detach().new_zeros(stored_shape(layer, shape, edit.groups))
-    if edit.bits == 32:
+    stored = edit.stored(shape)
+    if not stored:
         module.register_parameter(name, nn.Parameter(tensor, like.requires_grad))
         return
     module.register_buffer(name, tensor, persistent=False)
-    packed = torch.zeros(packed_bytes(tensor.numel(), edit.bits), dtype=torch.uint8)
-    module.register_buffer(f"{name}_packed", packed)
-    module.register_buffer(f"{name}_scale", torch.zeros(shape[0]))
+    for suffix, form in stored.items():
+        module.register_buffer(f"{name}_{suffix}", torch.zeros(form.shape, dtype=DTYPES[form.dtype]))
 
 
 def _set_bias(module: nn.Module, edit: LayerEdit) -> None:
@@ -182,10 +180,10 @@ def fill_held(model: nn.Module, edit: LayerEdit) -> None:
         module, leaf = model.get_submodule(edit.path if in_code else path), name.rpartition(".")[2]
         weight = getattr(module, leaf)
         assert isinstance(weight, Tensor)
-        if edit.bits != 32:
-            packed, scale = getattr(module, f"{leaf}_packed"), getattr(module, f"{leaf}_scale")
-            integers = unpack(packed, edit.bits, (shape[0], product(shape[1:])))
-            weight.copy_(as_stored(layer, dequantise(integers, scale).reshape(shape), edit.groups))
+        if edit.stored(shape):
+            tensors = {suffix: getattr(module, f"{leaf}_{suffix}") for suffix in edit.stored(shape)}
+            stored = read_stored(edit.form, edit.sparse, shape, tensors.__getitem__)
+            weight.copy_(as_stored(layer, stored.weight().reshape(shape), edit.groups))
         found.append(by_outputs(layer, weight, edit.groups))
     if is_split_in_code(edit):
         first, second = (matrix.flatten(1) for matrix in found)

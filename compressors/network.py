@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.program import Program, Values, apply_layer, call
-from paretopress.compressors.quantisation import dequantise, quantise_tensor
+from paretopress.compressors.quantisation import quantise_tensor
 from paretopress.compressors.resized_arguments import argument_changes
+from paretopress.compressors.stored import StoredWeight
 from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.coupling import Axis
 from paretopress.spaces.graph import Node
@@ -30,37 +31,57 @@ Selection = Mapping[str, Tensor]     # kept channel indices of every group
 
 
 @dataclass(frozen=True)
+class InputSigns:
+    """A layer's input as signs: `scale` where it is at least its channel's threshold, else `-scale`.
+
+    Attributes:
+        scale: `(1,)` float32.
+        thresholds: `(channels,)` float32.
+    """
+
+    scale: Tensor
+    thresholds: Tensor
+
+    def of(self, x: Tensor, axis: int) -> Tensor:
+        """The signs of a tensor whose channels are at dimension `axis`, times the scale."""
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        return torch.where(x >= self.thresholds.reshape(shape), self.scale, -self.scale)
+
+
+@dataclass(frozen=True)
 class Part:
     """One real layer: a whole layer or one of its two factors.
 
     Attributes:
         weight: Float weights that are computed with, `(out, in / groups, *window)`.
         bias: `(out,)` or None.
-        integers: `(out, columns)` int8 where the weight is quantised, else None.
-        scales: `(out,)` float32 where the weight is quantised, else None.
-        bits: Stored width, 32 for float.
+        stored: What is stored in place of the weight, as a matrix; None where it is the weight itself.
+        inputs: How the input becomes signs, None where it does not.
     """
 
     weight: Tensor
     bias: Tensor | None
-    integers: Tensor | None = None
-    scales: Tensor | None = None
-    bits: int = 32
+    stored: StoredWeight | None = None
+    inputs: InputSigns | None = None
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor] | None:
+        """Integers `(out, columns)` int8 and scales `(out,)` that stand for the weight, None where none do."""
+        return None if self.stored is None else self.stored.rows()
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Part:
         """Return the part with its output turned into `scale * y + shift` per channel.
 
-        Symmetric integers survive: the row scale and the bias absorb it; a negative factor flips them.
+        What is stored survives: row scales and the bias absorb it.
         """
         bias = torch.zeros_like(shift) if self.bias is None else self.bias
-        shape = (-1, *(1,) * (self.weight.ndim - 1))
-        if self.integers is None or self.scales is None:
-            return replace(self, weight=self.weight * scale.reshape(shape), bias=bias * scale + shift)
-        sign = torch.where(scale < 0, -1.0, 1.0)
-        integers = (self.integers.float() * sign.unsqueeze(1)).to(torch.int8)
-        scales = self.scales * scale.abs()
-        weight = dequantise(integers, scales).reshape(self.weight.shape)
-        return replace(self, weight=weight, bias=bias * scale + shift, integers=integers, scales=scales)
+        bias = bias * scale + shift
+        if self.stored is None:
+            shape = (-1, *(1,) * (self.weight.ndim - 1))
+            return replace(self, weight=self.weight * scale.reshape(shape), bias=bias)
+        stored = self.stored.scaled(scale)
+        return replace(self, weight=stored.weight().reshape(self.weight.shape), bias=bias, stored=stored)
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,7 @@ def runner(
 def apply_parts(network: Network, layer: LayerPlan, x: Tensor, quantise: Quantise) -> Tensor:
     """Apply a layer's part or parts to its (already quantised) input."""
     parts = network.parts[layer.layer.node]
+    x = as_read(layer.layer, parts[0], x)
     if len(parts) == 1:
         return apply_layer(layer.layer, x, parts[0].weight, parts[0].bias, layer.groups)
     first, second = factor_layers(layer.layer)
@@ -178,6 +200,11 @@ def apply_parts(network: Network, layer: LayerPlan, x: Tensor, quantise: Quantis
     if layer.activation_bits == 8:
         inner = quantise(layer.layer.node + FIRST, inner)
     return apply_layer(second, inner, parts[1].weight, parts[1].bias, 1)
+
+
+def as_read(layer: Layer, part: Part, x: Tensor) -> Tensor:
+    """A layer's input as its first part reads it: signs, where it does."""
+    return x if part.inputs is None else part.inputs.of(x, 1 if layer.window else x.ndim - 1)
 
 
 def factor_layers(layer: Layer) -> tuple[Layer, Layer]:

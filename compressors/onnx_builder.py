@@ -169,6 +169,23 @@ class Builder:
             self._converted[key] = self.emit("Mul", [floats, scale], name, (one, other))
         return self._converted[key]
 
+    def widen(self, name: str, halves: Value) -> Value:
+        """`Cast` of 16-bit floats to 32 bits."""
+        return self._convert("Cast", name, [halves], torch.float32, to=1)   # TensorProto.FLOAT
+
+    def shared(self, name: str, codebook: Value, indices: Value, scale: Value) -> Value:
+        """`Cast`, `Gather` and `Mul`: shared values by their indices, times a scale, which broadcasts."""
+        places = self._convert("Cast", f"{name}_places", [indices], torch.int32, to=6)   # TensorProto.INT32
+        one, other = (meta.to(torch.float32) for meta in indices.metas)
+        values = self.emit("Gather", [codebook, places], f"{name}_values", (one, other), axis=0)
+        return self.emit("Mul", [values, scale], name, (one, other))
+
+    def signs(self, name: str, x: Value, thresholds: Value, positive: Value, negative: Value) -> Value:
+        """`GreaterOrEqual` and `Where`."""
+        one, other = (meta.to(torch.bool) for meta in x.metas)
+        above = self.emit("GreaterOrEqual", [x, thresholds], f"{name}_above", (one, other))
+        return self.emit("Where", [above, positive, negative], name, x.metas)
+
     def _convert(self, op: str, name: str, inputs: list[Value], dtype: torch.dtype, **attributes: int) -> Value:
         """Write a conversion once, however many operators read it."""
         key = (op, *(value.name for value in inputs), *map(str, attributes.values()))

@@ -14,9 +14,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from paretopress.compressors.network import Network, Part, part_layers
+from paretopress.compressors.network import InputSigns, Network, Part, part_layers
 from paretopress.compressors.program import Program, Values, operator_weight
 from paretopress.compressors.resized_arguments import argument_changes
+from paretopress.compressors.stored import Floats, Integers, Shared
 from paretopress.spaces.arithmetic import FIRST
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import Layer, LayerKind
@@ -44,6 +45,15 @@ class Backend(Protocol[T]):
 
     def expand(self, name: str, integers: T, scale: T) -> T:
         """`Cast` and `Mul`: integers times their scale, which broadcasts."""
+
+    def widen(self, name: str, halves: T) -> T:
+        """`Cast` of 16-bit floats to 32 bits."""
+
+    def shared(self, name: str, codebook: T, indices: T, scale: T) -> T:
+        """`Cast`, `Gather` and `Mul`: shared values by their indices, times a scale, which broadcasts."""
+
+    def signs(self, name: str, x: T, thresholds: T, positive: T, negative: T) -> T:
+        """`positive` where a tensor is at least its threshold, else `negative`."""
 
     def layer(self, name: str, layer: Layer, x: T, weight: T, bias: T | None, groups: int) -> T:
         """A convolution or linear layer; the weight as PyTorch's function for it takes it."""
@@ -136,7 +146,8 @@ class Lowering(Generic[T]):
         identity = torch.zeros(wanted, channels, 1, 1)
         identity[torch.arange(channels) + before, torch.arange(channels)] = 1.0
         # 64 / 64: a power of two keeps the requantisation exact, and pairs of products fit 16 bits.
-        part = Part(identity, None, (64 * identity).to(torch.int8), torch.full((wanted,), 1 / 64), 8)
+        integers = (64 * identity).to(torch.int8).flatten(1)
+        part = Part(identity, None, Integers(integers, torch.full((wanted,), 1 / 64), 8))
         layer = Layer(node.name, LayerKind.CONV, node.name, "", "", tuple(identity.shape), chain.stride, (0, 0), (1, 1))
         value = self.backend.layer(node.name, layer, x, self._weight(node.name, part), None, 1)
         return self._dequantise(node.name, self._quantise(node.name, value))
@@ -146,8 +157,10 @@ class Lowering(Generic[T]):
         source, integer = source_of(node), plan.activation_bits == 8
         applied = part_layers(layer, len(parts) > 1)
         x: T = self._read(source, values) if integer else values[source]
-        if layer.kind is LayerKind.EMBEDDING and parts[0].integers is not None:
+        if layer.kind is LayerKind.EMBEDDING and parts[0].rows is not None:
             return self._look_up(node.name, layer, x, parts[0])
+        if parts[0].inputs is not None:
+            x = self._signs(layer, x, parts[0].inputs)
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             name = node.name if last else node.name + FIRST
@@ -162,18 +175,41 @@ class Lowering(Generic[T]):
         return x
 
     def _apply_float(self, name: str, path: str, layer: Layer, x: T, part: Part, groups: int) -> T:
-        if part.integers is None or part.scales is None:
-            weight = self.backend.constant(f"{path}.weight", operator_weight(layer, part.weight, groups))
-        else:
-            weight = self._expanded(path, layer, part, groups)
+        weight = self._float_weight(path, layer, part, groups)
         bias = None if part.bias is None else self.backend.constant(f"{path}.bias", part.bias)
         return self.backend.layer(name, layer, x, weight, bias, groups)
 
+    def _float_weight(self, path: str, layer: Layer, part: Part, groups: int) -> T:
+        """A weight that is computed with in floats, as small in the file as is exact; runtimes expand it once."""
+        if part.rows is not None:
+            whole = operator_weight(layer, part.rows[0].reshape(part.weight.shape), groups)
+            integers = self.backend.constant(f"{path}.weight_integers", whole)
+            scales = self.backend.constant(f"{path}.weight_scales", row_factors(layer, part, part.rows[1], groups))
+            return self._expanded(f"{path}.weight", integers, scales)
+        if isinstance(part.stored, Floats) and part.stored.values.dtype == torch.float16:
+            values = operator_weight(layer, part.stored.values.reshape(part.weight.shape), groups)
+            return self.backend.widen(f"{path}.weight", self.backend.constant(f"{path}.weight_half", values))
+        if isinstance(part.stored, Shared):
+            indices = operator_weight(layer, part.stored.indices.reshape(part.weight.shape), groups)
+            return self.backend.shared(
+                f"{path}.weight", self.backend.constant(f"{path}.weight_codebook", part.stored.codebook),
+                self.backend.constant(f"{path}.weight_indices", indices),
+                self.backend.constant(f"{path}.weight_scales", row_factors(layer, part, part.stored.scales, groups)),
+            )
+        return self.backend.constant(f"{path}.weight", operator_weight(layer, part.weight, groups))
+
+    def _signs(self, layer: Layer, x: T, inputs: InputSigns) -> T:
+        """A layer's input as signs times their scale; zero counts as positive, as in `InputSigns`."""
+        shape = (1, -1, *(1,) * len(layer.window)) if layer.window else (-1,)
+        thresholds = self.backend.constant(f"{layer.name}.input_threshold", inputs.thresholds.reshape(shape))
+        scales = (self.backend.constant(f"{layer.name}.input_{name}", scale)
+                  for name, scale in (("scale", inputs.scale), ("negative_scale", -inputs.scale)))
+        return self.backend.signs(f"{layer.name}.signs", x, thresholds, *scales)
+
     def _look_up(self, name: str, layer: Layer, x: T, part: Part) -> T:
         """Rows of integers and their scales are looked up, then multiplied: the table stays in integers."""
-        assert part.integers is not None
-        assert part.scales is not None
-        tables = part.integers, part.scales.unsqueeze(1)
+        assert part.rows is not None
+        tables = part.rows[0], part.rows[1].unsqueeze(1)
         constants = (
             self.backend.constant(f"{layer.name}.{kind}", table)
             for kind, table in zip(("integers", "scales"), tables, strict=True)
@@ -185,36 +221,26 @@ class Lowering(Generic[T]):
 
     def _weight(self, path: str, part: Part) -> T:
         """Integer weights behind DequantizeLinear, one scale per output channel."""
-        assert part.integers is not None
-        assert part.scales is not None
-        integers = self.backend.constant(f"{path}.weight_integers", part.integers.reshape(part.weight.shape))
-        scales = self.backend.constant(f"{path}.weight_scales", part.scales)
-        zeros = self.backend.constant(f"{path}.weight_zeros", torch.zeros_like(part.scales, dtype=torch.int8))
+        assert part.rows is not None
+        whole, factors = part.rows
+        integers = self.backend.constant(f"{path}.weight_integers", whole.reshape(part.weight.shape))
+        scales = self.backend.constant(f"{path}.weight_scales", factors)
+        zeros = self.backend.constant(f"{path}.weight_zeros", torch.zeros_like(factors, dtype=torch.int8))
         return self.backend.dequantise(f"{path}.weight", integers, scales, zeros, axis=0)
 
-    def _expanded(self, path: str, layer: Layer, part: Part, groups: int) -> T:
+    def _expanded(self, name: str, integers: T, scales: T) -> T:
         """Integer weights of a layer that computes in floats, as a product.
 
         Runtimes compute products of constants once, when they load the file, and then run the layer at the speed
         of floats. `DequantizeLinear` on constants they keep, for integer kernels to find, and run on every call.
         """
-        assert part.integers is not None
-        assert part.scales is not None
-        whole = operator_weight(layer, part.integers.reshape(part.weight.shape), groups)
-        scales = part.scales.reshape(-1, *(1,) * (part.weight.ndim - 1))
-        if layer.kind is LayerKind.TRANSPOSED:   # (in, out / groups, *window): rows of a group share its scales
-            scales = scales.transpose(0, 1)
-            if groups > 1:
-                rows = whole.shape[0] // groups
-                scales = scales.reshape(groups, *whole.shape[1:2], *scales.shape[2:]).repeat_interleave(rows, dim=0)
-        integers = self.backend.constant(f"{path}.weight_integers", whole)
-        return self.backend.expand(f"{path}.weight", integers, self.backend.constant(f"{path}.weight_scales", scales))
+        return self.backend.expand(name, integers, scales)
 
     def _apply_integer(self, name: str, path: str, layer: Layer, x: T, part: Part, source: str, groups: int) -> T:
         weight = self._weight(path, part)
-        if part.bias is None or part.scales is None:
+        if part.bias is None or part.rows is None:
             return self.backend.layer(name, layer, x, weight, None, groups)
-        scales = part.scales * self.network.ranges[self.network.plan.arithmetic.range_of(source)][0]
+        scales = part.rows[1] * self.network.ranges[self.network.plan.arithmetic.range_of(source)][0]
         integers = (part.bias.double() / scales.double()).round().clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32)
         bias = self.backend.dequantise(
             f"{path}.bias",
@@ -224,3 +250,15 @@ class Lowering(Generic[T]):
             axis=0,
         )
         return self.backend.layer(name, layer, x, weight, bias, groups)
+
+
+def row_factors(layer: Layer, part: Part, scales: Tensor, groups: int) -> Tensor:
+    """Scales of rows, shaped to multiply a weight as PyTorch's function for the layer takes it."""
+    factors = scales.reshape(-1, *(1,) * (part.weight.ndim - 1))
+    if layer.kind is not LayerKind.TRANSPOSED:
+        return factors
+    factors = factors.transpose(0, 1)   # (in, out / groups, *window): rows of a group share its scales
+    if groups == 1:
+        return factors
+    inputs, out = part.weight.shape[1], part.weight.shape[0] // groups
+    return factors.reshape(groups, out, *factors.shape[2:]).repeat_interleave(inputs, dim=0)

@@ -88,6 +88,20 @@ class _ExportModule(nn.Module):
         """`Cast` and `Mul`; torch.onnx may compute them at once, which makes the file larger."""
         return integers.to(torch.float32) * scale
 
+    def widen(self, name: str, halves: Tensor) -> Tensor:  # noqa: ARG002
+        """`Cast`; torch.onnx may compute it at once."""
+        return halves.to(torch.float32)
+
+    def shared(self, name: str, codebook: Tensor, indices: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG002
+        """`Cast`, `Gather` and `Mul`; torch.onnx may compute them at once."""
+        return codebook[indices.to(torch.int64)] * scale
+
+    def signs(
+        self, name: str, x: Tensor, thresholds: Tensor, positive: Tensor, negative: Tensor  # noqa: ARG002
+    ) -> Tensor:
+        """`GreaterOrEqual` and `Where`."""
+        return torch.where(x >= thresholds, positive, negative)
+
     def layer(
         self, name: str, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int  # noqa: ARG002
     ) -> Tensor:

@@ -3,9 +3,8 @@
 Weights are symmetric per row: `w ~ scale * q`, `q` in `-(2^(b-1) - 1) .. 2^(b-1) - 1`, so two bits are
 ternary. Activations are uint8 with a zero point, exactly as ONNX QuantizeLinear and DequantizeLinear.
 
-GPTQ (Frantar, Ashkboos, Hoefler, Alistarh: "GPTQ", ICLR 2023): columns are rounded one after the other, each
-error is spread over the columns still to come along the Cholesky factor of the inverse Hessian. The Hessian
-is the centred covariance, because the bias correction `b' = b + (W - Wq) E[x]` absorbs the mean error.
+GPTQ rounds columns one after the other and makes up for each error in those still to come
+(`compressors/error_feedback.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paretopress.compressors.least_squares import centred, damped_cholesky
+from paretopress.compressors.error_feedback import swept
+from paretopress.compressors.least_squares import centred
 from paretopress.spaces.errors import DataError
 
-_SWEEP_BLOCK = 128
 _SCALE_GRID = 80
 _SMALLEST_SHRINK = 0.2
 _RANGE_GRID = 64
@@ -93,7 +92,8 @@ def corrected_bias(W: Tensor, bias: Tensor, G: Tensor, W_quantised: Tensor) -> T
 
 @torch.no_grad()
 def gptq(
-    W: Tensor, G: Tensor, bits_list: Sequence[int], damping: float = 1e-2, actorder: bool = True
+    W: Tensor, G: Tensor, bits_list: Sequence[int], damping: float = 1e-2, actorder: bool = True,
+    mask: Tensor | None = None,
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Quantise a layer to several widths in one GPTQ sweep, all widths stacked as rows.
 
@@ -109,6 +109,7 @@ def gptq(
         bits_list: Widths, each 2 to 8.
         damping: Relative to the mean input variance.
         actorder: Quantise columns in order of decreasing input variance.
+        mask: `(out, columns)` bool: all other weights are zero, and stay so.
 
     Returns:
         Per width the integers `(out, columns)` int8 and the scales `(out,)` float32. Correct the bias with
@@ -127,55 +128,20 @@ def gptq(
     levels = torch.tensor([largest_level(bits) for bits in bits_list], dtype=torch.float64)
     grids = torch.cat([scale.double().reshape(groups, rows) for scale in scales], dim=1)
     stacked = dense.repeat(1, len(bits_list), 1)
-    swept = _sweep(stacked, grids, levels.repeat_interleave(rows), covariance, damping, actorder)
+    bounds = levels.repeat_interleave(rows)
+
+    def nearest(values: Tensor) -> tuple[Tensor, Tensor]:
+        rounded = torch.clamp((values / grids).round_(), -bounds, bounds)
+        return rounded, rounded * grids
+
+    kept = None if mask is None else mask.reshape(groups, rows, columns).repeat(1, len(bits_list), 1)
+    found = swept(stacked, covariance, nearest, damping, actorder, kept)
     quantised = {}
     for index, (bits, weighted) in enumerate(zip(bits_list, scales, strict=True)):
-        rounded = swept[:, index * rows : (index + 1) * rows].reshape(out, columns).to(torch.int8)
-        nearest = [(round_to_nearest(W, scale, bits), scale) for scale in (weighted, row_scales(W, bits))]
-        quantised[bits] = _best_rows(dense, [(rounded, weighted), *nearest], covariance)
+        rounded = found[:, index * rows : (index + 1) * rows].reshape(out, columns).to(torch.int8)
+        plain = [(round_to_nearest(W, scale, bits), scale) for scale in (weighted, row_scales(W, bits))]
+        quantised[bits] = _best_rows(dense, [(rounded, weighted), *plain], covariance)
     return quantised
-
-
-def _sweep(
-    W: Tensor, scales: Tensor, levels: Tensor, covariance: Tensor, damping: float, actorder: bool
-) -> Tensor:
-    """Run GPTQ on `(groups, rows, columns)` and return the integers, float64, in the given column order."""
-    groups, _, columns = W.shape
-    variance = covariance.diagonal(dim1=-2, dim2=-1)
-    order = torch.arange(columns).expand(groups, -1)
-    if actorder:
-        order = variance.sort(dim=1, descending=True, stable=True).indices
-    ordered = covariance.gather(1, order.unsqueeze(2).expand_as(covariance))
-    ordered = ordered.gather(2, order.unsqueeze(1).expand_as(covariance))
-    upper = _inverse_factor(ordered, damping)
-    index = order.unsqueeze(2).expand(-1, -1, W.shape[1])
-    work = W.transpose(1, 2).gather(1, index)  # columns first: one column is contiguous
-    integers = torch.empty_like(work)
-    for start in range(0, columns, _SWEEP_BLOCK):
-        stop = min(start + _SWEEP_BLOCK, columns)
-        errors = torch.empty_like(work[:, start:stop])
-        for column in range(start, stop):
-            value = work[:, column]
-            rounded = torch.clamp((value / scales).round_(), -levels, levels)
-            integers[:, column] = rounded
-            error = (value - rounded * scales) / upper[:, column, column].unsqueeze(1)
-            errors[:, column - start] = error
-            rest = upper[:, column, column + 1 : stop].unsqueeze(2)
-            work[:, column + 1 : stop].baddbmm_(rest, error.unsqueeze(1), alpha=-1.0)
-        work[:, stop:].baddbmm_(upper[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1.0)
-    return torch.empty_like(integers).scatter_(1, index, integers).transpose(1, 2)
-
-
-def _inverse_factor(covariance: Tensor, damping: float) -> Tensor:
-    """Return the upper triangular `U` with `(C + d I)^-1 = U^T U`.
-
-    Reversing the order of rows and columns turns the wanted factor into the inverse of a plain Cholesky
-    factor, `U = flip(L)^-1` with `L L^T = flip(C + d I)`: one triangular inverse, no explicit `H^-1`.
-    """
-    lower, _ = damped_cholesky(covariance.flip(1, 2), damping)
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype).expand_as(covariance)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse.flip(1, 2)
 
 
 def _best_rows(

@@ -15,8 +15,9 @@ from paretopress.compressors.compressed_model import CompressedModel, delta_of
 from paretopress.compressors.delta import LayerEdit, module_edits
 from paretopress.compressors.layout_edits import is_split_in_code
 from paretopress.compressors.network import Network, Part, apply_parts, part_layers, runner
-from paretopress.compressors.packing import pack
 from paretopress.compressors.program import Program, Values
+from paretopress.compressors.stored import written
+from paretopress.spaces.choices import Binary
 from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.weight_layout import as_stored
@@ -71,11 +72,13 @@ def _layer_tensors(layer_plan: LayerPlan, parts: tuple[Part, ...]) -> dict[str, 
     layer, factorised = layer_plan.layer, len(parts) > 1
     names = layer.part_tensors(factorised)
     for applied, (name, _), part in zip(part_layers(layer, factorised), names, parts, strict=True):
-        if part.integers is None or part.scales is None:
+        if part.stored is None:
             tensors[name] = as_stored(applied, part.weight, layer_plan.groups)
-        else:
-            tensors[f"{name}_packed"] = pack(part.integers, part.bits)
-            tensors[f"{name}_scale"] = part.scales
+            continue
+        tensors.update((f"{name}_{suffix}", tensor) for suffix, tensor in written(part.stored).items())
+        if part.inputs is not None:
+            tensors[f"{name}_input_scale"] = part.inputs.scale
+            tensors[f"{name}_input_threshold"] = part.inputs.thresholds
     bias = parts[-1].bias
     if bias is not None:
         tensors[names[-1][1]] = bias
@@ -90,6 +93,8 @@ def _difference(program: Program, network: Network, realised: nn.Module) -> str:
     for edit in module_edits(network.plan):
         if isinstance(edit, LayerEdit) and edit.held is not None and is_split_in_code(edit):
             return f"the model's code has no place for two factors of the parameter {edit.held.weight!r}"
+        if isinstance(edit, LayerEdit) and isinstance(edit.form, Binary) and edit.form.activations == 1:
+            return f"the model's code does not turn the input of {edit.path!r} into signs"
     inputs = [_example(program, name) for name in program.graph.inputs]
     positional = len(inputs) - len(program.capture.keywords)
     keywords = dict(zip(program.capture.keywords, inputs[positional:], strict=True))

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.calibration import accumulate, with_intercept
-from paretopress.compressors.entries import Entries, Matrix, layer_parts
+from paretopress.compressors.entries import Entries
 from paretopress.compressors.goals import Goal
 from paretopress.compressors.least_squares import refit_from_moments
+from paretopress.compressors.matrices import Matrix, layer_parts
 from paretopress.compressors.moments import Moments
-from paretopress.compressors.network import Network, Part, runner
+from paretopress.compressors.network import Network, Part, as_read, runner
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.tuning import Tuning, changed_nodes, tune, with_integer_biases
 from paretopress.spaces.graph import Node
@@ -81,7 +82,8 @@ class _Refit(Tuning):
     def _solve(self, layer: LayerPlan, x: Tensor, values: Values) -> tuple[Part, ...] | None:
         goal = self.goals.get(layer.layer.node, Goal(layer.layer.node, "", stands_in=False))
         target = self._target(layer, goal, values)
-        moments = Moments()
+        moments, reads = Moments(), self.network.parts[layer.layer.node][0]
+        x = as_read(layer.layer, reads, x)
         accumulate(moments, layer.layer, x, self.generator, groups=layer.groups, targets=target)
         weight, _ = self.entries.float_matrix(layer, self.network.selection)
         if moments.count < OBSERVATIONS_PER_COLUMN * weight.shape[1]:
@@ -94,7 +96,8 @@ class _Refit(Tuning):
             for one, inputs, prior in zip(cross, second, weight.chunk(len(second)), strict=True)
         ]
         matrix = Matrix(torch.cat([fitted for fitted, _ in solved]), torch.cat([intercept for _, intercept in solved]))
-        return layer_parts(layer, matrix, second[0] if layer.groups == 1 else second)
+        first, *others = layer_parts(layer, matrix, second[0] if layer.groups == 1 else second)
+        return (replace(first, inputs=reads.inputs), *others)
 
 
 def refit(

@@ -5,25 +5,23 @@ A sparse matrix is stored as its kept values, row by row, and their places:
 - `bitmap`: one bit per weight;
 - `csr`: the number of kept weights of each row, and the column of each, in as many bits as these need;
 - `n:m`: of every `m` neighbours in a row `n` are stored, with their places among the `m` (2:4 takes 2 bits each);
-  where fewer than `n` are kept, zeros fill up.
+  where fewer than `n` are kept, zeros fill up;
+- `blocks`: one bit per block of weights; blocks are stored whole, those at the edges filled up with zeros.
 
-Bytes are those of the tensors that are stored, to the last one.
+Which one takes the fewest bytes, and how many, follows from the counts alone: `spaces/stored_weights.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paretopress.spaces.errors import ArtifactError
-
-Layout = Literal["bitmap", "csr", "n:m"]
-LAYOUTS: tuple[Layout, ...] = ("bitmap", "csr", "n:m")
+from paretopress.spaces.stored_weights import Layout, packed_size, width_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Pattern:
     @property
     def place_bits(self) -> int:
         """Bits of a place among `of` neighbours."""
-        return _width(self.of - 1)
+        return width_of(self.of - 1)
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,6 @@ class Places:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
-def unsigned_bytes(count: int, bits: int) -> int:
-    """Bytes that `count` values of `bits` bits take."""
-    return (count * bits + 7) // 8
-
-
 def pack_unsigned(values: Tensor, bits: int) -> Tensor:
     """Pack integers in `0 .. 2^bits - 1` without gaps, the lowest bit of a byte first; 0 bits take no bytes.
 
@@ -94,7 +87,7 @@ def pack_unsigned(values: Tensor, bits: int) -> Tensor:
     if flat.numel() and (int(flat.min()) < 0 or int(flat.max()) >= 1 << bits):
         raise ArtifactError(f"places {int(flat.min())}..{int(flat.max())} do not fit into {bits} bits")
     stream = ((flat.unsqueeze(1) >> torch.arange(bits)) & 1).to(torch.uint8).flatten()
-    padded = stream.new_zeros(unsigned_bytes(len(flat), bits) * 8)
+    padded = stream.new_zeros(packed_size(len(flat), bits) * 8)
     padded[: len(stream)] = stream
     return (padded.reshape(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(dim=1, dtype=torch.uint8)
 
@@ -105,32 +98,12 @@ def unpack_unsigned(packed: Tensor, bits: int, count: int) -> Tensor:
     Raises:
         ArtifactError: The number of bytes does not belong to this count and width.
     """
-    if packed.dtype != torch.uint8 or packed.numel() != unsigned_bytes(count, bits):
-        expected = f"{unsigned_bytes(count, bits)} bytes of uint8 for {count} values of {bits} bits"
+    if packed.dtype != torch.uint8 or packed.numel() != packed_size(count, bits):
+        expected = f"{packed_size(count, bits)} bytes of uint8 for {count} values of {bits} bits"
         raise ArtifactError(f"packed places: expected {expected}, got {packed.numel()} of {packed.dtype}")
     stream = ((packed.flatten().unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()
     digits = stream[: count * bits].reshape(count, bits).to(torch.int64)
     return (digits << torch.arange(bits)).sum(dim=1)
-
-
-def places_bytes(mask: Tensor, layout: Layout, pattern: Pattern | None = None) -> int:
-    """Bytes of the places of a mask in a layout, without storing them.
-
-    Args:
-        mask: `(rows, columns)` bool, true where a weight is kept.
-        layout: How they would be stored.
-        pattern: Of the layout `n:m`.
-    """
-    rows, columns = mask.shape
-    match layout:
-        case "bitmap":
-            return unsigned_bytes(rows * columns, 1)
-        case "csr":
-            kept = int(mask.sum())
-            return unsigned_bytes(rows, _width(columns)) + unsigned_bytes(kept, _width(columns - 1))
-        case "n:m":
-            assert pattern is not None
-            return unsigned_bytes(_stored(mask, pattern), pattern.place_bits)
 
 
 def store(weight: Tensor, mask: Tensor, layout: Layout, pattern: Pattern | None = None) -> tuple[Tensor, Places]:
@@ -154,11 +127,13 @@ def store(weight: Tensor, mask: Tensor, layout: Layout, pattern: Pattern | None 
             tensors = {"bitmap": pack_unsigned(mask, 1)}
         case "csr":
             columns = mask.nonzero()[:, 1]
-            tensors = {"row_counts": pack_unsigned(mask.sum(dim=1), _width(shape[1])),
-                       "columns": pack_unsigned(columns, _width(shape[1] - 1))}
+            tensors = {"row_counts": pack_unsigned(mask.sum(dim=1), width_of(shape[1])),
+                       "columns": pack_unsigned(columns, width_of(shape[1] - 1))}
         case "n:m":
             assert pattern is not None
             return _store_pattern(weight, mask, pattern)
+        case "blocks":
+            raise ArtifactError("sparse weights: blocks are stored by store_blocks")
     values = weight[mask]
     return values, Places(layout, shape, len(values), tensors)
 
@@ -176,8 +151,8 @@ def restore(values: Tensor, places: Places) -> Tensor:
         case "bitmap":
             flat = unpack_unsigned(places.tensors["bitmap"], 1, rows * columns).nonzero().flatten()
         case "csr":
-            counts = unpack_unsigned(places.tensors["row_counts"], _width(columns), rows)
-            found = unpack_unsigned(places.tensors["columns"], _width(columns - 1), places.count)
+            counts = unpack_unsigned(places.tensors["row_counts"], width_of(columns), rows)
+            found = unpack_unsigned(places.tensors["columns"], width_of(columns - 1), places.count)
             if int(counts.sum()) != places.count:
                 raise ArtifactError(f"sparse weights: rows hold {int(counts.sum())} of {places.count} values")
             if places.count and int(found.max()) >= columns:
@@ -185,37 +160,11 @@ def restore(values: Tensor, places: Places) -> Tensor:
             flat = torch.arange(rows).repeat_interleave(counts) * columns + found
         case "n:m":
             return _restore_pattern(values, places)
+        case "blocks":
+            raise ArtifactError("sparse weights: blocks are restored by restore_blocks")
     if len(flat) != places.count:
         raise ArtifactError(f"sparse weights: {len(flat)} places in {rows}x{columns} for {places.count} values")
     return values.new_zeros(rows * columns).index_put_((flat,), values).reshape(rows, columns)
-
-
-def smallest_layout(mask: Tensor, value_bits: int, pattern: Pattern | None = None) -> tuple[Layout, int]:
-    """The layout with the fewest bytes, values included, and how many these are.
-
-    Args:
-        mask: `(rows, columns)` bool.
-        value_bits: Bits of each stored value.
-        pattern: What the mask follows, if anything: `n:m` is an option then.
-    """
-    kept = int(mask.sum())
-    found: list[tuple[int, Layout]] = [
-        (places_bytes(mask, layout) + unsigned_bytes(kept, value_bits), layout) for layout in ("bitmap", "csr")
-    ]
-    if pattern is not None:
-        stored = unsigned_bytes(_stored(mask, pattern), value_bits)
-        found.append((places_bytes(mask, "n:m", pattern) + stored, "n:m"))
-    size, layout = min(found, key=lambda pair: pair[0])
-    return layout, size
-
-
-def _width(largest: int) -> int:
-    """Bits of integers up to `largest`."""
-    return max(0, largest).bit_length()
-
-
-def _stored(mask: Tensor, pattern: Pattern) -> int:
-    return mask.shape[0] * math.ceil(mask.shape[1] / pattern.of) * pattern.kept
 
 
 def _in_groups(matrix: Tensor, pattern: Pattern) -> Tensor:
@@ -250,3 +199,61 @@ def _restore_pattern(values: Tensor, places: Places) -> Tensor:
     matrix = values.new_zeros(rows, groups, pattern.of)
     matrix.scatter_(2, order.reshape(rows, groups, -1), values.reshape(rows, groups, -1))
     return matrix.reshape(rows, -1)[:, :columns].contiguous()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the stored blocks of a sparse matrix are.
+
+    Attributes:
+        tensors: The bitmap of blocks, by name.
+        pick: Takes the values of the stored blocks out of a matrix, `(blocks * height * width,)`.
+    """
+
+    tensors: Mapping[str, Tensor]
+    pick: Callable[[Tensor], Tensor]
+
+
+def store_blocks(mask: Tensor, block: tuple[int, int]) -> Blocks:
+    """Store which blocks of a mask are kept.
+
+    Args:
+        mask: `(rows, columns)` bool, the same throughout a block.
+        block: Rows and columns of a block.
+    """
+    kept = _in_blocks(mask, block).any(dim=1)
+    return Blocks({"blocks": pack_unsigned(kept, 1)}, lambda matrix: _in_blocks(matrix, block)[kept].flatten())
+
+
+def restore_blocks(
+    tensors: Mapping[str, Tensor], shape: tuple[int, int], block: tuple[int, int], count: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The mask that `store_blocks` stored, and what puts the picked values back.
+
+    Raises:
+        ArtifactError: The bitmap does not belong to the shape, or does not mark `count` blocks.
+    """
+    (rows, columns), (height, width) = shape, block
+    down, across = math.ceil(rows / height), math.ceil(columns / width)
+    kept = unpack_unsigned(tensors["blocks"], 1, down * across).bool()
+    if int(kept.sum()) != count:
+        raise ArtifactError(f"sparse weights: {int(kept.sum())} blocks are marked, {count} are stored")
+
+    def put(values: Tensor) -> Tensor:
+        if len(values) != count * height * width:
+            raise ArtifactError(f"sparse weights: {len(values)} values for {count} blocks of {height}x{width}")
+        whole = values.new_zeros(down * across, height * width)
+        whole[kept] = values.reshape(count, height * width)
+        matrix = whole.reshape(down, across, height, width).transpose(1, 2).reshape(down * height, across * width)
+        return matrix[:rows, :columns].contiguous()
+
+    return put(torch.ones(count * height * width, dtype=torch.bool)), put
+
+
+def _in_blocks(matrix: Tensor, block: tuple[int, int]) -> Tensor:
+    """`(blocks, height * width)`, blocks row by row, those at the edges filled up with zeros."""
+    (rows, columns), (height, width) = matrix.shape, block
+    down, across = math.ceil(rows / height), math.ceil(columns / width)
+    padded = matrix.new_zeros(down * height, across * width)
+    padded[:rows, :columns] = matrix
+    return padded.reshape(down, height, across, width).transpose(1, 2).reshape(down * across, -1)

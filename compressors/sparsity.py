@@ -119,7 +119,8 @@ def block_mask(scores: Tensor, density: float, block: tuple[int, int]) -> Tensor
 
 @torch.no_grad()
 def compensated_sparse(
-    W: Tensor, G: Tensor, density: float = 0.5, pattern: Pattern | None = None, damping: float = 1e-2
+    W: Tensor, G: Tensor, density: float = 0.5, pattern: Pattern | None = None, damping: float = 1e-2,
+    block: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Remove the weights whose removal the others can make up for, and adapt these.
 
@@ -130,6 +131,7 @@ def compensated_sparse(
         density: Fraction kept, where no pattern is given.
         pattern: n:m, instead of a density.
         damping: Relative to the mean input variance.
+        block: Rows and columns of the blocks that are kept or removed whole, None for single weights.
 
     Returns:
         The sparse weights `(out, columns)` float32 and their mask. Correct the bias with `corrected_bias`.
@@ -142,6 +144,8 @@ def compensated_sparse(
     dense = W.double().reshape(len(damped), -1, W.shape[1])
 
     def mask_of(values: Tensor, share: float) -> Tensor:
+        if block is not None:
+            return block_mask(values.square().reshape(W.shape), share, block).reshape(values.shape)
         if pattern is None:
             return largest(values.abs(), share)
         return pattern_mask(values.abs().reshape(W.shape), pattern).reshape(values.shape)

@@ -142,8 +142,8 @@ def with_integer_biases(network: Network) -> Network:
             continue
         source = source_of(graph.by_name[node]) if len(parts[node]) == 1 else node + FIRST
         last = parts[node][-1]
-        if last.bias is not None and last.scales is not None:
-            grid = last.scales * network.ranges[arithmetic.range_of(source)][0]
+        if last.bias is not None and last.rows is not None:
+            grid = last.rows[1] * network.ranges[arithmetic.range_of(source)][0]
             rounded = (last.bias.double() / grid.double()).round() * grid.double()
             parts[node] = (*parts[node][:-1], replace(last, bias=rounded.to(last.bias.dtype)))
     return replace(network, parts=parts)

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretopress.hardware_profiles.profile import DeviceProfile
-from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, describe
+from paretopress.spaces.choices import (
+    Choice,
+    Factorised,
+    Keep,
+    WeightFormat,
+    Weights,
+    activation_bits,
+    describe,
+)
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
 from paretopress.spaces.kernels import CostView
@@ -289,7 +297,7 @@ def _pays_with_neighbours(structure: Structure, costs: CostModel, unit: str, cho
     An integer layer among float ones pays conversions that it does not pay among integer ones.
     """
     subject, _, kind = unit.rpartition("/")
-    if kind != "weights" or not isinstance(choice, Weights):
+    if kind != "weights" or not isinstance(choice, WeightFormat) or activation_bits(choice) != 8:
         return False
     others = structure.takers(choice)
     without = {name: value for name, value in others.items() if name != f"{subject}/weights"}

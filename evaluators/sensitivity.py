@@ -16,7 +16,18 @@ from dataclasses import dataclass, field
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.refit import settle
 from paretopress.evaluators.divergence import divergence
-from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, choice_to_plain
+from paretopress.spaces.choices import (
+    UNSTRUCTURED,
+    Binary,
+    Choice,
+    Clustered,
+    Factorised,
+    Half,
+    Keep,
+    Sparse,
+    Weights,
+    choice_to_plain,
+)
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import Options, SearchSpace
@@ -81,8 +92,16 @@ def kind_of(choice: Choice) -> tuple[str, ...]:
             return ("keep",) if ratio > 0.0 else ("drop",)
         case Factorised():
             return ("factorised", choice.kind)
+        case Sparse(_, pattern):
+            return ("sparse", pattern if pattern == UNSTRUCTURED else "n:m" if ":" in pattern else "blocks")
         case Weights():
             return ("weights", str(choice.activations), choice.scheme)
+        case Half(kind):
+            return ("half", kind)
+        case Clustered():
+            return ("clustered",)
+        case Binary():
+            return ("binary", str(choice.activations))
 
 
 def _families(options: Options) -> dict[tuple[str, ...], list[int]]:
@@ -119,8 +138,14 @@ def amount(choice: Choice | None) -> float:
             return 1.0 - ratio
         case Factorised(_, rank):
             return 1.0 / rank
-        case Weights(bits, _):
+        case Sparse(density):
+            return 1.0 - density
+        case Weights(bits) | Clustered(bits):
             return float(2.0**-bits)
+        case Half(kind):
+            return 2.0**-11 if kind == "fp16" else 2.0**-8
+        case Binary(bases):
+            return float(2.0**-bases)
 
 
 def assemble(space: SearchSpace, measured: Mapping[Cell, float], together: float | None) -> SensitivityTable:
@@ -209,28 +234,23 @@ def substitution_loss(entries: Entries, policy: Policy) -> float:
     return min(WORST_LOSS, divergence(dense, [values[name] for name in program.graph.outputs]))
 
 
-def strength(choice: Choice | None) -> tuple[float, ...]:
-    """How strongly a choice compresses; choices are comparable where all entries are ordered alike."""
-    match choice:
-        case None:
-            return (0.0, 0.0)
-        case Keep(ratio):
+def is_weaker(one: Choice | None, other: Choice | None) -> bool:
+    """Whether a choice compresses no more than another in every respect; only choices of one kind can be compared."""
+    match one, other:
+        case None, _:
+            return True
+        case Keep(ratio), Keep(least):
             # A branch that is dropped whole is compensated by other layers than one that is thinned out.
-            return (1.0 - ratio, 0.0) if ratio > 0.0 else (-1.0, 1.0)
-        case Factorised(_, rank):
-            return (1.0 / rank, 0.0)
-        case Weights(bits, activations):
-            return (32.0 - bits, 32.0 - activations)
+            return ratio >= least if ratio > 0.0 and least > 0.0 else ratio == least
+        case Weights(bits, activations), Weights(fewest, least):
+            return bits >= fewest and activations >= least
+        case _:
+            assert one is not None
+            return other is not None and kind_of(one) == kind_of(other) and amount(one) <= amount(other)
 
 
 def monotone(options: Options, losses: list[float]) -> tuple[float, ...]:
     """Raise each loss to the largest loss of any choice that is no stronger in every respect."""
-    strengths = [strength(choice) for choice in options]
-    repaired = []
-    for own in strengths:
-        weaker = [
-            loss for other, loss in zip(strengths, losses, strict=True)
-            if all(a <= b for a, b in zip(other, own, strict=True))
-        ]
-        repaired.append(max(weaker))
-    return tuple(repaired)
+    return tuple(
+        max(loss for other, loss in zip(options, losses, strict=True) if is_weaker(other, own)) for own in options
+    )

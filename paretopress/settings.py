@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paretopress.evaluators.budgets import UNITS, Budget, parse_budget
-from paretopress.spaces.choices import choice_from_plain
+from paretopress.spaces.choices import BASES, CLUSTER_BITS, Sparse, choice_from_plain
 from paretopress.spaces.documents import parse_yaml, read_document
-from paretopress.spaces.errors import ConfigError, nearest, unknown_name
+from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
 from paretopress.spaces.space import SpaceSettings
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class SpaceSection(_Strict):
     rank: list[Fraction] = list(SpaceSettings().rank)
     bits: list[Literal[2, 3, 4, 8]] = list(SpaceSettings().bits)  # type: ignore[arg-type]
     end_bits: Literal[2, 3, 4, 8] = SpaceSettings().end_bits  # type: ignore[assignment]
+    halves: list[Literal["fp16", "bf16"]] = []
+    clusters: list[Annotated[int, Field(ge=CLUSTER_BITS[0], le=CLUSTER_BITS[-1])]] = []
+    binary: list[Annotated[int, Field(ge=BASES[0], le=BASES[-1])]] = []
+    sparsity: list[float | str] = []
     depth: bool = SpaceSettings().depth
     exclude: list[str] = []
     pin: dict[str, dict[str, Any]] = {}
@@ -242,11 +246,20 @@ def _space(section: SpaceSection, source: str) -> SpaceSettings:
     pins = {
         unit: choice_from_plain(choice, f"{source}: space.pin.{unit}") for unit, choice in section.pin.items()
     }
+    for index, text in enumerate(section.sparsity):
+        try:
+            Sparse.of(text)
+        except PolicyError as error:
+            raise ConfigError(f"{source}: space.sparsity[{index}]: {error}") from None
     return SpaceSettings(
         keep=tuple(section.keep),
         rank=tuple(section.rank),
         bits=tuple(section.bits),
         end_bits=section.end_bits,
+        halves=tuple(section.halves),
+        clusters=tuple(section.clusters),
+        binary=tuple(section.binary),
+        sparsity=tuple(section.sparsity),
         depth=section.depth,
         exclude=tuple(section.exclude),
         pin=pins,

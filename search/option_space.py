@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from paretopress.spaces.choices import Choice, Keep, choice_to_plain
+from paretopress.spaces.choices import Choice, Keep, choice_to_plain, conflict
 from paretopress.spaces.documents import canonical_json
 from paretopress.spaces.errors import ConfigError, PolicyError, unknown_name
 from paretopress.spaces.policy import Policy
@@ -92,13 +92,33 @@ class OptionSpace:
                 found.append((position[unit], drops, tuple(position[one] for one in inside if one in position)))
         return tuple(found)
 
+    @cached_property
+    def _conflicts(self) -> tuple[tuple[int, int, frozenset[int]], ...]:
+        """Positions of sparsity and format of a layer, and the options of the latter that exclude the former."""
+        position = {unit: index for index, unit in enumerate(self.units)}
+        found = []
+        for unit, index in position.items():
+            subject, _, kind = unit.rpartition("/")
+            other = position.get(f"{subject}/weights")
+            if kind == "sparsity" and other is not None:
+                clashing = [number for number, choice in enumerate(self.options[other])
+                            if conflict(self.options[index][-1], choice)]
+                found.append((index, other, frozenset(clashing)))
+        return tuple(found)
+
     def canonical(self, genome: Genome) -> Genome:
-        """Return the genome of the same network whose units inside dropped branches are dense."""
+        """Return the genome of a network that can be built, whose units inside dropped branches are dense.
+
+        Of two choices for a layer that do not go together the format of its weights stays.
+        """
         result = list(genome)
         for position, drops, inside in self._droppers:
             if genome[position] == drops:
                 for index in inside:
                     result[index] = 0
+        for sparsity, weights, clashing in self._conflicts:
+            if result[weights] in clashing:
+                result[sparsity] = 0
         return tuple(result)
 
     def policy(self, genome: Genome) -> Policy:

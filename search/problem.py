@@ -88,7 +88,7 @@ class SearchSettings:
         plain["budgets"] = [{"objective": b.objective, "limit": b.text} for b in self.budgets]
         plain["space"]["pin"] = {unit: choice_to_plain(choice) for unit, choice in self.space.pin.items()}
         plain["targets"] = list(self.targets)
-        for name in ("keep", "rank", "bits", "exclude"):
+        for name in ("keep", "rank", "bits", "halves", "clusters", "binary", "sparsity", "exclude"):
             plain["space"][name] = list(plain["space"][name])
         return plain
 
@@ -180,7 +180,8 @@ class Problem:
         for name, branch in structure.branches.items():
             groups = [group.name for group in structure.coupling.groups
                       if group.name != name and group.producers and set(group.producers) <= branch.layers.keys()]
-            units = [f"{layer}/{kind}" for layer in branch.layers for kind in ("rank", "weights")]
+            units = [f"{layer}/{kind}" for layer in branch.layers
+                      for kind in ("rank", "sparsity", "weights")]
             found[f"{name}/channels"] = (*(f"{group}/channels" for group in groups), *units)
         return found
 

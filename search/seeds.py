@@ -18,7 +18,7 @@ from paretopress.evaluators.costs import CostModel, runnable_options
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
-from paretopress.spaces.choices import Choice, Keep, Weights
+from paretopress.spaces.choices import Choice, Keep, Weights, activation_bits
 from paretopress.spaces.cost_view import kernels_of, merged_sums
 from paretopress.spaces.errors import ProfileError
 from paretopress.spaces.fusion import FusedKernel
@@ -117,7 +117,7 @@ class FactorGraph:
         if fused.layer is not None:
             names.append(f"{layer}/rank")
         if layer is not None:
-            names.append(f"{layer}/weights")
+            names += [f"{layer}/sparsity", f"{layer}/weights"]
         return tuple(name for name in dict.fromkeys(names) if name in self.space.options)
 
     def _enumerate(
@@ -135,8 +135,7 @@ class FactorGraph:
         return kernels, spans, sizes
 
     def _kernels(self, fused: FusedKernel, chosen: Mapping[str, Choice]) -> tuple[list[Kernel], float]:
-        weights = next((choice for choice in chosen.values() if isinstance(choice, Weights)), None)
-        bits = 8 if weights is not None and weights.activations == 8 else 32
+        bits = min((activation_bits(choice) for choice in chosen.values()), default=32)
         dropped = {unit.rpartition("/")[0] for unit, choice in chosen.items() if choice == Keep(0.0)}
         if dropped.intersection(self.droppable.get(fused.main, ())):
             return [], 0.0   # an activation that stays behind the sum is left out here

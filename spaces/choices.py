@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from paretopress.spaces.errors import PolicyError, unknown_name
 
 WEIGHT_BITS = (2, 3, 4, 8)
+CLUSTER_BITS = (2, 3, 4, 5, 6, 7, 8)
+BASES = (1, 2, 3)
+HALVES = ("fp16", "bf16")
+UNSTRUCTURED = "unstructured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +77,134 @@ class Weights:
             raise PolicyError(unknown_name("weight scheme", self.scheme, ["symmetric"]))
 
 
-Choice = Keep | Factorised | Weights
+@dataclass(frozen=True, slots=True)
+class Half:
+    """Store a layer's weights as 16-bit floats; it computes in 32-bit floats on them.
 
-KINDS: Mapping[str, type[Keep] | type[Factorised] | type[Weights]] = {
-    "channels": Keep,
-    "rank": Factorised,
-    "weights": Weights,
+    Attributes:
+        kind: `"fp16"` (IEEE half precision) or `"bf16"` (brain float: the exponent of float32, 8 bits of precision).
+    """
+
+    kind: str = "fp16"
+
+    def __post_init__(self) -> None:
+        if self.kind not in HALVES:
+            raise PolicyError(unknown_name("16-bit float", self.kind, HALVES))
+
+
+@dataclass(frozen=True, slots=True)
+class Clustered:
+    """Share a few values among a layer's weights; it computes in floats.
+
+    A weight is one of `2^bits` shared values times the scale of its row.
+
+    Attributes:
+        bits: 2 to 8: bits of the index that is stored per weight.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in CLUSTER_BITS:
+            span = f"{CLUSTER_BITS[0]} to {CLUSTER_BITS[-1]}"
+            raise PolicyError(f"weight sharing with {self.bits} bits is not offered (allowed: {span})")
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """Store a layer's weights as signs, with a scale per row and base.
+
+    Attributes:
+        bases: 1 to 3: every further one holds the signs of what those before leave.
+        activations: 32 where the layer computes in floats, 8 where it computes in 8-bit integers (one base only), 1
+            where its input is signs too: above or below a threshold per channel, times one scale.
+    """
+
+    bases: int = 1
+    activations: int = 32
+
+    def __post_init__(self) -> None:
+        if self.bases not in BASES:
+            raise PolicyError(f"{self.bases} binary bases are not offered (allowed: 1, 2, 3)")
+        if self.activations not in (1, 8, 32):
+            raise PolicyError(f"{self.activations} activation bits are not offered with signs (allowed: 1, 8, 32)")
+        if self.activations == 8 and self.bases > 1:
+            raise PolicyError("signs of several bases do not compute in 8-bit integers (allowed: 1 base)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Store only some of a layer's weights, and where they are.
+
+    Attributes:
+        density: Fraction kept, in (0, 1).
+        pattern: `"unstructured"`; `"n:m"`, such as `"2:4"`: n of every m neighbours in a row; or `"RxC"`, such as
+            `"4x1"`: whole blocks of R rows and C columns.
+    """
+
+    density: float
+    pattern: str = UNSTRUCTURED
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.density < 1.0:
+            raise PolicyError(f"density {self.density} is outside (0, 1)")
+        if self.pattern == UNSTRUCTURED:
+            return
+        sizes = [int(size) for size in re.findall(r"[0-9]+", self.pattern)]
+        if not re.fullmatch(r"[1-9][0-9]{0,2}[:x][1-9][0-9]{0,2}", self.pattern):
+            raise PolicyError(f"sparsity pattern {self.pattern!r} is not one (allowed: unstructured, n:m, RxC)")
+        if ":" in self.pattern and not (sizes[0] < sizes[1] and abs(self.density - sizes[0] / sizes[1]) < 1e-6):
+            raise PolicyError(f"density {self.density:g} is not that of the pattern {self.pattern} (n:m with n < m)")
+
+    @classmethod
+    def of(cls, text: str | float) -> Sparse:
+        """Read what a user writes: a density such as 0.5, `"2:4"`, or a density in blocks such as `"0.25 in 4x1"`."""
+        words = str(text).split()
+        try:
+            if len(words) == 1 and ":" in words[0]:
+                kept, of = (int(size) for size in words[0].split(":"))
+                return cls(kept / of, words[0])
+            if len(words) == 3 and words[1] == "in":
+                return cls(float(words[0]), words[2])
+            return cls(float(words[0]) if len(words) == 1 else float("nan"))
+        except (ValueError, ZeroDivisionError):
+            shown = "allowed: a density such as 0.5, 2:4, or a density in blocks such as 0.25 in 4x1"
+            raise PolicyError(f"sparsity {text!r} is not one ({shown})") from None
+
+
+WeightFormat = Weights | Half | Clustered | Binary
+"""How the weights that are kept are stored."""
+
+Choice = Keep | Factorised | Sparse | WeightFormat
+
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "channels": (Keep,),
+    "rank": (Factorised,),
+    "sparsity": (Sparse,),
+    "weights": (Weights, Half, Clustered, Binary),
 }
+"""Kinds of units with their choices, in the order in which they are applied to a layer."""
+
+ILLEGAL: Mapping[tuple[type, type], str] = {
+    (Sparse, Binary): "a sign is never zero: signs cannot be sparse",
+}
+"""Choices of one layer that do not go together, with the reason; all others do."""
+
+
+def conflict(*choices: Choice | None) -> str:
+    """Why choices of one layer do not go together, `""` where they do."""
+    for (one, other), reason in ILLEGAL.items():
+        if any(isinstance(c, one) for c in choices) and any(isinstance(c, other) for c in choices):
+            return reason
+    if any(isinstance(c, Factorised) for c in choices) and any(isinstance(c, Binary) and c.activations == 1
+                                                               for c in choices):
+        return "the input of a second factor cannot be signs"
+    return ""
+
+
+def activation_bits(choice: Choice | None) -> int:
+    """8 where a layer of this format computes in 8-bit integers, else 32."""
+    return 8 if isinstance(choice, Weights | Binary) and choice.activations == 8 else 32
 
 
 def describe(choice: Choice) -> str:
@@ -90,8 +216,18 @@ def describe(choice: Choice) -> str:
             return f"keep {ratio:g}"
         case Factorised(_, rank):
             return f"rank {rank}"
+        case Sparse(density, pattern):
+            return f"sparse {pattern}" if ":" in pattern else f"sparse {density:g}" + (
+                "" if pattern == UNSTRUCTURED else f" in blocks of {pattern}")
         case Weights(bits, activations):
             return f"{bits}-bit weights" + (f", {activations}-bit activations" if activations != 32 else "")
+        case Half(kind):
+            return f"{kind} weights"
+        case Clustered(bits):
+            return f"{1 << bits} shared weights"
+        case Binary(bases, activations):
+            signs = "signs" if bases == 1 else f"signs of {bases} bases"
+            return signs + (f", {activations}-bit activations" if activations != 32 else "")
 
 
 def choice_to_plain(choice: Choice) -> dict[str, Any]:
@@ -101,8 +237,16 @@ def choice_to_plain(choice: Choice) -> dict[str, Any]:
             return {"keep": ratio}
         case Factorised(kind, rank):
             return {"factorised": kind, "rank": rank}
+        case Sparse(density, pattern):
+            return {"sparse": density, "pattern": pattern}
         case Weights(bits, activations, scheme):
             return {"weights": bits, "activations": activations, "scheme": scheme}
+        case Half(kind):
+            return {"half": kind}
+        case Clustered(bits):
+            return {"clustered": bits}
+        case Binary(bases, activations):
+            return {"binary": bases, "activations": activations}
 
 
 def choice_from_plain(value: object, where: str) -> Choice:
@@ -117,29 +261,44 @@ def choice_from_plain(value: object, where: str) -> Choice:
     """
     if not isinstance(value, Mapping):
         raise PolicyError(f"{where}: a choice is a mapping such as {{keep: 0.5}}, got {value!r}")
-    fields = {
-        "keep": {"keep"},
-        "factorised": {"factorised", "rank"},
-        "weights": {"weights", "activations", "scheme"},
-    }
-    tag = next((name for name in fields if name in value), None)
+    tag = next((name for name in _READERS if name in value), None)
     if tag is None:
-        raise PolicyError(f"{where}: {unknown_name('choice', next(iter(map(str, value)), ''), fields)}")
+        raise PolicyError(f"{where}: {unknown_name('choice', next(iter(map(str, value)), ''), _READERS)}")
+    fields, read = _READERS[tag]
     for name in value:
-        if name not in fields[tag]:
-            raise PolicyError(f"{where}: {unknown_name('field', str(name), fields[tag])}")
+        if name not in fields:
+            raise PolicyError(f"{where}: {unknown_name('field', str(name), fields)}")
     try:
-        if tag == "keep":
-            return Keep(_number(value["keep"], where))
-        if tag == "factorised":
-            return Factorised(str(value["factorised"]), _integer(value.get("rank"), where))
-        return Weights(
-            _integer(value["weights"], where),
-            _integer(value.get("activations", 8), where),
-            str(value.get("scheme", "symmetric")),
-        )
+        return read(value, where)
     except PolicyError as error:
         raise PolicyError(f"{where}: {error}" if where not in str(error) else str(error)) from None
+
+
+_READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[Any, Any], str], Choice]]] = {
+    "keep": (("keep",), lambda value, where: Keep(_number(value["keep"], where))),
+    "factorised": (
+        ("factorised", "rank"),
+        lambda value, where: Factorised(str(value["factorised"]), _integer(value.get("rank"), where)),
+    ),
+    "sparse": (
+        ("sparse", "pattern"),
+        lambda value, where: Sparse(_number(value["sparse"], where), str(value.get("pattern", UNSTRUCTURED))),
+    ),
+    "weights": (
+        ("weights", "activations", "scheme"),
+        lambda value, where: Weights(
+            _integer(value["weights"], where), _integer(value.get("activations", 8), where),
+            str(value.get("scheme", "symmetric")),
+        ),
+    ),
+    "half": (("half",), lambda value, _: Half(str(value["half"]))),
+    "clustered": (("clustered",), lambda value, where: Clustered(_integer(value["clustered"], where))),
+    "binary": (
+        ("binary", "activations"),
+        lambda value, where: Binary(_integer(value["binary"], where), _integer(value.get("activations", 32), where)),
+    ),
+}
+"""By its tag the fields of a choice and what reads them."""
 
 
 def _number(value: object, where: str) -> float:

@@ -37,9 +37,8 @@ def cost_view(plan: Plan) -> CostView:
 
 def _loaded_bytes(layer: LayerPlan) -> int:
     """Bytes of a layer's weights in the file the runtime loads: integers stay at 8 bits there."""
-    width = 1 if layer.weight_bits <= 8 else 4
-    scales = 4 * layer.shape[0] if width == 1 else 0
-    return sum(product(shape) * width + scales for _, shape in layer.parts) + 4 * layer.shape[0]
+    scales = 4 * layer.shape[0] if layer.loaded_bits == 8 else 0
+    return sum(product(shape) * layer.loaded_bits // 8 + scales for _, shape in layer.parts) + 4 * layer.shape[0]
 
 
 def merged_sums(plan: Plan) -> dict[str, str]:

@@ -116,6 +116,11 @@ class Layer:
         return "" if self.mixes_all else f"a {kind} convolution has no low rank"
 
     @property
+    def why_no_signs(self) -> str:
+        """Why its weights cannot be signs, `""` where they can."""
+        return "the rows of an embedding are no signs" if self.kind is LayerKind.EMBEDDING else ""
+
+    @property
     def takes_bias(self) -> bool:
         """Whether a bias can be stored with it: it has one, or its module can be given one."""
         return bool(self.bias) or (self.holder is Holder.MODULE and self.kind is not LayerKind.EMBEDDING)

@@ -6,9 +6,20 @@ import math
 from collections.abc import Sequence
 
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Factorised, Keep, Weights, describe
+from paretopress.spaces.choices import (
+    Binary,
+    Factorised,
+    Half,
+    Keep,
+    Sparse,
+    WeightFormat,
+    Weights,
+    activation_bits,
+    describe,
+)
 from paretopress.spaces.coupling import ChannelGroup
 from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer
+from paretopress.spaces.stored_weights import value_bits
 
 Refused = list[tuple[str, str]]
 """Choices in words, `"*"` for all, each with the reason."""
@@ -90,6 +101,44 @@ def weight_choices(
             else:
                 legal.append(choice)
     return legal, refused
+
+
+def float_formats(
+    layer: Layer, devices: Sequence[Capabilities], wanted: Sequence[WeightFormat], fewest: int = 0, end: str = ""
+) -> tuple[list[WeightFormat], Refused]:
+    """Return which of some formats a layer may have: 16-bit floats, shared values, signs.
+
+    Args:
+        layer: The layer.
+        devices: The targets.
+        wanted: The formats that the user wants offered.
+        fewest: Fewest bits of a layer at an end of the model.
+        end: Which end that is, `""` for a layer in between.
+    """
+    legal: list[WeightFormat] = []
+    refused: Refused = []
+    for choice in wanted:
+        integer = activation_bits(choice) == 8
+        why = [
+            f"{device.device}: {device.refused.get((8, 8), 'no kernel for 8-bit integers')}"
+            for device in devices if integer and (8, 8) not in device.formats
+        ]
+        if integer and not layer.runs_in_integers:
+            why = [NO_INTEGER_KERNEL.format(kind=layer.kind)]
+        if isinstance(choice, Binary) and layer.why_no_signs:
+            why = [layer.why_no_signs]
+        if not why and end and not isinstance(choice, Half) and value_bits(choice) < fewest:
+            why = [f"the {end} layer keeps at least {fewest} bits (space.end_bits)"]
+        if why:
+            refused.append((describe(choice), "; ".join(why)))
+        else:
+            legal.append(choice)
+    return legal, refused
+
+
+def sparse_choices(wanted: Sequence[str | float]) -> tuple[list[Sparse], Refused]:
+    """Return the densities and patterns of stored weights; any layer may have any of them."""
+    return [Sparse.of(one) for one in wanted], []
 
 
 def rank_choices(

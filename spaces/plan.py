@@ -12,13 +12,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from paretopress.spaces.arithmetic import Arithmetic, choose_arithmetic
-from paretopress.spaces.choices import Factorised, Keep, Weights
+from paretopress.spaces.choices import (
+    Binary,
+    Factorised,
+    Half,
+    Keep,
+    Sparse,
+    WeightFormat,
+    Weights,
+    activation_bits,
+    conflict,
+)
 from paretopress.spaces.coupling import Axis, ChannelGroup, Segment
 from paretopress.spaces.errors import PolicyError, unknown_name
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer, LayerKind
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.shortcuts import Subsampling
+from paretopress.spaces.stored_weights import input_forms, stored_size
 from paretopress.spaces.structure import Structure
 from paretopress.spaces.weights_applied import source_of
 
@@ -32,8 +43,8 @@ class LayerPlan:
         shape: Shape of its weight after pruning (before factorisation).
         groups: Convolution groups after pruning.
         rank: Inner width of the two factors, None where it stays one layer.
-        weight_bits: Stored width of its weights, 32 for float.
-        activation_bits: 8 where it computes in integers, else 32.
+        form: Format of its weights, None for 32-bit floats.
+        sparse: Which of them are stored, None for all.
         has_bias: Whether a bias is stored.
         touched: Whether anything but batch-norm folding changes it.
     """
@@ -42,10 +53,40 @@ class LayerPlan:
     shape: tuple[int, ...]
     groups: int
     rank: int | None
-    weight_bits: int
-    activation_bits: int
+    form: WeightFormat | None
+    sparse: Sparse | None
     has_bias: bool
     touched: bool
+
+    @property
+    def activation_bits(self) -> int:
+        """8 where it computes in 8-bit integers, else 32."""
+        return activation_bits(self.form)
+
+    @property
+    def weight_bits(self) -> int:
+        """Width of its weights as a device sees it: what stands for floats is 32 there."""
+        if isinstance(self.form, Weights):
+            return self.form.bits
+        return 8 if self.activation_bits == 8 else 32
+
+    @property
+    def is_stored_otherwise(self) -> bool:
+        """Whether something else than its float weights is stored."""
+        return self.form is not None or self.sparse is not None
+
+    @property
+    def loaded_bits(self) -> int:
+        """Bits of a weight in the file that a runtime loads: integers of any width are 8 there, sparse ones dense."""
+        match self.form:
+            case None:
+                return 32
+            case Half():
+                return 16
+            case Binary(bases) if bases > 1:
+                return 32
+            case _:
+                return 8
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -64,13 +105,9 @@ class LayerPlan:
     def stored_bytes(self) -> int:
         """Bytes of its weights, scales and bias as stored."""
         total = 4 * self.shape[0] if self.has_bias else 0
-        for _, shape in self.parts:
-            count = product(shape)
-            if self.weight_bits == 32:
-                total += 4 * count
-            else:
-                total += (count * self.weight_bits + 7) // 8 + 4 * shape[0]
-        return total
+        total += sum(stored_size(self.form, self.sparse, shape) for _, shape in self.parts)
+        inputs = input_forms(self.form, self.shape[1] * self.groups)
+        return total + sum(one.size_bytes for one in inputs.values())
 
 
 @dataclass(frozen=True)
@@ -193,15 +230,16 @@ def plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], la
         groups = (groups * layer.shape[1] if inputs is None else axis_size(inputs, kept)) // shape[1]
     rank_choice = policy.choices.get(f"{layer.name}/rank")
     rank = rank_choice.rank if isinstance(rank_choice, Factorised) else None
-    weights = policy.choices.get(f"{layer.name}/weights")
-    bits, activations = (weights.bits, weights.activations) if isinstance(weights, Weights) else (32, 32)
+    form, sparse = (policy.choices.get(f"{layer.name}/{kind}") for kind in ("weights", "sparsity"))
+    assert form is None or isinstance(form, WeightFormat)
+    assert sparse is None or isinstance(sparse, Sparse)
     if rank is not None:
         rank = min(rank, *layer.sides(shape))
-    touched = rank is not None or bits != 32 or shape[1:] != layer.shape[1:]
+    touched = rank is not None or form is not None or sparse is not None or shape[1:] != layer.shape[1:]
     touched |= layer.groups > 1 and shape != layer.shape
     # Tuning corrects the mean output of every free layer behind a change, so each of them has a bias if it can.
     has_bias = bool(layer.bias) or (not policy.is_dense and not layer.frozen and layer.takes_bias)
-    return LayerPlan(layer, shape, groups, rank, bits, activations, has_bias, touched)
+    return LayerPlan(layer, shape, groups, rank, form, sparse, has_bias, touched)
 
 
 def check_units(structure: Structure, policy: Policy) -> None:
@@ -220,7 +258,12 @@ def check_units(structure: Structure, policy: Policy) -> None:
             if choice.rank > limit:
                 reason = f"rank {choice.rank} is not below full rank (allowed: 1 to {limit})"
                 raise PolicyError(f"unit {name!r}: {reason}")
-        if isinstance(choice, Weights) and choice.activations == 8:
+        if name.endswith(("/weights", "/sparsity")):
             layer = structure.layer(name.rpartition("/")[0])
-            if not layer.runs_in_integers:
+            if activation_bits(choice) == 8 and not layer.runs_in_integers:
                 raise PolicyError(f"unit {name!r}: {NO_INTEGER_KERNEL.format(kind=layer.kind)} (activations: 32)")
+            if isinstance(choice, Binary) and layer.why_no_signs:
+                raise PolicyError(f"unit {name!r}: {layer.why_no_signs}")
+            others = (policy.choices.get(f"{layer.name}/{kind}") for kind in ("rank", "sparsity", "weights"))
+            if reason := conflict(*others):
+                raise PolicyError(f"unit {name!r}: {reason}")

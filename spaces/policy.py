@@ -21,7 +21,7 @@ class Policy:
 
     Attributes:
         items: `(unit name, choice)` sorted by name; a unit name is `SUBJECT/KIND` such as
-            `layer1.0.conv1/channels`, `fc/rank` or `fc/weights`.
+            `layer1.0.conv1/channels`, `fc/rank`, `fc/sparsity` or `fc/weights`.
         model: Fingerprint of the model it was made for, `""` where none is claimed.
         space: Fingerprint of the search space it was made in, `""` where none is claimed.
     """
@@ -39,7 +39,8 @@ class Policy:
             if kind not in KINDS:
                 raise PolicyError(f"unit {name!r}: {unknown_name('kind', kind, KINDS)}")
             if not isinstance(choice, KINDS[kind]):
-                raise PolicyError(f"unit {name!r} takes {KINDS[kind].__name__}, got {choice!r}")
+                allowed = " or ".join(one.__name__ for one in KINDS[kind])
+                raise PolicyError(f"unit {name!r} takes {allowed}, got {choice!r}")
 
     @classmethod
     def of(cls, choices: Mapping[str, Choice], *, model: str = "", space: str = "") -> Policy:

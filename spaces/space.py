@@ -9,11 +9,28 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Choice, Keep, choice_to_plain, describe
+from paretopress.spaces.choices import (
+    KINDS,
+    Binary,
+    Choice,
+    Clustered,
+    Half,
+    Keep,
+    WeightFormat,
+    choice_to_plain,
+    conflict,
+    describe,
+)
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
 from paretopress.spaces.left_dense import left_dense
-from paretopress.spaces.legality import keep_choices, rank_choices, weight_choices
+from paretopress.spaces.legality import (
+    float_formats,
+    keep_choices,
+    rank_choices,
+    sparse_choices,
+    weight_choices,
+)
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.structure import Structure
 
@@ -30,6 +47,10 @@ class SpaceSettings:
         bits: Weight widths offered, those the device allows.
         end_bits: Fewest weight bits of the first and the last layers, 2 for no difference. A `pin` of such a
             layer's weights goes before it; where all of `bits` are fewer, the widest of them is offered.
+        halves: 16-bit floats offered: `"fp16"`, `"bf16"`.
+        clusters: Bits of the indices of shared weights offered.
+        binary: Numbers of bases of signs offered.
+        sparsity: What may be kept: densities, `"n:m"`, or densities in blocks such as `"0.25 in 4x1"`.
         depth: Whether whole residual branches may be dropped, where nothing else needs their inside.
         exclude: Globs of layers and groups that stay dense.
         pin: Glob of unit names (`fc/weights`) to the one choice they take.
@@ -39,6 +60,10 @@ class SpaceSettings:
     rank: tuple[float, ...] = (0.25, 0.5, 0.75)
     bits: tuple[int, ...] = (8, 4, 3, 2)
     end_bits: int = 8
+    halves: tuple[str, ...] = ()
+    clusters: tuple[int, ...] = ()
+    binary: tuple[int, ...] = ()
+    sparsity: tuple[str | float, ...] = ()
     depth: bool = True
     exclude: tuple[str, ...] = ()
     pin: Mapping[str, Choice] = field(default_factory=dict, hash=False)
@@ -115,6 +140,8 @@ def build_space(
     dropped: list[tuple[str, str, str]] = []
     for unit, frozen in structure.units.items():
         subject, _, kind = unit.rpartition("/")
+        if kind == "sparsity" and not settings.sparsity:
+            continue   # not asked for: no reason to explain layer by layer
         reason = frozen or _excluded(structure, subject, kind, settings)
         if reason:
             dropped.append((unit, "*", reason))
@@ -125,6 +152,7 @@ def build_space(
             options[unit] = (None, *legal)
     dropped += left_dense(structure)
     _apply_pins(options, dropped, settings)
+    _drop_conflicts(options, dropped)
     return SearchSpace(_execution_order(structure, options), tuple(dropped), structure.fingerprint)
 
 
@@ -141,8 +169,15 @@ def _choices(
     """The legal choices of a unit that is neither frozen nor excluded, and the others with their reasons."""
     if kind == "weights":
         pinned = any(fnmatch.fnmatchcase(f"{subject}/weights", pattern) for pattern in settings.pin)
-        return weight_choices(structure.layer(subject), devices, settings.bits,
-                              0 if pinned else settings.end_bits, structure.ends.get(subject, ""))
+        end, fewest = structure.ends.get(subject, ""), 0 if pinned else settings.end_bits
+        legal, refused = weight_choices(structure.layer(subject), devices, settings.bits, fewest, end)
+        others: list[WeightFormat] = [*map(Half, settings.halves), *map(Clustered, settings.clusters)]
+        others += [Binary(bases, activations) for bases in settings.binary
+                   for activations in ((8, 32) if bases == 1 else (32,))]
+        more, why = float_formats(structure.layer(subject), devices, others, fewest, end)
+        return [*legal, *more], [*refused, *why]
+    if kind == "sparsity":
+        return sparse_choices(settings.sparsity)
     if kind == "rank":
         return rank_choices(structure.layer(subject), devices, settings.rank)
     keeps, refused = keep_choices(structure.group(subject), devices, settings.keep)
@@ -165,7 +200,7 @@ def _keeps_branch(structure: Structure, group: str, settings: SpaceSettings) -> 
 
 def _execution_order(structure: Structure, options: dict[str, Options]) -> dict[str, Options]:
     place = {layer.name: index for index, layer in enumerate(structure.layers)}
-    kinds = {"channels": 0, "rank": 1, "weights": 2}
+    kinds = {kind: place for place, kind in enumerate(KINDS)}
 
     def key(unit: str) -> tuple[int, int]:
         subject, _, kind = unit.rpartition("/")
@@ -200,3 +235,17 @@ def _apply_pins(
             if choice not in options[unit]:
                 raise ConfigError(f"space.pin: {unit!r} does not offer {describe(choice)}")
             options[unit] = (choice,)
+
+
+def _drop_conflicts(options: dict[str, Options], dropped: list[tuple[str, str, str]]) -> None:
+    """Drop what does not go together with the pinned choice of another unit of the same layer."""
+    for unit, choices in list(options.items()):
+        subject = unit.rpartition("/")[0]
+        for other in (f"{subject}/{kind}" for kind in KINDS if f"{subject}/{kind}" in options):
+            if other == unit or len(choices) > 1:
+                continue
+            clashing = {c: conflict(choices[0], c) for c in options[other] if c and conflict(choices[0], c)}
+            if len(options[other]) == 1 and clashing:
+                raise ConfigError(f"space.pin: {unit!r} and {other!r}: {next(iter(clashing.values()))}")
+            options[other] = tuple(c for c in options[other] if c not in clashing)
+            dropped += [(other, describe(c), reason) for c, reason in clashing.items()]

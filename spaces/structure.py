@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from paretopress.spaces.branches import Branch, find_branches, without_branches
-from paretopress.spaces.choices import Choice, Weights
+from paretopress.spaces.choices import Binary, Choice, WeightFormat, activation_bits
 from paretopress.spaces.coupling import Axis, ChannelGroup, Coupling, analyse_coupling
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.ends import end_layers
@@ -65,17 +65,19 @@ class Structure:
         for layer in self.layers:
             units[f"{layer.name}/weights"] = layer.frozen
             units[f"{layer.name}/rank"] = layer.frozen or layer.why_no_rank
+            units[f"{layer.name}/sparsity"] = layer.frozen
         return units
 
     def weight_axes(self, layer: Layer) -> tuple[Axis, ...]:
         """The axes of a layer's weight with its outputs as rows."""
         return weight_axes(self.coupling, layer)
 
-    def takers(self, choice: Weights) -> dict[str, Choice]:
+    def takers(self, choice: WeightFormat) -> dict[str, Choice]:
         """The format for every layer that can have it."""
         layers = (layer for layer in self.layers if not layer.frozen)
         return {f"{layer.name}/weights": choice for layer in layers
-                if choice.activations != 8 or layer.runs_in_integers}
+                if (activation_bits(choice) != 8 or layer.runs_in_integers)
+                and not (isinstance(choice, Binary) and layer.why_no_signs)}
 
     @cached_property
     def weight_views(self) -> frozenset[str]:

@@ -15,13 +15,16 @@ from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.tuning import tune
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Choice, Weights
+from paretopress.spaces.choices import Binary, Choice, Clustered, Half, Sparse, Weights
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import build_space
 
 SAMPLES = 48
-FORMATS = tuple(Weights(bits, activations) for bits in (8, 4, 3, 2) for activations in (8, 32))
+INTEGERS = tuple(Weights(bits, activations) for bits in (8, 4, 3, 2) for activations in (8, 32))
+FORMATS = (*INTEGERS, Half("fp16"), Half("bf16"), Clustered(2), Clustered(5), Binary(1), Binary(1, 8), Binary(1, 1),
+           Binary(3))
+SPARSITIES = (Sparse(0.5), Sparse(0.03), Sparse(0.5, "2:4"), Sparse(0.4, "2x3"))
 
 
 class Block(nn.Module):
@@ -221,29 +224,41 @@ def prepared(name) -> Prepared:
     examples = {key: tensor[:size] for key, tensor in kwargs.items()}
     program = build_program(model, tuple(tensor[:size] for tensor in args), examples)
     calibration = calibrate(program, [program.flatten_inputs(args, kwargs)])
-    device = Capabilities("any", formats=tuple((choice.bits, choice.activations) for choice in FORMATS))
+    device = Capabilities("any", formats=tuple((choice.bits, choice.activations) for choice in INTEGERS))
     options = dict(build_space(program.structure, [device]).options)
     # The space drops formats that do not pay; an artefact can hold them all the same.
     takers = {choice: program.structure.takers(choice) for choice in FORMATS}
     options |= {
         unit: (None, *(choice for choice in FORMATS if unit in takers[choice]))
-        for unit in options if unit.endswith("/weights")
+        for unit in list(options) if unit.endswith("/weights")
     }
+    options |= {unit.replace("/weights", "/sparsity"): (None, *SPARSITIES)
+                for unit in list(options) if unit.endswith("/weights")}
     return Prepared(model, args, kwargs, program, calibration, Entries(program, calibration), options)
 
 
-def choices_of(item: Prepared, *, keep=False, rank=False, bits=None, activations=32):
+def choices_of(item: Prepared, *, keep=False, rank=False, bits=None, activations=32, form=None, sparse=None):
     """The policy that does the same to every free unit."""
+    form = Weights(bits, activations) if bits is not None else form
     chosen = {}
     for unit, options in item.options.items():
         kind = unit.rpartition("/")[2]
-        wanted = {"channels": keep, "rank": rank, "weights": bits is not None}[kind]
+        wanted = {"channels": keep, "rank": rank, "sparsity": sparse is not None, "weights": form is not None}[kind]
         legal = [option for option in options if option is not None]
-        if kind == "weights":
-            legal = [o for o in legal if (o.bits, o.activations) == (bits, activations)]
+        if kind in ("weights", "sparsity"):
+            legal = [option for option in legal if option == (form if kind == "weights" else sparse)]
         if wanted and legal:
             chosen[unit] = legal[len(legal) // 2]
-    return chosen
+    return without_conflicts(chosen)
+
+
+def without_conflicts(choices):
+    """The choices without the sparsity and the ranks that the formats of the layers exclude."""
+    excluded = {
+        f"{unit.rpartition('/')[0]}/{kind}" for unit, choice in choices.items() if isinstance(choice, Binary)
+        for kind in (("sparsity", "rank") if choice.activations == 1 else ("sparsity",))
+    }
+    return {unit: choice for unit, choice in choices.items() if unit not in excluded}
 
 
 POLICIES = {
@@ -255,6 +270,18 @@ POLICIES = {
     "w3": {"bits": 3},
     "w2": {"bits": 2},
     "mixed": {"keep": True, "rank": True, "bits": 4, "activations": 8},
+    "fp16": {"form": Half("fp16")},
+    "bf16": {"form": Half("bf16"), "keep": True},
+    "clustered": {"form": Clustered(5), "keep": True, "rank": True},
+    "signs": {"form": Binary(1), "rank": True},
+    "signs a8": {"form": Binary(1, 8), "keep": True},
+    "signs a1": {"form": Binary(1, 1)},
+    "bases": {"form": Binary(3), "keep": True},
+    "sparse": {"sparse": Sparse(0.5), "keep": True},
+    "sparse w8a8": {"sparse": Sparse(0.03), "bits": 8, "activations": 8},
+    "2:4 w4": {"sparse": Sparse(0.5, "2:4"), "bits": 4, "keep": True, "rank": True},
+    "blocks fp16": {"sparse": Sparse(0.4, "2x3"), "form": Half("fp16")},
+    "sparse clustered": {"sparse": Sparse(0.5), "form": Clustered(2), "keep": True},
 }
 
 

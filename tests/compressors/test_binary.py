@@ -8,15 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear
 
-from paretopress.compressors.binary import (
-    BinaryMatrix,
-    binarise,
-    binary_conv2d,
-    binary_linear,
-    unpacked,
-)
+from paretopress.compressors.binary import binarise, binary_conv2d, binary_linear
 from paretopress.compressors.least_squares import centred, damped_cholesky
-from paretopress.spaces.errors import ArtifactError, DataError
+from paretopress.compressors.stored import Signs
+from paretopress.spaces.errors import DataError
 
 
 def generator(seed=0):
@@ -41,7 +36,7 @@ def test_one_base_is_the_best_of_all_signs_and_scales():
         row = torch.tensor([signs])
         scale = float((row @ W.T) / 6)
         errors.append(float((W - scale * row).square().sum()))
-    assert float((W - found.weight).square().sum()) == pytest.approx(min(errors), rel=1e-5)
+    assert float((W - found.weight()).square().sum()) == pytest.approx(min(errors), rel=1e-5)
     assert float(found.scales) == pytest.approx(float(W.abs().mean()), rel=1e-6)
 
 
@@ -58,22 +53,22 @@ def test_every_base_lowers_the_error_and_scales_are_least_squares(with_moments):
         return ((difference @ C) * difference).sum(dim=1)
 
     found = [binarise(W, bases, G if with_moments else None) for bases in (1, 2, 3)]
-    errors = [error(one.weight) for one in found]
+    errors = [error(one.weight()) for one in found]
     for nearer, farther in itertools.pairwise(reversed(errors)):
         assert bool((nearer <= farther * 1.0001).all())
     best = found[2]
     for base, change in itertools.product(range(3), (-1e-3, 1e-3)):
         scales = best.scales.clone()
         scales[:, base] += change
-        assert bool((error(BinaryMatrix(best.signs, scales).weight) >= errors[2] - 1e-6).all())
+        assert bool((error(Signs(best.signs, scales).weight()) >= errors[2] - 1e-6).all())
 
 
 def test_zero_is_positive_and_rows_of_zeros_stay_zero():
     W = torch.zeros(2, 5)
     W[1, :2] = torch.tensor([0.0, -1.0])
     found = binarise(W, 2)
-    assert found.signs[0].tolist() == [[1] * 5, [1, -1, 1, 1, 1]]
-    assert torch.equal(found.weight[0], torch.zeros(5))
+    assert found.signs[:, 0].tolist() == [[1] * 5, [1, -1, 1, 1, 1]]
+    assert torch.equal(found.weight()[0], torch.zeros(5))
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,7 +77,8 @@ def test_products_of_signs_are_those_of_floats_exactly(out, columns, bases, seed
     x = torch.randn(7, columns, generator=generator(seed))
     x[0, 0] = 0.0
     matrix = binarise(torch.randn(out, columns, generator=generator(seed + 1)), bases)
-    integers = [linear(signs_of(x), signs.float()) for signs in matrix.signs]   # below 2^24: exact in floats
+    # Sums below 2^24 are exact in floats.
+    integers = [linear(signs_of(x), signs.float()) for signs in matrix.signs.unbind(dim=1)]
     expected = sum((one * (matrix.scales[:, base] * 0.5) for base, one in enumerate(integers)), torch.zeros(7, out))
     assert torch.equal(binary_linear(x, matrix, None, 0.5), expected)
 
@@ -98,21 +94,9 @@ def test_convolutions_of_signs_are_those_of_floats_exactly(channels, window, str
     W = torch.randn(4, channels, *window, generator=generator(seed + 1))
     matrix, bias = binarise(W.flatten(1)), torch.randn(4, generator=generator(seed + 2))
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    integers = conv2d(signs_of(x), matrix.signs[0].reshape(W.shape).float(), **geometry)
+    integers = conv2d(signs_of(x), matrix.signs[:, 0].reshape(W.shape).float(), **geometry)
     expected = integers * (matrix.scales[:, 0] * 2.0)[None, :, None, None] + bias[None, :, None, None]
     assert torch.equal(binary_conv2d(x, matrix, window, bias, 2.0, **geometry), expected)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 50), st.integers(1, 3))
-def test_storage_gives_back_every_sign(out, columns, bases):
-    matrix = binarise(torch.randn(out, columns, generator=generator(out)), bases)
-    packed = matrix.packed()
-    again = unpacked(packed, matrix.scales, columns)
-    assert torch.equal(again.signs, matrix.signs)
-    assert packed.numel() + 4 * out * bases == matrix.size_bytes
-    with pytest.raises(ArtifactError, match="packed"):
-        unpacked(packed, matrix.scales, columns + 8)
 
 
 def test_grouped_layers_use_the_moments_of_their_own_group():

@@ -33,10 +33,10 @@ def edits_of(name, choices):
 def test_edits_say_what_changes_and_nothing_else():
     edits = edits_of("depthwise", {"expand/channels": Keep(0.25), "head/rank": Factorised("svd", 3)})
     assert edits == {
-        "expand": LayerEdit("expand", (4, 8, 1, 1), 1, None, 32, bias=True),
-        "depthwise": LayerEdit("depthwise", (4, 1, 3, 3), 4, None, 32, bias=True),
-        "reduce": LayerEdit("reduce", (8, 4, 1, 1), 1, None, 32, bias=True),
-        "head": LayerEdit("head", (5, 128), 1, 3, 32, bias=True),
+        "expand": LayerEdit("expand", (4, 8, 1, 1), 1, None, None, None, bias=True),
+        "depthwise": LayerEdit("depthwise", (4, 1, 3, 3), 4, None, None, None, bias=True),
+        "reduce": LayerEdit("reduce", (8, 4, 1, 1), 1, None, None, None, bias=True),
+        "head": LayerEdit("head", (5, 128), 1, 3, None, None, bias=True),
         "stem.1": FoldEdit("stem.1", 8),
         "bn1": FoldEdit("bn1", 4),
         "bn2": FoldEdit("bn2", 4),
@@ -65,18 +65,20 @@ def test_a_delta_survives_json(name, policy):
         assert edit_from_plain(json.loads(json.dumps(edit_to_plain(edit))), "delta.json") == edit
 
 
-LAYER = {"layer": "head", "shape": [5, 128], "groups": 1, "rank": None, "bits": 32, "bias": True}
+LAYER = {"layer": "head", "shape": [5, 128], "groups": 1, "rank": None, "format": None, "sparsity": None,
+         "bias": True}
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"bits": 5}, {"bits": "8"}, {"bits": None}, {"rank": 0}, {"rank": 2.0}, {"shape": [5, -1]},
+        {"format": {"weights": 5}}, {"format": 8}, {"format": {"sparse": 0.5}}, {"sparsity": {"sparse": 0.0}},
+        {"format": {"binary": 1}, "sparsity": {"sparse": 0.5}}, {"rank": 0}, {"rank": 2.0}, {"shape": [5, -1]},
         {"shape": "5"}, {"bias": 1}, {"groups": True}, {"layer": 3}, {"shape": [1 << 40, 2]}, {"more": 1},
     ],
 )
 def test_malformed_edits_are_refused(change):
-    assert edit_from_plain(LAYER, "delta.json") == LayerEdit("head", (5, 128), 1, None, 32, bias=True)
+    assert edit_from_plain(LAYER, "delta.json") == LayerEdit("head", (5, 128), 1, None, None, None, bias=True)
     with pytest.raises(ArtifactError, match=r"^delta\.json") as error:
         edit_from_plain({**LAYER, **change}, "delta.json")
     assert len(str(error.value).splitlines()) == 1
@@ -104,10 +106,10 @@ def test_malformed_deltas_are_refused(key, value):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (LayerEdit("tail", (5, 128), 1, None, 32, bias=True), "no module 'tail'"),
-        (LayerEdit("head", (6, 128), 1, None, 32, bias=True), "cannot become"),
-        (LayerEdit("head", (5, 128, 1, 1), 1, None, 32, bias=True), "cannot become"),
-        (LayerEdit("head", (5, 128), 1, 6, 32, bias=True), "cannot become"),
+        (LayerEdit("tail", (5, 128), 1, None, None, None, bias=True), "no module 'tail'"),
+        (LayerEdit("head", (6, 128), 1, None, None, None, bias=True), "cannot become"),
+        (LayerEdit("head", (5, 128, 1, 1), 1, None, None, None, bias=True), "cannot become"),
+        (LayerEdit("head", (5, 128), 1, 6, None, None, bias=True), "cannot become"),
         (ResizeEdit("bn1", {}, {"bn1.gamma": (4,)}), "tensor 'bn1.gamma'"),
         (ResizeEdit("bn1", {}, {"bn1.weight": (17,)}), "tensor 'bn1.weight'"),
     ],
@@ -126,7 +128,7 @@ def test_modules_that_are_no_layers_are_refused():
 
     model = nn.Sequential(Dense())
     with pytest.raises(UnsupportedModelError, match="layer '0' is a Dense"):
-        apply_edits(model, [LayerEdit("0", (2, 2), 1, None, 32, bias=False)])
+        apply_edits(model, [LayerEdit("0", (2, 2), 1, None, None, None, bias=False)])
     with pytest.raises(UnsupportedModelError, match="'0' is a Dense"):
         apply_edits(model, [FoldEdit("0", 2)])
 
@@ -138,8 +140,8 @@ def test_subclasses_gradients_and_padding_modes_stay():
     model = nn.Sequential(Named(4, 6, 3, 2, 1, padding_mode="reflect", bias=False), nn.Conv2d(6, 8, 1))
     model[0].requires_grad_(False)
     changed = copy.deepcopy(model)
-    smaller = LayerEdit("1", (8, 5, 1, 1), 1, None, 32, bias=True)
-    apply_edits(changed, [LayerEdit("0", (5, 4, 3, 3), 1, 2, 32, bias=True), smaller])
+    smaller = LayerEdit("1", (8, 5, 1, 1), 1, None, None, None, bias=True)
+    apply_edits(changed, [LayerEdit("0", (5, 4, 3, 3), 1, 2, None, None, bias=True), smaller])
     first, second = changed[0]
     assert type(first) is Named
     assert (first.stride, first.padding, first.padding_mode, first.bias) == ((2, 2), (1, 1), "reflect", None)
@@ -148,6 +150,6 @@ def test_subclasses_gradients_and_padding_modes_stay():
     assert all(parameter.requires_grad for parameter in changed[1].parameters())
     assert changed(torch.zeros(1, 4, 8, 8)).shape == (1, 8, 4, 4)
     packed = copy.deepcopy(model)
-    apply_edits(packed, [LayerEdit("1", (8, 6, 1, 1), 1, None, Weights(4).bits, bias=True)])
+    apply_edits(packed, [LayerEdit("1", (8, 6, 1, 1), 1, None, Weights(4, 32), None, bias=True)])
     assert not packed[1].bias.requires_grad
     assert [name for name, _ in packed[1].named_parameters()] == ["bias"]

@@ -32,11 +32,12 @@ from paretopress.compressors.entries import Entries
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
 from paretopress.compressors.network import Part, forward
 from paretopress.compressors.program import build_program
-from paretopress.compressors.quantisation import dequantise, largest_level, quantise_tensor
+from paretopress.compressors.quantisation import largest_level, quantise_tensor
 from paretopress.compressors.realise import realise
 from paretopress.compressors.refit import refit
+from paretopress.compressors.stored import Integers, Shared, Signs, SparseWeight
 from paretopress.evaluators.divergence import divergence
-from paretopress.spaces.choices import Keep, Weights
+from paretopress.spaces.choices import Binary, Clustered, Half, Keep, Sparse, Weights
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 
@@ -47,10 +48,16 @@ POLICIES = {
     "w8a8": {"bits": 8, "activations": 8},
     "w3": {"bits": 3},
     "mixed": {"keep": True, "rank": True, "bits": 4, "activations": 8},
+    "clustered": {"form": Clustered(2), "keep": True},
+    "signs": {"form": Binary(1, 1), "keep": True},
+    "bases": {"form": Binary(3)},
+    "sparse": {"sparse": Sparse(0.5, "2:4"), "bits": 4},
+    "sparse fp16": {"sparse": Sparse(0.5), "form": Half("fp16"), "keep": True},
 }
 WITHOUT_CHOICE = {("keyword", "prune")}
 CASES = [
-    *((model, policy) for model in ("resnet", "depthwise", "mlp", "keyword") for policy in POLICIES),
+    *((model, policy) for model in ("resnet", "depthwise", "mlp", "keyword") for policy in list(POLICIES)[:5]),
+    *(("resnet", policy) for policy in list(POLICIES)[5:]),
     *((model, "mixed") for model in ("conv1d", "group_norm", "tied", "fixed_batch", "activated")),
 ]
 
@@ -81,7 +88,8 @@ def trained_tensors(network):
 def test_gradients_reach_every_trained_tensor(case):
     item, network = case
     student = Student(item.program, network, QUICK)
-    expected = sum(1 + (part.bias is not None) for layer in network.plan.layers if not layer.layer.frozen
+    expected = sum(1 + (part.bias is not None) + isinstance(part.stored, Signs) + 2 * (part.inputs is not None)
+                   for layer in network.plan.layers if not layer.layer.frozen
                    for part in network.parts[layer.layer.node])
     assert len(student.trained) == expected
     size = item.program.graph.batch if not item.program.graph.dynamic_batch else 24
@@ -186,8 +194,11 @@ def test_only_weights_biases_and_integers_change(case, trained):
     frozen = {layer.layer.node for layer in network.plan.layers if layer.layer.frozen}
     for node, parts in result.parts.items():
         for old, new in zip(network.parts[node], parts, strict=True):
-            assert (new.scales is None) == (old.scales is None)
-            assert new.scales is None or torch.equal(old.scales, new.scales)
+            assert type(new.stored) is type(old.stored)
+            if isinstance(new.stored, Integers | Shared):
+                assert torch.equal(old.stored.scales, new.stored.scales)
+            if isinstance(new.stored, SparseWeight):
+                assert torch.equal(old.stored.mask, new.stored.mask)
             assert torch.equal(old.weight, new.weight) or node not in frozen
             assert not new.weight.requires_grad
     assert not all(torch.equal(old, new) for old, new in zip(before, trained_tensors(result), strict=True))
@@ -198,10 +209,11 @@ def test_integers_stay_on_their_grid(case, trained):
     result = trained(item.program, network, item.inputs, learning_rate=0.3)
     for parts in result.parts.values():
         for part in parts:
-            if part.integers is not None:
-                assert part.integers.dtype == torch.int8
-                assert int(part.integers.abs().max()) <= largest_level(part.bits)
-                assert torch.equal(part.weight, dequantise(part.integers, part.scales).reshape(part.weight.shape))
+            if isinstance(part.stored, Integers):
+                assert part.stored.integers.dtype == torch.int8
+                assert int(part.stored.integers.abs().max()) <= largest_level(part.stored.bits)
+            if part.stored is not None:
+                assert torch.equal(part.weight, part.stored.weight().reshape(part.weight.shape))
 
 
 def test_it_is_realised_saved_loaded_and_exported_as_before(case, trained, tmp_path):
@@ -348,14 +360,14 @@ def test_latent_parts_start_where_the_part_is(bits):
     if bits:
         level = largest_level(bits)
         scales = torch.tensor([1e-3, 1.0, 50.0, 1.0])
-        integers = torch.randint(-level, level + 1, (4, 27)).to(torch.int8)
-        part = Part(dequantise(integers, scales).reshape(4, 3, 3, 3), torch.randn(4), integers, scales, bits)
+        stored = Integers(torch.randint(-level, level + 1, (4, 27)).to(torch.int8), scales, bits)
+        part = Part(stored.weight().reshape(4, 3, 3, 3), torch.randn(4), stored)
     latent = LatentPart.of(part)
     for found in (latent.current(), latent.finished()):
         torch.testing.assert_close(found.weight, part.weight, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(found.bias, part.bias, rtol=1e-6, atol=1e-7)
     if bits:
-        assert torch.equal(latent.finished().integers, part.integers)
+        assert torch.equal(latent.finished().stored.integers, part.stored.integers)
         torch.testing.assert_close(latent.current().weight.detach(), latent.finished().weight)
 
 

@@ -8,17 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretopress.compressors.sparse_storage import (
-    LAYOUTS,
     Pattern,
     Places,
     pack_unsigned,
-    places_bytes,
     restore,
-    smallest_layout,
+    restore_blocks,
     store,
+    store_blocks,
     unpack_unsigned,
 )
+from paretopress.spaces.choices import Sparse
 from paretopress.spaces.errors import ArtifactError
+from paretopress.spaces.stored_weights import places_size, sparse_plan
+
+LAYOUTS = ("bitmap", "csr", "n:m")
 
 
 def matrix(rows, columns, density, pattern, seed, dtype=torch.float32):
@@ -44,7 +47,8 @@ def test_every_bit_comes_back_from_as_many_bytes_as_said(rows, columns, density,
     weight, mask = matrix(rows, columns, density, pattern if layout == "n:m" else None, seed, dtype)
     values, places = store(weight, mask, layout, pattern)
     assert torch.equal(restore(values, places), torch.where(mask, weight, torch.zeros((), dtype=dtype)))
-    assert places.size_bytes == places_bytes(mask, layout, pattern)
+    sparse = Sparse(pattern.kept / pattern.of, str(pattern))
+    assert places.size_bytes == places_size(layout, sparse, rows, columns, places.count)
     assert values.dtype == dtype
     assert len(values) == places.count
 
@@ -60,25 +64,45 @@ def test_packed_places_come_back(bits, numbers):
 
 def test_bytes_of_known_matrices():
     """16x64 at 2:4: 512 kept of 1,024. 128 bytes of bitmap; 2 bits each: 128; CSR 16 x 7 + 512 x 6 bits = 398."""
-    mask = torch.tensor([True, True, False, False]).repeat(16, 16)
-    pattern = Pattern(2, 4)
-    assert [places_bytes(mask, layout, pattern) for layout in LAYOUTS] == [128, 14 + 384, 128]
+    sizes = [places_size(layout, Sparse(0.5, "2:4"), 16, 64, 512) for layout in LAYOUTS]
+    assert sizes == [128, 14 + 384, 128]
 
 
 @pytest.mark.parametrize(("density", "expected"), [(0.02, "csr"), (0.6, "bitmap")])
 def test_few_kept_weights_are_smallest_by_column_and_many_by_bitmap(density, expected):
-    weight, mask = matrix(64, 256, density, None, 0)
-    layout, size = smallest_layout(mask, 8)
-    assert layout == expected
-    values, places = store(weight.to(torch.int8), mask, layout)
-    assert size == places.size_bytes + values.numel()
+    planned = sparse_plan(Sparse(density), 64, 256, 8)
+    assert planned.layout == expected
+    assert planned.count == planned.kept == round(density * 64 * 256)
 
 
 def test_a_pattern_is_smallest_where_it_saves_the_most():
     """1:16 takes 4 bits for each kept weight; a bitmap 16, columns of 1,024 take 10."""
-    mask = torch.zeros(8, 1024, dtype=torch.bool)
-    mask[:, ::16] = True
-    assert smallest_layout(mask, 8, Pattern(1, 16)) == ("n:m", 8 * 64 // 2 + 8 * 64)
+    sparse = Sparse(1 / 16, "1:16")
+    planned = sparse_plan(sparse, 8, 1024, 8)
+    assert (planned.layout, planned.count) == ("n:m", 8 * 64)
+    assert places_size("n:m", sparse, 8, 1024, 8 * 64) == 8 * 64 // 2
+
+
+def test_a_pattern_that_is_mostly_padding_is_stored_plainly():
+    """3 of every 4 of 5 columns: 3 and 1 are kept, and 2 more would be zeros."""
+    planned = sparse_plan(Sparse(0.75, "3:4"), 8, 5, 32)
+    assert (planned.layout, planned.count) == ("bitmap", 8 * 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 4), st.integers(1, 5), st.integers(0, 1000))
+def test_blocks_come_back(rows, columns, height, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    down, across = math.ceil(rows / height), math.ceil(columns / width)
+    blocks = torch.rand(down, across, generator=generator) < 0.5
+    mask = blocks.repeat_interleave(height, 0).repeat_interleave(width, 1)[:rows, :columns]
+    weight = torch.randn(rows, columns, generator=generator)
+    stored = store_blocks(mask, (height, width))
+    again, put = restore_blocks(stored.tensors, (rows, columns), (height, width), int(blocks.sum()))
+    assert torch.equal(again, mask)
+    assert torch.equal(put(stored.pick(weight)), weight * mask)
+    with pytest.raises(ArtifactError, match="sparse weights"):
+        restore_blocks(stored.tensors, (rows, columns), (height, width), int(blocks.sum()) + 1)
 
 
 @pytest.mark.parametrize("break_it", ["values", "row counts", "column", "bitmap", "place"])

@@ -15,11 +15,11 @@ from paretopress.evaluators.sensitivity import (
     assemble,
     cells_in_order,
     integer_choices,
+    is_weaker,
     monotone,
-    strength,
     substitution_loss,
 )
-from paretopress.spaces.choices import Factorised, Keep, Weights
+from paretopress.spaces.choices import Binary, Clustered, Factorised, Half, Keep, Sparse, Weights
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 
@@ -33,11 +33,11 @@ OPTIONS = st.one_of(
     st.lists(st.sampled_from([16, 8, 4, 2]), unique=True, max_size=4).map(
         lambda ranks: (None, *(Factorised("svd", rank) for rank in ranks))
     ),
+    st.lists(st.sampled_from([Half("fp16"), Half("bf16"), Clustered(4), Clustered(2), Binary(1), Binary(3), Weights(8),
+                              Binary(1, 8)]), unique=True, max_size=6).map(lambda formats: (None, *formats)),
+    st.lists(st.sampled_from([Sparse(0.5), Sparse(0.25), Sparse(0.5, "2:4"), Sparse(0.25, "1:4")]), unique=True,
+             max_size=4).map(lambda kept: (None, *kept)),
 )
-
-
-def weaker(one, other):
-    return all(a <= b for a, b in zip(strength(one), strength(other), strict=True))
 
 
 @settings(max_examples=200, deadline=None)
@@ -48,11 +48,11 @@ def test_repair_gives_the_smallest_monotone_table_above_the_measured_one(data):
     repaired = monotone(options, losses)
     assert all(after >= before for before, after in zip(losses, repaired, strict=True))
     for (one, a), (other, b) in itertools.permutations(zip(options, repaired, strict=True), 2):
-        if weaker(one, other):
+        if is_weaker(one, other):
             assert a <= b
     # The smallest: every value is one that was measured on a choice that is no stronger.
     for choice, value in zip(options, repaired, strict=True):
-        assert value in [loss for other, loss in zip(options, losses, strict=True) if weaker(other, choice)]
+        assert value in [loss for other, loss in zip(options, losses, strict=True) if is_weaker(other, choice)]
     assert monotone(options, list(repaired)) == repaired
 
 
@@ -116,7 +116,7 @@ def test_the_table_is_monotone_finite_and_the_same_twice(small):
         assert row[0] == 0.0
         assert all(math.isfinite(loss) and loss >= 0.0 for loss in row)
         for (one, a), (other, b) in itertools.permutations(zip(options, row, strict=True), 2):
-            if weaker(one, other):
+            if is_weaker(one, other):
                 assert a <= b + 1e-12, (unit, one, other)
     assert table_of(small) == table
     assert any(row[-1] > row[1] > 0.0 for row in table.losses.values())
