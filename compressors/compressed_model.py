@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from paretopress.compressors.apply_edits import apply_edits, load_tensors, stored_tensors
 from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder
 from paretopress.compressors.delta import Delta, Input, module_edits
+from paretopress.compressors.entropy_coding import Coded, decoded, encoded, packed_widths
 from paretopress.compressors.folding import remaining_state
 from paretopress.compressors.network import (
     InputSigns,
@@ -136,6 +137,7 @@ class CompressedModel(nn.Module):
         folder: str | Path,
         *,
         overwrite: bool = False,
+        huffman: bool = False,
         extra: Mapping[str, Callable[[Path], object]] | None = None,
     ) -> dict[str, int]:
         """Write the artefact: all of the folder or nothing.
@@ -143,20 +145,24 @@ class CompressedModel(nn.Module):
         Args:
             folder: Must not exist or be empty.
             overwrite: Whether an earlier artefact there is replaced.
+            huffman: Whether packed tensors are Huffman-coded where that takes fewer bytes. Loading decodes them.
             extra: Further files that the manifest covers, such as `model.onnx`: name to a function that
                 writes the path it is given.
 
         Returns:
-            `size_bytes` of the tensors and `disk_bytes` of all files except the extra ones.
+            `size_bytes` of the tensors that are written and `disk_bytes` of all files except the extra ones.
 
         Raises:
             ConfigError: The folder is in use.
             DiskError: Writing failed; nothing half-written is left.
         """
-        delta = canonical_json(self.delta.to_plain()) + "\n"
+        tensors, coded = artefact_tensors(self), Coded()
+        if huffman:
+            tensors, coded = encoded(tensors, packed_widths(self.delta.edits, tensors))
+        delta = canonical_json(replace(self.delta, coded=coded).to_plain()) + "\n"
         if len(delta) > MAX_BYTES:
             raise ArtifactError(f"{DELTA} would be larger than {MAX_BYTES} bytes: too many channels")
-        content = _serialise(artefact_tensors(self))
+        content = _serialise(tensors)
         with new_folder(Path(folder), overwrite=overwrite) as temporary:
             write_atomic(temporary / TENSORS, lambda stream: stream.write(content))
             write_text(temporary / DELTA, delta)
@@ -164,7 +170,8 @@ class CompressedModel(nn.Module):
             for name, write in (extra or {}).items():
                 write(temporary / name)
         files = (Path(folder) / name for name in (TENSORS, DELTA, POLICY, MANIFEST))
-        return {"size_bytes": self.size_bytes, "disk_bytes": sum(path.stat().st_size for path in files)}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        return {"size_bytes": size, "disk_bytes": sum(path.stat().st_size for path in files)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModel:
         self._executable = None
@@ -293,7 +300,8 @@ def load(folder: str | Path, model_factory: ModelFactory, program: Program | Non
 def _load(folder: Path, model_factory: ModelFactory, program: Program | None) -> CompressedModel:
     contents = read_folder(folder, (TENSORS, DELTA, POLICY))
     delta = _read_delta(contents[DELTA], str(folder / DELTA))
-    tensors = _read_tensors(contents[TENSORS], str(folder / TENSORS))
+    tensors = decoded(_read_tensors(contents[TENSORS], str(folder / TENSORS)), delta.coded, str(folder / TENSORS))
+    delta = replace(delta, coded={})
     model = copy.deepcopy(make_model(model_factory)).cpu().eval().requires_grad_(False)
     _check_state(model, delta)
     source: Program | ModelFactory = model_factory

@@ -7,7 +7,7 @@ modules smaller, and the stored tensors fill them. Nothing here touches a module
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.nn import Module
@@ -197,6 +197,7 @@ class Delta:
         kept: Channels kept of every pruned group.
         versions: Versions of the packages that wrote it.
         graph: Why it runs the captured graph and not the user's own code, `""` where it runs that.
+        coded: Huffman-coded tensors of the file: bits of a value, and bytes when they are decoded.
     """
 
     edits: tuple[Edit, ...]
@@ -208,6 +209,7 @@ class Delta:
     kept: Mapping[str, tuple[int, ...]]
     versions: Mapping[str, str]
     graph: str = ""
+    coded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain data; `from_plain` reads it back unchanged."""
@@ -222,6 +224,7 @@ class Delta:
             "kept": {name: list(channels) for name, channels in self.kept.items()},
             "versions": dict(self.versions),
             "graph": self.graph,
+            "coded": {name: list(sizes) for name, sizes in self.coded.items()},
         }
 
     @classmethod
@@ -232,9 +235,7 @@ class Delta:
             ArtifactError: A key or value is not what it must be; the message starts with `where`.
         """
         names = ("schema", "edits", "policy", "inputs", "structure", "state", "ranges", "kept", "versions")
-        if isinstance(value, Mapping):   # earlier artefacts do not say: they run the user's code
-            value = {"graph": "", **value}
-        plain = _mapping(value, (*names, "graph"), where)
+        plain = _mapping(value, (*names, "graph", "coded"), where)
         if plain["schema"] != SCHEMA:
             raise ArtifactError(f"{where}: schema {plain['schema']!r} is not supported (allowed: {SCHEMA})")
         try:
@@ -251,7 +252,17 @@ class Delta:
             _shapes(plain["kept"], f"{where}: kept"),
             {name: _text(text, where) for name, text in _named(plain["versions"], where).items()},
             _text(plain["graph"], f"{where}: graph"),
+            _coded(plain["coded"], f"{where}: coded"),
         )
+
+
+def _coded(value: object, where: str) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name, sizes in _shapes(value, where).items():
+        if len(sizes) != 2 or not 1 <= sizes[0] <= 8:
+            raise ArtifactError(f"{where}.{name}: expected the bits of a value (1 to 8) and bytes, got {list(sizes)}")
+        found[name] = (sizes[0], sizes[1])
+    return found
 
 
 def edit_to_plain(edit: Edit) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder
+from paretopress.compressors.compressed_model import DELTA, TENSORS
+from paretopress.compressors.recoding import huffman_coded
 from paretopress.result import Point
 from paretopress.spaces.documents import disk_error, write_atomic
 from paretopress.spaces.errors import ConfigError
@@ -13,13 +15,14 @@ from paretopress.spaces.errors import ConfigError
 ONNX = "model.onnx"
 
 
-def export_folder(point: Point, destination: Path, *, force: bool = False) -> Path:
+def export_folder(point: Point, destination: Path, *, force: bool = False, huffman: bool = False) -> Path:
     """Copy a point's stored model to a new folder: all of it or nothing.
 
     Args:
         point: The point.
         destination: Must not exist or be empty.
         force: Replace an earlier export there; nothing else is ever replaced.
+        huffman: Code packed tensors where that takes fewer bytes; loading decodes them.
 
     Raises:
         ArtifactError: The stored model is missing, truncated or altered.
@@ -27,10 +30,14 @@ def export_folder(point: Point, destination: Path, *, force: bool = False) -> Pa
         DiskError: Writing failed; nothing half-written is left.
     """
     source = point.stored()
-    read_folder(source, ())
+    contents = read_folder(source, (DELTA, TENSORS) if huffman else ())
+    if huffman:
+        contents[DELTA], contents[TENSORS] = huffman_coded(contents[DELTA], contents[TENSORS], str(source))
     with new_folder(destination, overwrite=force) as temporary:
         for path in source.iterdir():
-            if path.name != MANIFEST:
+            if path.name in contents:
+                write_atomic(temporary / path.name, lambda stream: stream.write(contents[path.name]))  # noqa: B023
+            elif path.name != MANIFEST:
                 shutil.copyfile(path, temporary / path.name)
     return destination
 

@@ -257,7 +257,7 @@ class Result:
         return self.front.select(**arguments)
 
     def save_pretrained(
-        self, folder: str | Path, pick: str | Point = "knee", *, overwrite: bool = False
+        self, folder: str | Path, pick: str | Point = "knee", *, overwrite: bool = False, huffman: bool = False
     ) -> Path:
         """Copy a point's model (safetensors, delta, policy, manifest, ONNX) to a new folder.
 
@@ -265,6 +265,7 @@ class Result:
             folder: The destination; must not exist or be empty.
             pick: `knee`, `fastest`, `smallest`, `id:7`, `latency<=5ms`, `accuracy>=0.97`, or a point.
             overwrite: Replace an earlier export there.
+            huffman: Code packed tensors where that takes fewer bytes; loading decodes them.
 
         Raises:
             ConfigError: The destination is in use, or `pick` is malformed.
@@ -272,7 +273,7 @@ class Result:
         """
         from paretopress.exporting import export_folder
 
-        return export_folder(self._picked(pick), Path(folder), force=overwrite)
+        return export_folder(self._picked(pick), Path(folder), force=overwrite, huffman=huffman)
 
     def export(self, path: str | Path, pick: str | Point = "knee") -> Path:
         """Copy a point's ONNX file.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paretopress.cli.options import common, in_colour, next_command, print_json, terminal_width
-from paretopress.spaces.errors import InfeasibleError
+from paretopress.spaces.errors import ConfigError, InfeasibleError
 
 if TYPE_CHECKING:
     from paretopress.result import Front, Point
@@ -76,8 +76,11 @@ def front_command(run: Path, limits: Sequence[str], show_all: bool, form: str, a
 )
 @click.option("-o", "--output", "output", required=True, type=click.Path(path_type=Path), help="Destination.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
+@click.option("--huffman", is_flag=True, help="Code the packed tensors of a folder where that takes fewer bytes.")
 @common
-def export_command(run: Path, pick: str, form: str, output: Path, force: bool, as_json: bool) -> int:
+def export_command(
+    run: Path, pick: str, form: str, output: Path, force: bool, huffman: bool, as_json: bool
+) -> int:
     """Copy one verified model out of a run."""
     from paretopress.exporting import export_folder, export_onnx_file
     from paretopress.result import Result
@@ -86,8 +89,12 @@ def export_command(run: Path, pick: str, form: str, output: Path, force: bool, a
 
     front = Result.load(run).front
     point = pick_point(front, pick)
-    export = export_onnx_file if form == "onnx" else export_folder
-    path = export(point, output, force=force)
+    if form == "onnx" and huffman:
+        raise ConfigError("--huffman: runtimes read no coded ONNX file (allowed with --format safetensors)")
+    if form == "onnx":
+        path = export_onnx_file(point, output, force=force)
+    else:
+        path = export_folder(point, output, force=force, huffman=huffman)
     if as_json:
         print_json(
             {

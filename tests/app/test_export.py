@@ -112,6 +112,20 @@ def test_exported_onnx_is_the_stored_file_and_runs(cli, run, tmp_path):
     assert torch.allclose(torch.from_numpy(scores), small.model()(x), atol=1e-4)
 
 
+def test_a_coded_export_loads_and_equals_the_stored_model(cli, run, tmp_path):
+    import small
+
+    assert cli("export", run, "-o", tmp_path / "out", "--huffman")[0] == 0
+    assert Result.load(run).save_pretrained(tmp_path / "again", huffman=True) == tmp_path / "again"
+    stored, x = Result.load(run).knee(), small.images(4, 9)
+    assert torch.equal(paretopress.load(tmp_path / "out", small.model)(x), stored.load(small.model)(x))
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "out", stored.stored())]
+    assert sizes[0] <= sizes[1]
+    code, _, err = cli("export", run, "--format", "onnx", "--huffman", "-o", tmp_path / "m.onnx")
+    assert code == 2
+    assert "runtimes read no coded ONNX file" in err
+
+
 def test_python_exports(run, tmp_path):
     result = Result.load(run)
     assert result.save_pretrained(tmp_path / "a", pick="smallest") == tmp_path / "a"
