@@ -31,6 +31,7 @@ from paretopress.spaces.kernels import product
 from paretopress.spaces.stored_weights import pattern_sizes, places_forms, sparse_plan, stored_forms, value_bits
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
+SMALLEST_SCALE = 1e-30   # what is smaller is zero: products with it would not be finite, or not normal
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,15 @@ class Integers:
         return dequantise(self.integers, self.scales)
 
     def scaled(self, factors: Tensor) -> Integers:
-        """The form whose rows are multiplied by `factors`, `(out,)`; negative ones turn the integers."""
-        sign = torch.where(factors < 0, -1.0, 1.0)
+        """The form whose rows are multiplied by `factors`, `(out,)`; negative ones turn the integers.
+
+        Scales stay positive, because biases are rounded to multiples of them: rows that vanish are integers of zero.
+        """
+        scales = self.scales * factors.abs()
+        vanish = scales < SMALLEST_SCALE
+        sign = torch.where(vanish, 0.0, torch.where(factors < 0, -1.0, 1.0))
         turned = (self.integers.float() * sign.unsqueeze(1)).to(torch.int8)
-        return replace(self, integers=turned, scales=self.scales * factors.abs())
+        return replace(self, integers=turned, scales=torch.where(vanish, self.scales, scales))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Integers:
         """The form with every tensor changed: some rows taken, or copied."""
@@ -165,8 +171,10 @@ class Signs:
         """Integers and positive scales that an integer kernel computes with, None for several bases."""
         if self.signs.shape[1] > 1:
             return None
-        turned = torch.where(self.scales < 0, -1, 1).to(torch.int8)
-        return self.signs[:, 0] * turned, self.scales[:, 0].abs()
+        scales = self.scales[:, 0]
+        vanish = scales.abs() < SMALLEST_SCALE
+        turned = torch.where(vanish, 0, torch.where(scales < 0, -1, 1)).to(torch.int8)
+        return self.signs[:, 0] * turned.unsqueeze(1), torch.where(vanish, torch.ones_like(scales), scales.abs())
 
     def tensors(self, kept: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:  # noqa: ARG002 - all signs are kept
         """What is stored, by suffix: signs as bits, 1 for +1."""
