@@ -61,7 +61,7 @@ def binarise(W: Tensor, bases: int = 1, G: Tensor | None = None, damping: float 
     gram, target = weighted @ rows.transpose(1, 2), (weighted @ W.double().unsqueeze(2)).squeeze(2)
     # Bases of a row may be equal or opposite; the least-norm solution serves these.
     scales = torch.linalg.lstsq(gram, target.unsqueeze(2), driver="gelsd").solution.squeeze(2)
-    return Signs(rows.to(torch.int8), scales.float())
+    return Signs(rows.to(torch.int8), scales.float(), W.detach().float())
 
 
 def packed_words(signs: Tensor) -> Words:

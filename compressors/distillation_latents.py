@@ -93,7 +93,8 @@ def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
             edges = (levels[:, 1:] + levels[:, :-1]) / 2
             index = torch.searchsorted(edges.contiguous(), values.contiguous())
             rows = torch.arange(len(values)).unsqueeze(1)
-            return replace(stored, signs=signs[rows, index].transpose(1, 2).to(torch.int8).contiguous())
+            chosen = signs[rows, index].transpose(1, 2).to(torch.int8).contiguous()
+            return Signs(chosen, stored.scales)
         case SparseWeight(inner, mask):
             kept = settled(inner, values * mask)
             assert isinstance(kept, Integers | Floats | Shared)
@@ -142,8 +143,10 @@ class LatentPart:
 
     @classmethod
     def of(cls, part: Part) -> LatentPart:
-        """The latent tensors of a part; a weight that is quantised starts at its grid points."""
+        """The latent tensors of a part: integers start at their grid points, signs at what they were made of."""
         weight = part.weight.detach().clone()
+        if isinstance(part.stored, Signs) and part.stored.latent is not None:
+            weight = part.stored.latent.detach().clone().reshape(weight.shape)
         rows = weight.reshape(len(weight), -1).square().mean(dim=1).sqrt()
         overall = weight.square().mean().sqrt().clamp_min(torch.finfo(weight.dtype).tiny)
         rows = torch.where(rows > 1e-3 * overall, rows, overall)

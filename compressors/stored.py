@@ -150,10 +150,12 @@ class Signs:
     Attributes:
         signs: `(out, bases, columns)` int8, +1 and -1.
         scales: `(out, bases)` float32.
+        latent: `(out, columns)` floats that the signs were made of, which training starts from; not stored.
     """
 
     signs: Tensor
     scales: Tensor
+    latent: Tensor | None = None
 
     def weight(self) -> Tensor:
         """The matrix that it stands for, float32."""
@@ -161,11 +163,12 @@ class Signs:
 
     def scaled(self, factors: Tensor) -> Signs:
         """The form whose rows are multiplied by `factors`, `(out,)`."""
-        return replace(self, scales=self.scales * factors.unsqueeze(1))
+        latent = None if self.latent is None else self.latent * factors.unsqueeze(1)
+        return replace(self, scales=self.scales * factors.unsqueeze(1), latent=latent)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Signs:
         """The form with every tensor changed."""
-        return Signs(change(self.signs), change(self.scales))
+        return Signs(change(self.signs), change(self.scales), None if self.latent is None else change(self.latent))
 
     def rows(self) -> tuple[Tensor, Tensor] | None:
         """Integers and positive scales that an integer kernel computes with, None for several bases."""
