@@ -89,7 +89,7 @@ def shared_weights(W: Tensor, G: Tensor, bits: int, mask: Tensor | None = None, 
     codebook, _ = cluster(unit[kept], bits, variances.expand(W.shape)[kept])
     edges, values = _edges(codebook).double(), codebook.double()
 
-    def nearest(column: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(column: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.bucketize(column.contiguous(), edges)
         return index.double(), values[index]
 

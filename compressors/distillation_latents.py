@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paretopress.compressors.affine import Affine, spread
 from paretopress.compressors.network import InputSigns, Network, Part
 from paretopress.compressors.quantisation import largest_level, quantise_tensor, round_to_nearest
 from paretopress.compressors.stored import Floats, Integers, Shared, Signs, SparseWeight, StoredWeight
@@ -65,6 +66,11 @@ def projected(stored: StoredWeight, values: Tensor) -> Tensor:
             level, steps = largest_level(bits), scales.unsqueeze(1)
             levels = torch.clamp(values / steps, -level, level)
             return straight_through(levels.round(), levels) * steps
+        case Affine():
+            steps, offsets, least = _affine_grid(stored)
+            most = float((1 << stored.bits) - 1)
+            levels = torch.clamp(values / steps, least - offsets, most - offsets)
+            return straight_through(levels.round(), levels) * steps
         case Floats(dense):
             return straight_through(values.detach().to(dense.dtype).float(), values)
         case Shared(codebook, _, scales):
@@ -78,11 +84,23 @@ def projected(stored: StoredWeight, values: Tensor) -> Tensor:
             return projected(inner, values * mask) * mask
 
 
+def _affine_grid(stored: Affine) -> tuple[Tensor, Tensor, float]:
+    """Steps and codes of zero, `(out, columns)` or broadcast to it, and the least code."""
+    columns = stored.codes.shape[1]
+    if stored.zeros is None:
+        return spread(stored.scales, stored.group, columns), torch.tensor(float(stored.middle)), 1.0
+    return spread(stored.scales, stored.group, columns), spread(stored.zeros, stored.group, columns), 0.0
+
+
 def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
     """Latent weights `(out, columns)` as they are stored."""
     match stored:
         case Integers(_, scales, bits):
             return replace(stored, integers=round_to_nearest(values, scales, bits))
+        case Affine():
+            steps, offsets, least = _affine_grid(stored)
+            codes = torch.clamp((values / steps).round() + offsets, least, float((1 << stored.bits) - 1))
+            return replace(stored, codes=codes.to(torch.uint8).contiguous())
         case Floats(dense):
             return Floats(values.to(dense.dtype))
         case Shared(codebook, _, scales):
@@ -97,7 +115,7 @@ def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
             return Signs(chosen, stored.scales)
         case SparseWeight(inner, mask):
             kept = settled(inner, values * mask)
-            assert isinstance(kept, Integers | Floats | Shared)
+            assert isinstance(kept, Integers | Affine | Floats | Shared)
             return replace(stored, values=kept)
 
 

@@ -110,7 +110,7 @@ class Entries:
         dense, rows = Matrix(weight, bias), axis_index(axes[0], selection)
         if layer_plan.form is None and layer_plan.sparse is None:
             matrix = dense.rows(rows)
-        elif isinstance(layer_plan.form, Weights) and layer_plan.sparse is None:
+        elif isinstance(layer_plan.form, Weights) and layer_plan.form.is_plain and layer_plan.sparse is None:
             matrix = self._quantise(key, dense, moments)[layer_plan.form.bits].rows(rows)
         else:   # what rows share, or which of all are kept, depends on which rows there are
             key = (*key, self._level(axes[0], selection))
@@ -169,7 +169,7 @@ class Entries:
         form, sparse = layer_plan.form, layer_plan.sparse
         if form is None and sparse is None:
             return dense
-        if isinstance(form, Weights) and sparse is None:
+        if isinstance(form, Weights) and form.is_plain and sparse is None:
             return self._quantise(key, dense, moments)[form.bits]
         if isinstance(form, Weights | Binary):   # the same weights whatever they compute in
             form = replace(form, activations=32)

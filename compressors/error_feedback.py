@@ -16,8 +16,9 @@ from paretopress.compressors.least_squares import damped_cholesky
 
 BLOCK = 128
 
-Rounding = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From the values of one column, `(groups, rows)`, to their codes and to what these stand for, float64."""
+Rounding = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From the values of one column, `(groups, rows)`, and which column it is of each group, `(groups,)`, to codes and to
+what these stand for, float64."""
 
 
 def swept(
@@ -53,7 +54,7 @@ def swept(
         errors = torch.empty_like(work[:, start:stop])
         for column in range(start, stop):
             value = work[:, column]
-            code, rounded = rounding(value)
+            code, rounded = rounding(value, order[:, column])
             if kept is not None:
                 code, rounded = code * kept[:, column], rounded * kept[:, column]
             codes[:, column] = code

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paretopress.compressors.affine import Affine, affine
 from paretopress.compressors.binary import binarise
 from paretopress.compressors.clustering import cluster, shared_weights
 from paretopress.compressors.factors import factors, first_moments, inner_moments
@@ -84,7 +85,7 @@ def in_format(dense: Matrix, moments: Tensor, form: WeightFormat | None, sparse:
     match form:
         case None:
             return dense
-        case Weights(bits):
+        case Weights(bits) if form.is_plain:
             return quantise_matrix(dense, moments, (bits,))[bits]
         case Binary(bases):
             return _with(dense, moments, binarise(dense.weight, bases, moments))
@@ -98,12 +99,14 @@ def table_in_format(weight: Tensor, form: WeightFormat | None, sparse: Sparse | 
         return Matrix(weight, None)
     mask = None if sparse is None else plain_mask(weight, sparse)
     kept = weight if mask is None else weight * mask
-    values: Integers | Floats | Shared
+    values: Integers | Affine | Floats | Shared
     match form:
         case None:
             values = Floats(kept)
         case Half(kind):
             values = Floats(kept.to(HALF_TYPES[kind]))
+        case Weights() if not form.is_plain:
+            values = affine(kept, form, mask=mask)
         case Weights(bits):
             scales = row_scales(kept, bits)
             values = Integers(round_to_nearest(kept, scales, bits), scales, bits)
@@ -140,12 +143,14 @@ def _sparse(weight: Tensor, moments: Tensor, form: WeightFormat | None, sparse: 
 
 def _values(
     weight: Tensor, moments: Tensor, form: WeightFormat | None, mask: Tensor | None
-) -> Integers | Floats | Shared:
+) -> Integers | Affine | Floats | Shared:
     match form:
         case None:
             return Floats(weight)
         case Half(kind):
             return Floats(weight.to(HALF_TYPES[kind]))
+        case Weights() if not form.is_plain:
+            return affine(weight, form, moments, mask)
         case Weights(bits):
             return Integers(*gptq(weight, moments, (bits,), mask=mask)[bits], bits)
         case Clustered(bits):

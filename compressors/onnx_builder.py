@@ -21,6 +21,7 @@ from paretopress.spaces.graph import Node, Ref
 from paretopress.spaces.layers import Layer, LayerKind
 
 IR_VERSION = 10      # the one that goes with opset 20
+CONTRIBUTED = "com.microsoft"   # operators of ONNX Runtime that are not in the standard
 SHARED_ELEMENTS = 1024   # equal constants up to this size are stored once
 BATCH = "batch"
 
@@ -92,8 +93,10 @@ class Builder:
             self.nodes, "main_graph", [_info(value) for value in inputs], [_info(value) for value in returned],
             self.initializers, value_info=inner,
         )
+        uses = any(node.domain == CONTRIBUTED for node in self.nodes)
+        contributed = [helper.make_opsetid(CONTRIBUTED, 1)] if uses else []
         return helper.make_model(
-            graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", self.opset)],
+            graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", self.opset), *contributed],
             producer_name="paretopress", producer_version=metadata.version("paretopress"),
         )
 
@@ -179,6 +182,26 @@ class Builder:
         one, other = (meta.to(torch.float32) for meta in indices.metas)
         values = self.emit("Gather", [codebook, places], f"{name}_values", (one, other), axis=0)
         return self.emit("Mul", [values, scale], name, (one, other))
+
+    def offset(self, name: str, codes: Value, zeros: Value, scale: Value) -> Value:
+        """`Cast`, `Sub` and `Mul`: codes less what stands for zero, times a scale; both broadcast."""
+        one, other = (meta.to(torch.float32) for meta in codes.metas)
+        floats = self._convert("Cast", f"{name}_cast", [codes], torch.float32, to=1)   # TensorProto.FLOAT
+        centred = self.emit("Sub", [floats, zeros], f"{name}_less", (one, other))
+        return self.emit("Mul", [centred, scale], name, (one, other))
+
+    def block_product(
+        self, name: str, x: Value, blocks: Value, scales: Value, zeros: Value | None, bias: Value | None,
+        columns: int, group: int,
+    ) -> Value:
+        """`MatMulNBits`: a linear layer on 4-bit weights with scales of groups of inputs."""
+        rows = len(blocks.metas[0])
+        one, other = (meta.new_empty((*meta.shape[:-1], rows), device="meta") for meta in x.metas)
+        read = [x, blocks, scales] if zeros is None else [x, blocks, scales, zeros]
+        label = name if bias is None else f"{name}_product"
+        product = self.emit(
+            "MatMulNBits", read, label, (one, other), domain=CONTRIBUTED, K=columns, N=rows, bits=4, block_size=group)
+        return product if bias is None else self.emit("Add", [product, bias], name, (one, other))
 
     def signs(self, name: str, x: Value, thresholds: Value, positive: Value, negative: Value) -> Value:
         """`GreaterOrEqual` and `Where`."""

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from paretopress.compressors.affine import Affine
 from paretopress.compressors.network import InputSigns, Network, Part, part_layers
 from paretopress.compressors.program import Program, Values, operator_weight
 from paretopress.compressors.resized_arguments import argument_changes
@@ -51,6 +52,14 @@ class Backend(Protocol[T]):
 
     def shared(self, name: str, codebook: T, indices: T, scale: T) -> T:
         """`Cast`, `Gather` and `Mul`: shared values by their indices, times a scale, which broadcasts."""
+
+    def offset(self, name: str, codes: T, zeros: T, scale: T) -> T:
+        """`Cast`, `Sub` and `Mul`: codes less what stands for zero, times a scale; both broadcast."""
+
+    def block_product(
+        self, name: str, x: T, blocks: T, scales: T, zeros: T | None, bias: T | None, columns: int, group: int
+    ) -> T:
+        """`MatMulNBits`: a linear layer on 4-bit weights with scales of groups of inputs."""
 
     def signs(self, name: str, x: T, thresholds: T, positive: T, negative: T) -> T:
         """`positive` where a tensor is at least its threshold, else `negative`."""
@@ -165,6 +174,9 @@ class Lowering(Generic[T]):
             last = index == len(parts) - 1
             name = node.name if last else node.name + FIRST
             groups = plan.groups if len(parts) == 1 else 1
+            if plan.runs_in_blocks and isinstance(part.stored, Affine):
+                x = self._block_product(name, f"{layer.name}.{index}", x, part, part.stored)
+                continue
             if not integer:
                 x = self._apply_float(name, f"{layer.name}.{index}", applied[index], x, part, groups)
                 continue
@@ -189,6 +201,8 @@ class Lowering(Generic[T]):
         if isinstance(part.stored, Floats) and part.stored.values.dtype == torch.float16:
             values = operator_weight(layer, part.stored.values.reshape(part.weight.shape), groups)
             return self.backend.widen(f"{path}.weight", self.backend.constant(f"{path}.weight_half", values))
+        if isinstance(part.stored, Affine) and part.stored.scales.shape[1] == 1:
+            return self._offset_weight(path, layer, part, part.stored, groups)
         if isinstance(part.stored, Shared):
             indices = operator_weight(layer, part.stored.indices.reshape(part.weight.shape), groups)
             return self.backend.shared(
@@ -197,6 +211,35 @@ class Lowering(Generic[T]):
                 self.backend.constant(f"{path}.weight_scales", row_factors(layer, part, part.stored.scales, groups)),
             )
         return self.backend.constant(f"{path}.weight", operator_weight(layer, part.weight, groups))
+
+    def _offset_weight(self, path: str, layer: Layer, part: Part, stored: Affine, groups: int) -> T:
+        """Codes less their zero points, times their scales, one of each per row or for all rows."""
+        zeros = torch.full_like(stored.scales, float(stored.middle)) if stored.zeros is None else stored.zeros.float()
+        rows = (tensor.expand(len(part.weight), 1).flatten() for tensor in (zeros, stored.scales))
+        offsets, factors = (row_factors(layer, part, values.contiguous(), groups) for values in rows)
+        codes = operator_weight(layer, stored.codes.reshape(part.weight.shape), groups)
+        return self.backend.offset(
+            f"{path}.weight", self.backend.constant(f"{path}.weight_codes", codes),
+            self.backend.constant(f"{path}.weight_zeros", offsets),
+            self.backend.constant(f"{path}.weight_scales", factors),
+        )
+
+    def _block_product(self, name: str, path: str, x: T, part: Part, stored: Affine) -> T:
+        """A linear layer on 4-bit weights as they are, without ever expanding them."""
+        out, columns = stored.codes.shape
+        blocks = stored.scales.shape[1]
+        codes = stored.codes.new_full((out, blocks * stored.group), stored.middle)
+        codes[:, :columns] = stored.codes
+        halves = codes.reshape(out, blocks, stored.group // 2, 2)
+        zeros: T | None = None
+        if stored.zeros is not None:
+            padded = torch.cat([stored.zeros, stored.zeros.new_zeros(out, blocks % 2)], dim=1).reshape(out, -1, 2)
+            zeros = self.backend.constant(f"{path}.weight_zeros", padded[..., 0] | (padded[..., 1] << 4))
+        return self.backend.block_product(
+            name, x, self.backend.constant(f"{path}.weight_blocks", halves[..., 0] | (halves[..., 1] << 4)),
+            self.backend.constant(f"{path}.weight_scales", stored.scales), zeros,
+            None if part.bias is None else self.backend.constant(f"{path}.bias", part.bias), columns, stored.group,
+        )
 
     def _signs(self, layer: Layer, x: T, inputs: InputSigns) -> T:
         """A layer's input as signs times their scale; zero counts as positive, as in `InputSigns`."""

@@ -96,6 +96,22 @@ class _ExportModule(nn.Module):
         """`Cast`, `Gather` and `Mul`; torch.onnx may compute them at once."""
         return codebook[indices.to(torch.int64)] * scale
 
+    def offset(self, name: str, codes: Tensor, zeros: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG002
+        """`Cast`, `Sub` and `Mul`; torch.onnx may compute them at once."""
+        return (codes.to(torch.float32) - zeros) * scale
+
+    def block_product(
+        self, name: str, x: Tensor, blocks: Tensor, scales: Tensor, zeros: Tensor | None, bias: Tensor | None,  # noqa: ARG002
+        columns: int, group: int,
+    ) -> Tensor:
+        """`MatMulNBits`."""
+        read = [x, blocks, scales] if zeros is None else [x, blocks, scales, zeros]
+        product: Tensor = torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulNBits", read, {"K": columns, "N": len(blocks), "bits": 4, "block_size": group},
+            dtype=torch.float32, shape=(*x.shape[:-1], len(blocks)), version=1,
+        )
+        return product if bias is None else product + bias
+
     def signs(
         self, name: str, x: Tensor, thresholds: Tensor, positive: Tensor, negative: Tensor  # noqa: ARG002
     ) -> Tensor:

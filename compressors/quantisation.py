@@ -130,7 +130,7 @@ def gptq(
     stacked = dense.repeat(1, len(bits_list), 1)
     bounds = levels.repeat_interleave(rows)
 
-    def nearest(values: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(values: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         rounded = torch.clamp((values / grids).round_(), -bounds, bounds)
         return rounded, rounded * grids
 

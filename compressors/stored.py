@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paretopress.compressors.affine import Affine
 from paretopress.compressors.packing import pack, unpack
 from paretopress.compressors.quantisation import dequantise
 from paretopress.compressors.sparse_storage import (
@@ -184,7 +185,7 @@ class Signs:
         return {"packed": pack_unsigned(self.signs > 0, 1), "scale": self.scales}
 
 
-Values = Integers | Floats | Shared | Signs
+Values = Integers | Affine | Floats | Shared | Signs
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class SparseWeight:
         form: Format of the values, None for 32-bit floats.
     """
 
-    values: Integers | Floats | Shared
+    values: Integers | Affine | Floats | Shared
     mask: Tensor
     sparse: Sparse
     form: WeightFormat | None
@@ -288,6 +289,11 @@ def _read_values(
     match form:
         case None | Half():
             return Floats(put(tensors["values"]))
+        case Weights(bits) if not form.is_plain:
+            codes, scales = put(unpack_unsigned(tensors["packed"], bits, count).to(torch.uint8)), tensors["scale"]
+            zeros = unpack_unsigned(tensors["zero"], bits, scales.numel()) if "zero" in tensors else None
+            zeros = None if zeros is None else zeros.to(torch.uint8).reshape(scales.shape)
+            return Affine(codes, scales, zeros, bits, form.group or codes.shape[1])
         case Weights(bits):
             return Integers(put(unpack(tensors["packed"], bits, (count,))), tensors["scale"], bits)
         case Clustered(bits):

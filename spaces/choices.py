@@ -14,6 +14,7 @@ CLUSTER_BITS = (2, 3, 4, 5, 6, 7, 8)
 BASES = (1, 2, 3)
 HALVES = ("fp16", "bf16")
 UNSTRUCTURED = "unstructured"
+SCHEMES = ("symmetric", "asymmetric", "tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,15 @@ class Weights:
         bits: 2, 3, 4 or 8: width of the stored integers.
         activations: 8 where the layer also computes in 8-bit integers (its input and output tensors
             are quantised), 32 where it computes in floating point on dequantised weights.
-        scheme: `"symmetric"`: one scale per output channel, no zero point.
+        scheme: `"symmetric"`: zero is the integer 0; `"asymmetric"`: every scale has a zero point of its own;
+            `"tensor"`: symmetric, with one scale for the whole matrix.
+        group: Neighbouring inputs that share a scale, a power of two from 16; 0 for all inputs of an output.
     """
 
     bits: int
     activations: int = 8
     scheme: str = "symmetric"
+    group: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in WEIGHT_BITS:
@@ -73,8 +77,18 @@ class Weights:
             raise PolicyError(f"{self.bits} weight bits are not offered (allowed: {allowed})")
         if self.activations not in (8, 32):
             raise PolicyError(f"{self.activations} activation bits are not offered (allowed: 8, 32)")
-        if self.scheme != "symmetric":
-            raise PolicyError(unknown_name("weight scheme", self.scheme, ["symmetric"]))
+        if self.scheme not in SCHEMES:
+            raise PolicyError(unknown_name("weight scheme", self.scheme, SCHEMES))
+        if self.group and (self.group < 16 or self.group & (self.group - 1) or self.scheme == "tensor"):
+            allowed = "0, or a power of two from 16 with a scale of its own"
+            raise PolicyError(f"groups of {self.group} inputs are not offered (allowed: {allowed})")
+        if self.activations == 8 and not self.is_plain:
+            raise PolicyError("8-bit activations go with symmetric weights that have one scale per output")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one scale per output and no zero point."""
+        return self.scheme == "symmetric" and not self.group
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +233,10 @@ def describe(choice: Choice) -> str:
         case Sparse(density, pattern):
             return f"sparse {pattern}" if ":" in pattern else f"sparse {density:g}" + (
                 "" if pattern == UNSTRUCTURED else f" in blocks of {pattern}")
-        case Weights(bits, activations):
-            return f"{bits}-bit weights" + (f", {activations}-bit activations" if activations != 32 else "")
+        case Weights(bits, activations, scheme, group):
+            text = f"{bits}-bit weights" + (f", {activations}-bit activations" if activations != 32 else "")
+            text += {"asymmetric": ", zero points", "tensor": ", one scale"}.get(scheme, "")
+            return text + (f", groups of {group}" if group else "")
         case Half(kind):
             return f"{kind} weights"
         case Clustered(bits):
@@ -239,8 +255,9 @@ def choice_to_plain(choice: Choice) -> dict[str, Any]:
             return {"factorised": kind, "rank": rank}
         case Sparse(density, pattern):
             return {"sparse": density, "pattern": pattern}
-        case Weights(bits, activations, scheme):
-            return {"weights": bits, "activations": activations, "scheme": scheme}
+        case Weights(bits, activations, scheme, group):
+            plain = {"weights": bits, "activations": activations, "scheme": scheme}
+            return {**plain, "group": group} if group else plain
         case Half(kind):
             return {"half": kind}
         case Clustered(bits):
@@ -285,10 +302,10 @@ _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[Any, Any], str],
         lambda value, where: Sparse(_number(value["sparse"], where), str(value.get("pattern", UNSTRUCTURED))),
     ),
     "weights": (
-        ("weights", "activations", "scheme"),
+        ("weights", "activations", "scheme", "group"),
         lambda value, where: Weights(
             _integer(value["weights"], where), _integer(value.get("activations", 8), where),
-            str(value.get("scheme", "symmetric")),
+            str(value.get("scheme", "symmetric")), _integer(value.get("group", 0), where),
         ),
     ),
     "half": (("half",), lambda value, _: Half(str(value["half"]))),

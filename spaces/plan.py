@@ -14,6 +14,7 @@ from functools import cached_property
 from paretopress.spaces.arithmetic import Arithmetic, choose_arithmetic
 from paretopress.spaces.choices import (
     Binary,
+    Clustered,
     Factorised,
     Half,
     Keep,
@@ -76,17 +77,26 @@ class LayerPlan:
         return self.form is not None or self.sparse is not None
 
     @property
+    def runs_in_blocks(self) -> bool:
+        """Whether runtimes have a product for it that reads 4-bit weights with scales of groups of inputs."""
+        form = self.form
+        in_groups = isinstance(form, Weights) and form.bits == 4 and form.group > 0
+        return in_groups and self.sparse is None and self.layer.kind is LayerKind.LINEAR
+
+    @property
     def loaded_bits(self) -> int:
         """Bits of a weight in the file that a runtime loads: integers of any width are 8 there, sparse ones dense."""
         match self.form:
-            case None:
-                return 32
-            case Half():
-                return 16
-            case Binary(bases) if bases > 1:
-                return 32
-            case _:
+            case Weights() | Binary(1) if not isinstance(self.form, Weights) or self.form.is_plain:
                 return 8
+            case Half("fp16") if self.sparse is None:
+                return 16
+            case Clustered() if self.sparse is None:
+                return 8
+            case Weights(_, _, _, group) if self.sparse is None:
+                return 4 if self.runs_in_blocks else 32 if group else 8
+            case _:
+                return 32
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -164,13 +164,23 @@ def stored_forms(
             return {"values": TensorForm(shape, "float32"), **forms}
         case Half(kind):
             return {"values": TensorForm(shape, "float16" if kind == "fp16" else "bfloat16"), **forms}
-        case Weights(bits):
-            return {"packed": _bytes(packed_size(count, bits)), "scale": TensorForm((rows,), "float32"), **forms}
+        case Weights(bits, _, scheme):
+            packed = _bytes(packed_size(count, bits))
+            scales = TensorForm((rows,) if form.is_plain else scale_shape(form, rows, columns), "float32")
+            zeros = {"zero": _bytes(packed_size(product(scales.shape), bits))} if scheme == "asymmetric" else {}
+            return {"packed": packed, "scale": scales, **zeros, **forms}
         case Clustered(bits):
             return {"packed": _bytes(packed_size(count, bits)), "scale": TensorForm((rows,), "float32"),
                     "codebook": TensorForm((1 << bits,), "float32"), **forms}
         case Binary(bases):
             return {"packed": _bytes(packed_size(count * bases, 1)), "scale": TensorForm((rows, bases), "float32")}
+
+
+def scale_shape(form: Weights, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and groups of the scales of weights that have other ones than one per row."""
+    if form.scheme == "tensor":
+        return 1, 1
+    return rows, math.ceil(columns / form.group) if form.group else 1
 
 
 def input_forms(form: WeightFormat | None, columns_in: int) -> dict[str, TensorForm]:

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 
+import pytest
 import torch
 from layout_models import LAYOUTS, WORDS
 from torch import nn
@@ -22,8 +23,10 @@ from paretopress.spaces.space import build_space
 
 SAMPLES = 48
 INTEGERS = tuple(Weights(bits, activations) for bits in (8, 4, 3, 2) for activations in (8, 32))
-FORMATS = (*INTEGERS, Half("fp16"), Half("bf16"), Clustered(2), Clustered(5), Binary(1), Binary(1, 8), Binary(1, 1),
-           Binary(3))
+AFFINE = (Weights(4, 32, "asymmetric", 16), Weights(4, 32, "symmetric", 16), Weights(3, 32, "asymmetric"),
+          Weights(8, 32, "tensor"))
+FORMATS = (*INTEGERS, *AFFINE, Half("fp16"), Half("bf16"), Clustered(2), Clustered(5), Binary(1), Binary(1, 8),
+           Binary(1, 1), Binary(3))
 SPARSITIES = (Sparse(0.5), Sparse(0.03), Sparse(0.5, "2:4"), Sparse(0.4, "2x3"))
 
 
@@ -272,6 +275,10 @@ POLICIES = {
     "mixed": {"keep": True, "rank": True, "bits": 4, "activations": 8},
     "fp16": {"form": Half("fp16")},
     "bf16": {"form": Half("bf16"), "keep": True},
+    "w4 in groups": {"form": AFFINE[0], "rank": True},
+    "w4 in centred groups": {"form": AFFINE[1], "keep": True},
+    "w3 with zero points": {"form": AFFINE[2], "keep": True},
+    "w8 with one scale": {"form": AFFINE[3]},
     "clustered": {"form": Clustered(5), "keep": True, "rank": True},
     "signs": {"form": Binary(1), "rank": True},
     "signs a8": {"form": Binary(1, 8), "keep": True},
@@ -289,3 +296,11 @@ def same(one, other):
     """Whether two outputs are equal, bit for bit."""
     pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def cases(models):
+    """Every model under every policy; formats beside integers on all but a few models are slow tests."""
+    for name in models:
+        for index, policy in enumerate(POLICIES):
+            slow = index >= 8 and name not in ("resnet", "depthwise", "gpt2")
+            yield pytest.param(name, policy, marks=[pytest.mark.slow] if slow else [], id=f"{name}-{policy}")

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from artefact_models import MODELS, PLAIN, POLICIES, build, choices_of, prepared, same, without_conflicts
+from artefact_models import MODELS, PLAIN, POLICIES, build, cases, choices_of, prepared, same, without_conflicts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -45,8 +45,7 @@ def check_artefact(item, choices, folder):
     return compressed, loaded
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "policy"), cases(MODELS))
 def test_a_policy_is_computed_stored_and_reloaded_exactly(name, policy, tmp_path):
     item = prepared(name)
     choices = choices_of(item, **POLICIES[policy])

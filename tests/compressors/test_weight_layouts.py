@@ -6,7 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from artefact_models import POLICIES, choices_of, prepared, same
+from artefact_models import POLICIES, cases, choices_of, prepared, same
 from layout_models import LAYOUTS, Attention, Columns
 from torch import nn
 
@@ -40,8 +40,7 @@ def optimised(path):
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("name", "policy"), cases(LAYOUTS))
 def test_onnx_runtime_computes_what_the_model_computes(name, policy, tmp_path):
     item = prepared(name)
     network = item.network(choices_of(item, **POLICIES[policy]))

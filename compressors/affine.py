@@ -1,0 +1,172 @@
+"""Integers with zero points, with scales of groups of inputs, or with one scale of the whole matrix.
+
+`w ~ scale * (code - zero)`, codes `0 .. 2^b - 1`. Symmetric ones have the zero in the middle, `2^(b-1)`, as the kernels
+for 4-bit weights have it. Grids are those with the least squared error weighted by the variances of the inputs; each
+weight then takes its place on its grid with error feedback (`compressors/error_feedback.py`), where that is better for
+the output of its row than the nearest one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from paretopress.compressors.error_feedback import swept
+from paretopress.compressors.least_squares import centred
+from paretopress.compressors.sparse_storage import pack_unsigned
+from paretopress.spaces.choices import Weights
+
+SHRINKS = 40             # ranges that are tried of every group, from its whole range down
+SMALLEST_SHRINK = 0.4
+SMALLEST_SCALE = 1e-30
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Codes with scales and zero points.
+
+    Attributes:
+        codes: `(out, columns)` uint8.
+        scales: `(out, groups)` float32, or `(1, 1)` for the whole matrix.
+        zeros: Zero points, uint8, shaped like the scales; None in the middle of the codes.
+        bits: Stored width.
+        group: Columns that share a scale.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    bits: int
+    group: int
+
+    @property
+    def middle(self) -> int:
+        """The code of zero where there are no zero points."""
+        return 1 << (self.bits - 1)
+
+    def weight(self) -> Tensor:
+        """The matrix that it stands for, float32, `(out, columns)`."""
+        columns = self.codes.shape[1]
+        zeros = torch.tensor(float(self.middle)) if self.zeros is None else spread(self.zeros, self.group, columns)
+        return (self.codes.float() - zeros) * spread(self.scales, self.group, columns)
+
+    def scaled(self, factors: Tensor) -> Affine:
+        """The form whose rows are multiplied by `factors`, `(out,)`; rounded again where all share one scale."""
+        if len(self.scales) == len(self.codes):
+            return replace(self, scales=self.scales * factors.unsqueeze(1))
+        values = self.weight() * factors.unsqueeze(1)
+        scale = (values.abs().max() / (self.middle - 1)).clamp_min(SMALLEST_SCALE).reshape(1, 1)
+        codes = ((values / scale).round().clamp(1 - self.middle, self.middle - 1) + self.middle).to(torch.uint8)
+        return replace(self, codes=codes, scales=scale)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Affine:
+        """The form with every tensor of rows changed."""
+        shared = len(self.scales) != len(self.codes)
+        return replace(
+            self, codes=change(self.codes), scales=self.scales.clone() if shared else change(self.scales),
+            zeros=None if self.zeros is None else change(self.zeros),
+        )
+
+    def rows(self) -> None:
+        """No kernel for 8-bit integers computes with it."""
+
+    def tensors(self, kept: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """What is stored, by suffix; `kept` picks the values that are."""
+        zeros = {} if self.zeros is None else {"zero": pack_unsigned(self.zeros, self.bits)}
+        return {"packed": pack_unsigned(kept(self.codes), self.bits), "scale": self.scales, **zeros}
+
+
+def spread(values: Tensor, group: int, columns: int) -> Tensor:
+    """`(out, groups)` to float32 `(out, columns)`."""
+    return values.float().repeat_interleave(group, dim=1)[:, :columns] if values.shape[1] > 1 else values.float()
+
+
+@torch.no_grad()
+def affine(
+    W: Tensor, form: Weights, G: Tensor | None = None, mask: Tensor | None = None, damping: float = 1e-2
+) -> Affine:
+    """Quantise a matrix with the grids of a format.
+
+    Args:
+        W: `(out, columns)`.
+        form: Bits, scheme and group.
+        G: `(columns + 1, columns + 1)` augmented second moments of the inputs, or `(groups, ...)` for grouped layers,
+            whose rows are split evenly over the groups; None to round each weight to the nearest.
+        mask: `(out, columns)` bool: all other weights are zero.
+        damping: Relative to the mean input variance.
+
+    Raises:
+        DataError: The moments are not finite or not positive semi-definite.
+    """
+    out, columns = W.shape
+    group, most = form.group or columns, (1 << form.bits) - 1
+    covariance = torch.eye(columns, dtype=torch.float64).unsqueeze(0) if G is None else centred(
+        G if G.ndim == 3 else G.unsqueeze(0))[0]
+    variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(out // len(covariance), dim=0)
+    scales, zeros = _grids(W.double(), form, variances, group)
+    steps, offsets = (spread(part, group, columns).double().expand(out, columns) for part in (scales, zeros))
+    least = 0.0 if form.scheme == "asymmetric" else 1.0   # codes are symmetric around the middle
+
+    def on_grid(values: Tensor, step: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        code = torch.clamp((values / step).round() + offset, least, float(most))
+        return code, (code - offset) * step
+
+    nearest, plain = on_grid(W.double(), steps, offsets)
+    codes = nearest
+    if G is not None:
+        shape = (len(covariance), -1, columns)
+        grouped = tuple(part.reshape(shape) for part in (steps, offsets))
+
+        def rounding(values: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+            index = column.reshape(-1, 1, 1).expand(-1, values.shape[1], 1)
+            step, offset = (part.gather(2, index).squeeze(2) for part in grouped)
+            return on_grid(values, step, offset)
+
+        marked = None if mask is None else mask.reshape(shape)
+        found = swept(W.double().reshape(shape), covariance, rounding, damping, mask=marked).reshape(out, columns)
+        better = _errors(W, (found - offsets) * steps, mask, covariance) < _errors(W, plain, mask, covariance)
+        codes = torch.where(better.unsqueeze(1), found, nearest)
+    codes = codes if mask is None else torch.where(mask, codes, offsets)
+    kept = zeros.to(torch.uint8) if form.scheme == "asymmetric" else None
+    return Affine(codes.to(torch.uint8).contiguous(), scales.float(), kept, form.bits, group)
+
+
+def _errors(W: Tensor, values: Tensor, mask: Tensor | None, covariance: Tensor) -> Tensor:
+    difference = W.double() - (values if mask is None else values * mask)
+    difference = difference.reshape(len(covariance), -1, W.shape[1])
+    return ((difference @ covariance) * difference).sum(dim=2).flatten()
+
+
+def _grids(W: Tensor, form: Weights, importance: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Scales and zero points `(out, groups)`, or `(1, 1)`, with the least weighted squared error."""
+    if form.scheme == "tensor":
+        W, importance, group = W.reshape(1, -1), importance.expand(W.shape).reshape(1, -1), W.numel()
+    out, columns = W.shape
+    count = math.ceil(columns / group)
+    blocks, weights = W.new_zeros(out, count * group), W.new_zeros(out, count * group)
+    blocks[:, :columns], weights[:, :columns] = W, importance
+    blocks, weights = blocks.reshape(out, count, group), weights.reshape(out, count, group)
+    most, middle = float((1 << form.bits) - 1), float(1 << (form.bits - 1))
+    low, high = blocks.amin(dim=2).clamp_max(0.0), blocks.amax(dim=2).clamp_min(0.0)
+    if form.scheme != "asymmetric":
+        low, high = -torch.maximum(-low, high), torch.maximum(-low, high)
+    best = torch.full_like(low, torch.inf)
+    scales, zeros = torch.ones_like(low), torch.full_like(low, middle)
+    for shrink in torch.linspace(1.0, SMALLEST_SHRINK, SHRINKS).tolist():
+        if form.scheme == "asymmetric":
+            step = ((high - low) * shrink / most).clamp_min(SMALLEST_SCALE)
+            zero = torch.round(-low * shrink / step).clamp(0.0, most)
+            codes = torch.clamp((blocks / step.unsqueeze(2)).round() + zero.unsqueeze(2), 0.0, most)
+        else:
+            step = (high * shrink / (middle - 1.0)).clamp_min(SMALLEST_SCALE)
+            zero = torch.full_like(step, middle)
+            codes = torch.clamp((blocks / step.unsqueeze(2)).round() + middle, 1.0, most)
+        errors = (((codes - zero.unsqueeze(2)) * step.unsqueeze(2) - blocks).square() * weights).sum(dim=2)
+        better = errors < best
+        best = torch.where(better, errors, best)
+        scales, zeros = torch.where(better, step, scales), torch.where(better, zero, zeros)
+    return scales.float().double(), zeros
