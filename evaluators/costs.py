@@ -212,7 +212,7 @@ def drop_slower_twins(structure: Structure, space: SearchSpace, costs: CostModel
         removed: list[Choice] = []
         known: dict[tuple[str, ...], bool] = {}
         for choice in options:
-            if not isinstance(choice, Weights) or choice.activations != 32:
+            if not isinstance(choice, Weights) or choice.activations != 32 or not choice.is_plain:
                 continue
             twin = replace(choice, activations=8)
             if twin not in options:

@@ -95,7 +95,7 @@ def kind_of(choice: Choice) -> tuple[str, ...]:
         case Sparse(_, pattern):
             return ("sparse", pattern if pattern == UNSTRUCTURED else "n:m" if ":" in pattern else "blocks")
         case Weights():
-            return ("weights", str(choice.activations), choice.scheme)
+            return ("weights", str(choice.activations), choice.scheme, str(choice.group))
         case Half(kind):
             return ("half", kind)
         case Clustered():
@@ -242,8 +242,8 @@ def is_weaker(one: Choice | None, other: Choice | None) -> bool:
         case Keep(ratio), Keep(least):
             # A branch that is dropped whole is compensated by other layers than one that is thinned out.
             return ratio >= least if ratio > 0.0 and least > 0.0 else ratio == least
-        case Weights(bits, activations), Weights(fewest, least):
-            return bits >= fewest and activations >= least
+        case Weights(bits, activations, scheme, group), Weights(fewest, least, other_scheme, other_group):
+            return (scheme, group) == (other_scheme, other_group) and bits >= fewest and activations >= least
         case _:
             assert one is not None
             return other is not None and kind_of(one) == kind_of(other) and amount(one) <= amount(other)

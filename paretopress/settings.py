@@ -56,6 +56,8 @@ class SpaceSection(_Strict):
     rank: list[Fraction] = list(SpaceSettings().rank)
     bits: list[Literal[2, 3, 4, 8]] = list(SpaceSettings().bits)  # type: ignore[arg-type]
     end_bits: Literal[2, 3, 4, 8] = SpaceSettings().end_bits  # type: ignore[assignment]
+    schemes: list[Literal["symmetric", "asymmetric", "tensor"]] = ["symmetric"]
+    groups: list[Literal[0, 16, 32, 64, 128, 256]] = [0]
     halves: list[Literal["fp16", "bf16"]] = []
     clusters: list[Annotated[int, Field(ge=CLUSTER_BITS[0], le=CLUSTER_BITS[-1])]] = []
     binary: list[Annotated[int, Field(ge=BASES[0], le=BASES[-1])]] = []
@@ -256,6 +258,8 @@ def _space(section: SpaceSection, source: str) -> SpaceSettings:
         rank=tuple(section.rank),
         bits=tuple(section.bits),
         end_bits=section.end_bits,
+        schemes=tuple(section.schemes),
+        groups=tuple(section.groups),
         halves=tuple(section.halves),
         clusters=tuple(section.clusters),
         binary=tuple(section.binary),

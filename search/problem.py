@@ -32,7 +32,7 @@ from paretopress.evaluators.data import Data, PreparedData, prepare
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.exact import CostTerm, ExactProblem, cheapest
 from paretopress.search.seeds import FactorGraph, policy_of
-from paretopress.spaces.choices import Weights, choice_to_plain
+from paretopress.spaces.choices import Weights, choice_to_plain, compatible
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 from paretopress.spaces.plan import Plan, plan
@@ -88,8 +88,8 @@ class SearchSettings:
         plain["budgets"] = [{"objective": b.objective, "limit": b.text} for b in self.budgets]
         plain["space"]["pin"] = {unit: choice_to_plain(choice) for unit, choice in self.space.pin.items()}
         plain["targets"] = list(self.targets)
-        for name in ("keep", "rank", "bits", "halves", "clusters", "binary", "sparsity", "exclude"):
-            plain["space"][name] = list(plain["space"][name])
+        plain["space"] = {name: list(value) if isinstance(value, tuple) else value
+                          for name, value in plain["space"].items()}
         return plain
 
 
@@ -166,7 +166,8 @@ class Problem:
         for activations in (32, 8):
             formats = {}
             for unit, options in self.space.options.items():
-                weights = [choice for choice in options if isinstance(choice, Weights) and choice.bits == 8]
+                weights = [choice for choice in options
+                           if isinstance(choice, Weights) and choice.bits == 8 and choice.is_plain]
                 if weights:
                     formats[unit] = min(weights, key=lambda choice: abs(choice.activations - activations))
             for ratio in EVEN_WIDTHS:
@@ -330,7 +331,7 @@ def _descend(problem: Problem, name: str, policy: Policy, value: float) -> float
         improved = False
         for unit, options in problem.space.options.items():
             for choice in options:
-                neighbour = policy.replace({unit: choice})
+                neighbour = Policy.of(compatible(policy.replace({unit: choice}).choices))
                 costs = problem.costs.predict(problem.plan(neighbour))
                 if costs[name] < value and runs_everywhere(costs):
                     policy, value, improved = neighbour, costs[name], True

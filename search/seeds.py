@@ -18,7 +18,7 @@ from paretopress.evaluators.costs import CostModel, runnable_options
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
-from paretopress.spaces.choices import Choice, Keep, Weights, activation_bits
+from paretopress.spaces.choices import Choice, Keep, Weights, activation_bits, compatible
 from paretopress.spaces.cost_view import kernels_of, merged_sums
 from paretopress.spaces.errors import ProfileError
 from paretopress.spaces.fusion import FusedKernel
@@ -226,9 +226,10 @@ def _term(units: tuple[str, ...], values: np.ndarray, runnable: Mapping[str, Seq
 
 
 def policy_of(space: SearchSpace, assignment: Mapping[str, int], model: str) -> Policy:
-    """The policy of an assignment of option numbers."""
-    chosen = {unit: space.options[unit][option] for unit, option in assignment.items()}
-    return Policy.of({unit: c for unit, c in chosen.items() if c is not None}, model=model, space=space.fingerprint)
+    """The policy of an assignment of option numbers, without what does not go together."""
+    chosen = ((unit, space.options[unit][option]) for unit, option in assignment.items())
+    kept = compatible({unit: choice for unit, choice in chosen if choice is not None})
+    return Policy.of(kept, model=model, space=space.fingerprint)
 
 
 def exact_seeds(

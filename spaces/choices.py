@@ -216,6 +216,14 @@ def conflict(*choices: Choice | None) -> str:
     return ""
 
 
+def compatible(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Choices by unit without those sparsities that the formats of their layers exclude."""
+    return {
+        unit: choice for unit, choice in choices.items()
+        if not (isinstance(choice, Sparse) and conflict(choice, choices.get(f"{unit.rpartition('/')[0]}/weights")))
+    }
+
+
 def activation_bits(choice: Choice | None) -> int:
     """8 where a layer of this format computes in 8-bit integers, else 32."""
     return 8 if isinstance(choice, Weights | Binary) and choice.activations == 8 else 32

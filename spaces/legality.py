@@ -106,7 +106,7 @@ def weight_choices(
 def float_formats(
     layer: Layer, devices: Sequence[Capabilities], wanted: Sequence[WeightFormat], fewest: int = 0, end: str = ""
 ) -> tuple[list[WeightFormat], Refused]:
-    """Return which of some formats a layer may have: 16-bit floats, shared values, signs.
+    """Return which of some formats a layer may have: other integers, 16-bit floats, shared values, signs.
 
     Args:
         layer: The layer.
@@ -123,6 +123,9 @@ def float_formats(
             f"{device.device}: {device.refused.get((8, 8), 'no kernel for 8-bit integers')}"
             for device in devices if integer and (8, 8) not in device.formats
         ]
+        if isinstance(choice, Weights):
+            why = [f"{device.device}: {device.refused.get((choice.bits, 32), 'no kernel for this format')}"
+                   for device in devices if (choice.bits, 32) not in device.formats]
         if integer and not layer.runs_in_integers:
             why = [NO_INTEGER_KERNEL.format(kind=layer.kind)]
         if isinstance(choice, Binary) and layer.why_no_signs:

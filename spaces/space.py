@@ -17,6 +17,7 @@ from paretopress.spaces.choices import (
     Half,
     Keep,
     WeightFormat,
+    Weights,
     choice_to_plain,
     conflict,
     describe,
@@ -47,6 +48,8 @@ class SpaceSettings:
         bits: Weight widths offered, those the device allows.
         end_bits: Fewest weight bits of the first and the last layers, 2 for no difference. A `pin` of such a
             layer's weights goes before it; where all of `bits` are fewer, the widest of them is offered.
+        schemes: How integers are laid out: `"symmetric"`, `"asymmetric"`, `"tensor"`.
+        groups: Inputs that share a scale, 0 for all inputs of an output.
         halves: 16-bit floats offered: `"fp16"`, `"bf16"`.
         clusters: Bits of the indices of shared weights offered.
         binary: Numbers of bases of signs offered.
@@ -60,6 +63,8 @@ class SpaceSettings:
     rank: tuple[float, ...] = (0.25, 0.5, 0.75)
     bits: tuple[int, ...] = (8, 4, 3, 2)
     end_bits: int = 8
+    schemes: tuple[str, ...] = ("symmetric",)
+    groups: tuple[int, ...] = (0,)
     halves: tuple[str, ...] = ()
     clusters: tuple[int, ...] = ()
     binary: tuple[int, ...] = ()
@@ -171,7 +176,11 @@ def _choices(
         pinned = any(fnmatch.fnmatchcase(f"{subject}/weights", pattern) for pattern in settings.pin)
         end, fewest = structure.ends.get(subject, ""), 0 if pinned else settings.end_bits
         legal, refused = weight_choices(structure.layer(subject), devices, settings.bits, fewest, end)
-        others: list[WeightFormat] = [*map(Half, settings.halves), *map(Clustered, settings.clusters)]
+        others: list[WeightFormat] = [
+            Weights(bits, 32, scheme, group) for bits in settings.bits for scheme in settings.schemes
+            for group in settings.groups if (scheme, group) != ("symmetric", 0) and not (scheme == "tensor" and group)
+        ]
+        others += [*map(Half, settings.halves), *map(Clustered, settings.clusters)]
         others += [Binary(bases, activations) for bases in settings.binary
                    for activations in ((8, 32) if bases == 1 else (32,))]
         more, why = float_formats(structure.layer(subject), devices, others, fewest, end)
@@ -249,3 +258,5 @@ def _drop_conflicts(options: dict[str, Options], dropped: list[tuple[str, str, s
                 raise ConfigError(f"space.pin: {unit!r} and {other!r}: {next(iter(clashing.values()))}")
             options[other] = tuple(c for c in options[other] if c not in clashing)
             dropped += [(other, describe(c), reason) for c, reason in clashing.items()]
+            if options[other] == (None,):
+                del options[other]

@@ -1,10 +1,13 @@
 """Every rule of legality on a model where it bites: the choice is not offered, and the reason says why."""
 
+from dataclasses import replace
+
 import pytest
 from space_zoo import ZOO, specimen
 
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Factorised, Keep, Weights
+from paretopress.spaces.choices import Binary, Factorised, Keep, Sparse, Weights, describe
+from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SpaceSettings, build_space
@@ -104,6 +107,43 @@ def test_every_wanted_choice_is_offered_or_has_a_reason(name, device):
                 assert round(ratio * group.size) in counts or f"keep {ratio:g}" in dropped
         elif kind == "weights":
             assert len(options) - 1 + len(dropped) == 2 * len(wanted.bits)
+
+
+EVERY = SpaceSettings(
+    bits=(8, 4), schemes=("symmetric", "asymmetric", "tensor"), groups=(0, 32), halves=("fp16", "bf16"),
+    clusters=(4, 2), binary=(1, 2), sparsity=(0.5, "2:4", "0.25 in 4x1"),
+)
+
+
+def test_every_format_that_is_asked_for_is_offered():
+    built = build_space(specimen("vgg").structure, (FREE,), EVERY)
+    formats = [describe(choice) for choice in built.options["features.3/weights"] if choice]
+    assert formats == [
+        "8-bit weights, 8-bit activations", "8-bit weights", "4-bit weights, 8-bit activations", "4-bit weights",
+        "8-bit weights, groups of 32", "8-bit weights, zero points", "8-bit weights, zero points, groups of 32",
+        "8-bit weights, one scale", "4-bit weights, groups of 32", "4-bit weights, zero points",
+        "4-bit weights, zero points, groups of 32", "4-bit weights, one scale", "fp16 weights", "bf16 weights",
+        "16 shared weights", "4 shared weights", "signs, 8-bit activations", "signs", "signs of 2 bases",
+    ]
+    kept = [describe(choice) for choice in built.options["features.3/sparsity"] if choice]
+    assert kept == ["sparse 0.5", "sparse 2:4", "sparse 0.25 in blocks of 4x1"]
+    first = [describe(choice) for choice in built.options["features.0/weights"] if choice]
+    assert "16 shared weights" not in first
+    assert ("features.0/weights", "signs", "the first layer keeps at least 8 bits (space.end_bits)") in built.dropped
+
+
+def test_a_pinned_choice_drops_what_does_not_go_with_it():
+    def with_pins(**pins):
+        names = {f"features.3/{kind}": choice for kind, choice in pins.items()}
+        return build_space(specimen("vgg").structure, (FREE,), replace(EVERY, pin=names))
+
+    pinned = with_pins(sparsity=Sparse(0.5))
+    assert not [choice for choice in pinned.options["features.3/weights"] if isinstance(choice, Binary)]
+    reason = "a sign is never zero: signs cannot be sparse"
+    assert ("features.3/weights", "signs", reason) in pinned.dropped
+    assert "features.3/sparsity" not in with_pins(weights=Binary(1)).options
+    with pytest.raises(ConfigError, match="signs cannot be sparse"):
+        with_pins(weights=Binary(1), sparsity=Sparse(0.5))
 
 
 def test_ends_of_models():
