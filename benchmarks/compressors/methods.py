@@ -33,7 +33,7 @@ from paretopress.compressors.network import Network, forward
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.refit import refit
 from paretopress.compressors.tuning import tune
-from paretopress.spaces.choices import Choice, Keep, WeightFormat, Weights
+from paretopress.spaces.choices import Choice, Keep, Weights
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
@@ -140,7 +140,7 @@ class Subject:
         print(f"\ninner widths at {ratio:.4f}: {reached:.2f}x fewer multiply-accumulates")
         references = REFERENCES.get((self.name, factor), {})
         policy = self._inner(ratio)
-        return [self._row(name, f"{reached:.2f}x", policy, builder, seeds, references.get(name))
+        return [self.measured(name, f"{reached:.2f}x", policy, builder, seeds, references.get(name))
                 for name, builder in PRUNING.items()]
 
     def quantised(self, seeds: int) -> list[dict[str, Any]]:
@@ -149,13 +149,9 @@ class Subject:
         for bits, allowed in WIDTHS:
             print(f"\nweights of {bits} bits (may lose {allowed:g} points)")
             policy = Policy.of(self.program.structure.takers(Weights(bits, 32)))
-            rows += [self._row(name, f"W{bits}", policy, builder, seeds, None) for name, builder in QUANTISING.items()]
+            rows += [self.measured(name, f"W{bits}", policy, builder, seeds, None)
+                     for name, builder in QUANTISING.items()]
         return rows
-
-    def formatted(self, form: WeightFormat, seeds: int) -> dict[str, Any]:
-        """All layers in a format."""
-        policy = Policy.of(self.program.structure.takers(form))
-        return self._row("solved again", str(form), policy, refitted("obs"), seeds, None)
 
     def _inner(self, ratio: float) -> Policy:
         groups = [group for group in self.program.structure.coupling.groups if group.name.endswith("conv1")
@@ -170,9 +166,10 @@ class Subject:
         best = min(tried, key=lambda ratio: abs(tried[ratio] - factor))
         return best, tried[best]
 
-    def _row(
+    def measured(
         self, name: str, level: str, policy: Policy, builder: Builder, seeds: int, reference: float | None
     ) -> dict[str, Any]:
+        """Accuracy of a policy under a method, over the seeds."""
         planned, found, begin = plan(self.program.structure, policy), [], time.perf_counter()
         for seed in range(seeds):
             calibration, inputs = self._known.setdefault(seed, self.calibrated(seed))
