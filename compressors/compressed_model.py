@@ -19,16 +19,13 @@ from paretopress.compressors.delta import Delta, Input, module_edits
 from paretopress.compressors.entropy_coding import Coded, decoded, encoded, packed_widths
 from paretopress.compressors.folding import remaining_state
 from paretopress.compressors.network import (
-    InputSigns,
     Network,
-    Part,
     Range,
     dense_network,
     forward,
-    part_layers,
 )
 from paretopress.compressors.program import Program, build_program
-from paretopress.compressors.stored import read_stored
+from paretopress.compressors.stored_parts import read_parts
 from paretopress.spaces.documents import (
     MAX_BYTES,
     canonical_json,
@@ -38,9 +35,8 @@ from paretopress.spaces.documents import (
     write_yaml,
 )
 from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedModelError
-from paretopress.spaces.plan import LayerPlan, Plan, plan
+from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
-from paretopress.spaces.weight_layout import by_outputs
 
 TENSORS, DELTA, POLICY = "model.safetensors", "delta.json", "policy.yaml"
 RANGES = ("activation_scale", "activation_zero_point")
@@ -173,8 +169,12 @@ class CompressedModel(nn.Module):
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         return {"size_bytes": size, "disk_bytes": sum(path.stat().st_size for path in files)}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModel:
+    def forget_network(self) -> None:
+        """Build what quantised activations run on anew when it is needed: the tensors have changed."""
         self._executable = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModel:
+        self.forget_network()
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -248,7 +248,7 @@ def network_of(compressed: CompressedModel) -> Network:
     tensors = {name: tensor.detach() for name, tensor in (*buffers, *parameters)}
     if planned.policy.is_dense:
         return dense_network(replace(program, state={**program.state, **tensors}), planned)
-    parts = {layer.layer.node: _parts(layer, tensors) for layer in planned.layers}
+    parts = {layer.layer.node: read_parts(layer, tensors) for layer in planned.layers}
     dense = remaining_state(program.under(planned.structure), folded=True)
     state = {name: tensors.get(name, tensor) for name, tensor in dense.items()}
     scales, zero_points = compressed.activation_scale.tolist(), compressed.activation_zero_point.tolist()
@@ -257,34 +257,17 @@ def network_of(compressed: CompressedModel) -> Network:
     return Network(planned, parts, state, ranges, selection, folded=True)
 
 
-def _parts(layer_plan: LayerPlan, tensors: Mapping[str, Tensor]) -> tuple[Part, ...]:
-    layer = layer_plan.layer
-    if layer.frozen:
-        weight = by_outputs(layer, tensors[layer.weight], layer.groups)
-        return (Part(weight, tensors[layer.bias] if layer.bias else weight.new_zeros(len(weight))),)
-    parts = []
-    factorised = layer_plan.rank is not None
-    named = zip(part_layers(layer, factorised), layer.part_tensors(factorised), layer_plan.parts, strict=True)
-    for applied, (name, bias_name), (_, shape) in named:
-        weight, bias = by_outputs(applied, tensors[name], layer_plan.groups), tensors.get(bias_name)
-        if not layer_plan.is_stored_otherwise:
-            parts.append(Part(weight, bias))
-            continue
-        own = {suffix.removeprefix(f"{name}_"): tensor for suffix, tensor in tensors.items()
-               if suffix.startswith(f"{name}_")}
-        stored = read_stored(layer_plan.form, layer_plan.sparse, shape, lambda suffix: own[suffix].cpu())  # noqa: B023
-        inputs = InputSigns(own["input_scale"], own["input_threshold"]) if "input_scale" in own else None
-        parts.append(Part(weight, bias, stored, inputs))
-    return tuple(parts)
-
-
-def load(folder: str | Path, model_factory: ModelFactory, program: Program | None = None) -> CompressedModel:
+def load(
+    folder: str | Path, model_factory: ModelFactory, program: Program | None = None, *, packed: bool = False
+) -> CompressedModel:
     """Read an artefact back onto the user's own class.
 
     Args:
         folder: What `CompressedModel.save` wrote.
         model_factory: Returns the dense model, or is one; its weights do not matter, it is not changed.
         program: An earlier capture of the same dense model; used where it is the artefact's, else captured anew.
+        packed: Whether float weights are computed from the stored ones on every access, which is slower and keeps
+            the memory as small as the artefact.
 
     Returns:
         The compressed model, in eval mode on the CPU, equal to the saved one bit for bit.
@@ -294,7 +277,12 @@ def load(folder: str | Path, model_factory: ModelFactory, program: Program | Non
     """
     # Inside `torch.inference_mode()` nothing could be captured, and the tensors could never be changed again.
     with torch.inference_mode(mode=False):
-        return _load(Path(folder), model_factory, program)
+        loaded = _load(Path(folder), model_factory, program)
+    if packed:
+        from paretopress.compressors.packed_memory import keep_packed  # it knows this module
+
+        keep_packed(loaded)
+    return loaded
 
 
 def _load(folder: Path, model_factory: ModelFactory, program: Program | None) -> CompressedModel:

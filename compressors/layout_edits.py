@@ -8,6 +8,7 @@ Of the last the factors stand beside the parameter, which keeps their product fo
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -170,22 +171,33 @@ def _set_sizes(module: nn.Module, dense: tuple[int, int], wanted: tuple[int, int
             setattr(module, name, wanted[1])
 
 
+def held_places(model: nn.Module, edit: LayerEdit) -> list[tuple[nn.Module, str, Layer, tuple[int, ...]]]:
+    """Module, attribute, layout and shape by outputs of the weight of each real layer of an edit."""
+    places = _layer(edit).part_tensors(edit.rank is not None)
+    in_code = _held(edit).holder is Holder.CODE
+    return [
+        (model.get_submodule(edit.path if in_code else path), name.rpartition(".")[2], layer, shape)
+        for (path, shape), (name, _), layer in zip(edit.parts, places, _part_layers(edit), strict=True)
+    ]
+
+
 def fill_held(model: nn.Module, edit: LayerEdit) -> None:
-    """Compute the float weights that the user's code reads, from packed integers or from two factors."""
-    factorised = edit.rank is not None
-    places = _layer(edit).part_tensors(factorised)
+    """Compute the float weights that the user's code reads, from what is stored or from two factors."""
     found: list[Tensor] = []
-    for (path, _), (name, _), layer, (_, shape) in zip(edit.parts, places, _part_layers(edit), edit.parts, strict=True):
-        in_code = _held(edit).holder is Holder.CODE
-        module, leaf = model.get_submodule(edit.path if in_code else path), name.rpartition(".")[2]
+    for module, leaf, layer, shape in held_places(model, edit):
         weight = getattr(module, leaf)
         assert isinstance(weight, Tensor)
         if edit.stored(shape):
-            tensors = {suffix: getattr(module, f"{leaf}_{suffix}") for suffix in edit.stored(shape)}
-            stored = read_stored(edit.form, edit.sparse, shape, tensors.__getitem__)
+            stored = read_stored(edit.form, edit.sparse, shape, partial(_suffixed, module, leaf))
             weight.copy_(as_stored(layer, stored.weight().reshape(shape), edit.groups))
         found.append(by_outputs(layer, weight, edit.groups))
     if is_split_in_code(edit):
         first, second = (matrix.flatten(1) for matrix in found)
         whole = (second @ first).reshape(edit.shape)
         getattr(model.get_submodule(edit.path), _held(edit).weight).copy_(as_stored(_layer(edit), whole, edit.groups))
+
+
+def _suffixed(module: nn.Module, leaf: str, suffix: str) -> Tensor:
+    tensor = getattr(module, f"{leaf}_{suffix}")
+    assert isinstance(tensor, Tensor)
+    return tensor

@@ -84,6 +84,36 @@ class Part:
         return replace(self, weight=stored.weight().reshape(self.weight.shape), bias=bias, stored=stored)
 
 
+class PackedPart(Part):
+    """A part whose float weight is computed from what is stored whenever it is read.
+
+    Args:
+        shape: Of the weight, by outputs.
+        bias: `(out,)` or None.
+        read: Reads what is stored.
+        inputs: How the input becomes signs, None where it does not.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], StoredWeight]
+
+    def __init__(
+        self, shape: tuple[int, ...], bias: Tensor | None, read: Callable[[], StoredWeight], inputs: InputSigns | None
+    ) -> None:
+        for name, value in (("shape", shape), ("bias", bias), ("read", read), ("inputs", inputs)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight, anew."""
+        return self.stored.weight().reshape(self.shape)
+
+    @property
+    def stored(self) -> StoredWeight:
+        """What is stored, anew."""
+        return self.read()
+
+
 @dataclass(frozen=True)
 class Network:
     """All tensors of a candidate.
