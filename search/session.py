@@ -174,7 +174,7 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
         progress=lambda _done, _total: observer.advance(),
     )
     importance = cast("Importance", problem.settings.importance)   # `_check_settings` refuses others
-    entries = Entries(problem.program, calibration, importance)
+    entries = Entries(problem.program, calibration, importance, seed=problem.settings.seed)
     samples = problem.data.scored.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
