@@ -13,7 +13,7 @@ The other importances score every channel once; their order is by score (`order_
 them sum over producers: magnitudes (Li et al., ICLR 2017), distances to the other filters (FPGM: He et al., CVPR 2019),
 scales of batch normalisations (Liu et al., "Network Slimming", ICCV 2017), gradient times activation (Taylor: Molchanov
 et al., CVPR 2019; Fisher: Theis et al., 2018) and the curvature of the loss (LeCun et al., "Optimal Brain Damage",
-1990, with a Hessian diagonal by `curvature.hessian_diagonal`).
+1990, estimated by `curvature.relative_curvature`).
 """
 
 from __future__ import annotations
@@ -130,17 +130,16 @@ def fisher_scores(gradient_activations: Sequence[Tensor], block: int = 1) -> Ten
 
 
 @torch.no_grad()
-def curvature_scores(producers: Sequence[tuple[Tensor, Tensor]], block: int = 1) -> Tensor:
-    """The loss that curvature adds without a channel's weights, twice: `sum w^2 H_ww` (LeCun et al. 1990).
+def curvature_scores(producers: Sequence[Tensor], block: int = 1) -> Tensor:
+    """Twice the loss that curvature adds without a channel's weights, each on its own: `sum w^2 H_ww` (LeCun 1990).
 
-    The diagonal is of a Hessian that need not be positive: a negative score says that the loss would fall.
+    The Hessian need not be positive: a negative score says that the loss would fall.
 
     Args:
-        producers: Weights `(channels, columns)` and the diagonal of the Hessian at each of them.
+        producers: `w^2 H_ww` of the weights `(channels, columns)` of the layers that write the group.
         block: As for `l1_scores`.
     """
-    terms = [(W.double().square() * diagonal.double()).sum(dim=1) for W, diagonal in producers]
-    return _over_blocks(torch.stack(terms).sum(dim=0), block)
+    return _over_blocks(torch.stack([curved.double().sum(dim=1) for curved in producers]).sum(dim=0), block)
 
 
 def order_by_l1(producers: Sequence[Tensor], block: int = 1) -> Tensor:

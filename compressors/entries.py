@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paretopress.compressors.calibration import Calibration
 from paretopress.compressors.channel_selection import kept_from_order
-from paretopress.compressors.curvature import hessian_diagonal
+from paretopress.compressors.curvature import relative_curvature
 from paretopress.compressors.factors import first_moments, inner_moments
 from paretopress.compressors.folding import pruned_state
 from paretopress.compressors.least_squares import refit_consumer
@@ -130,14 +130,14 @@ class Entries:
         """Order and importance of a group's blocks of channels."""
         if group.name not in self._rankings:
             self._rankings[group.name] = rank_channels(
-                self.program, self.calibration, self.importance, group, self._hessian
+                self.program, self.calibration, self.importance, group, self._curved
             )
         return self._rankings[group.name]
 
-    def _hessian(self) -> Mapping[str, Tensor]:
-        """The diagonal of the loss's Hessian, one estimate for all groups."""
+    def _curved(self) -> Mapping[str, Tensor]:
+        """The curvature of the loss along every weight, one estimate for all groups."""
         if not self._curvature:
-            self._curvature.update(hessian_diagonal(self.program, self.calibration, seed=self.seed))
+            self._curvature.update(relative_curvature(self.program, self.calibration, seed=self.seed))
         return self._curvature
 
     def _axes(self, layer: Layer) -> tuple[Axis, ...]:

@@ -65,7 +65,7 @@ def rank_channels(
         calibration: Its dense statistics.
         importance: How channels are ranked.
         group: The group.
-        curvature: Gives the diagonal of the Hessian by layer node; called for `"hessian"` only.
+        curvature: Gives `curvature.relative_curvature`; called for `"hessian"` only.
 
     Raises:
         DataError: No gradient reaches the producers, or the moments are unusable.
@@ -92,7 +92,10 @@ def _scores(
         case "fisher" if free:
             return fisher_scores(list(calibration.gradient_activations(program, group).values()), group.step)
         case "hessian" if free and not group.frozen:
-            return curvature_scores(_curved(program, calibration, free, group.name, curvature()), group.step)
+            by_node = curvature()
+            curved = [(by_node[layer.node], program.structure.weight_axes(layer)[:1]) for layer in free]
+            runs = [run for tensor, axes in curved for run in channel_runs(tensor, axes, group.name)]
+            return curvature_scores(runs, group.step)
         case "bn_scale" if scales := _scales(program, producers, group.name):
             return scale_scores(scales, group.step)
     runs = _weight_runs(program, calibration, producers, group.name)
@@ -126,18 +129,6 @@ def _scales(program: Program, producers: Sequence[Layer], group: str) -> list[Te
             scale = normalisation_scale(program, normalisations[layer.node])
             if scale is not None:
                 found += channel_runs(scale, program.structure.weight_axes(layer)[:1], group)
-    return found
-
-
-def _curved(
-    program: Program, calibration: Calibration, free: Sequence[Layer], group: str, diagonal: Mapping[str, Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """Weights and the Hessian's diagonal at them, `(channels, columns)` each."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for layer in free:
-        axes = program.structure.weight_axes(layer)[:1]
-        weight, curved = calibration.folded[layer.node][0], diagonal[layer.node]
-        found += zip(channel_runs(weight, axes, group), channel_runs(curved, axes, group), strict=True)
     return found
 
 

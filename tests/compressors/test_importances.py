@@ -17,7 +17,7 @@ from paretopress.compressors.channel_selection import (
     scale_scores,
     taylor_scores,
 )
-from paretopress.compressors.curvature import hessian_diagonal, rademacher
+from paretopress.compressors.curvature import random_signs, relative_curvature
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.program import build_program
 from paretopress.compressors.ranking import IMPORTANCES
@@ -135,9 +135,9 @@ def test_distances_to_the_other_filters_are_those_of_a_loop_and_do_not_change_wi
 
 def test_scales_and_curvature_by_hand():
     assert scale_scores([torch.tensor([[-2.0], [1.0]]), torch.tensor([[0.5], [0.25]])]).tolist() == [2.5, 1.25]
-    W, H = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.5], [-1.0, 9.0]])
-    assert curvature_scores([(W, H)]).tolist() == [3.0, -9.0]
-    assert curvature_scores([(W, H), (W, H)], block=2).tolist() == [-12.0]
+    curved = torch.tensor([[1.0, 2.0], [-9.0, 0.0]])
+    assert curvature_scores([curved]).tolist() == [3.0, -9.0]
+    assert curvature_scores([curved, curved], block=2).tolist() == [-12.0]
 
 
 def test_fisher_takes_producers_and_channels_of_a_block_as_independent_and_taylor_does_not():
@@ -212,37 +212,42 @@ def test_over_all_vectors_of_signs_the_estimate_is_the_diagonal_of_the_hessian()
 
     weights = (model.a.weight.clone(), model.b.weight.clone())
     blocks = torch.autograd.functional.hessian(loss, weights)
-    exact = {name: blocks[i][i].reshape(weights[i].numel(), -1).diagonal().reshape(shapes[name])
+    exact = {name: blocks[i][i].reshape(weights[i].numel(), -1).diagonal().reshape(shapes[name]) * weights[i] ** 2
              for i, name in enumerate(shapes)}
     vectors = []
     for signs in itertools.product((-1.0, 1.0), repeat=10):
         row = torch.tensor(signs)
         vectors.append({nodes["a"]: row[:4].reshape(2, 2), nodes["b"]: row[4:].reshape(3, 2)})
-    found = hessian_diagonal(program, calibration, vectors=vectors)
+    found = relative_curvature(program, calibration, vectors=vectors)
     for name in shapes:
         torch.testing.assert_close(found[nodes[name]], exact[name].double(), rtol=1e-4, atol=1e-5)
-    many = hessian_diagonal(program, calibration, probes=400)
+    many = relative_curvature(program, calibration, probes=400)
     spread = max(float(value.abs().max()) for value in exact.values())
     for name in shapes:
         assert (many[nodes[name]] - exact[name]).abs().max() < 0.25 * spread
     few = scores(program, calibration, "hessian", "b", seed=5)
-    diagonal = hessian_diagonal(program, calibration, seed=5)[nodes["b"]]
-    torch.testing.assert_close(few, (weights[1].double().square() * diagonal).sum(1))
+    torch.testing.assert_close(few, relative_curvature(program, calibration, seed=5)[nodes["b"]].sum(1))
 
 
 def test_the_estimate_is_the_same_for_a_seed_and_in_pieces(residual, monkeypatch):
     _, program, calibration, _ = residual
-    whole = hessian_diagonal(program, calibration, seed=2)
-    again, other = hessian_diagonal(program, calibration, seed=2), hessian_diagonal(program, calibration, seed=3)
+    whole = relative_curvature(program, calibration, seed=2)
+    again, other = relative_curvature(program, calibration, seed=2), relative_curvature(program, calibration, seed=3)
     assert all(torch.equal(whole[node], again[node]) for node in whole)
     assert any(not torch.equal(whole[node], other[node]) for node in whole)
-    monkeypatch.setattr(curvature, "_SAMPLES_AT_ONCE", 5)
-    for node, value in hessian_diagonal(program, calibration, seed=2).items():
-        torch.testing.assert_close(value, whole[node], rtol=1e-3, atol=1e-4 * float(whole[node].abs().max()))
+    signs = [random_signs(whole, torch.Generator().manual_seed(0))]
+    signs = [{node: sign.float() for node, sign in signs[0].items()}]
+    found = []
+    for samples in (16, 5):
+        monkeypatch.setattr(curvature, "_SAMPLES_AT_ONCE", samples)
+        found.append(relative_curvature(program, calibration, vectors=signs))
+    for node, value in found[0].items():
+        torch.testing.assert_close(value, found[1][node], rtol=1e-3, atol=1e-4 * float(value.abs().max()))
 
 
 def test_vectors_hold_signs_alone():
-    (first, second) = rademacher({"a": torch.zeros(50, 3), "b": torch.zeros(7)}, 2, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (random_signs({"a": torch.zeros(50, 3), "b": torch.zeros(7)}, generator) for _ in range(2))
     for vector in (first, second):
         assert {node: tuple(v.shape) for node, v in vector.items()} == {"a": (50, 3), "b": (7,)}
         assert set(torch.cat([v.flatten() for v in vector.values()]).tolist()) == {-1.0, 1.0}
@@ -252,7 +257,7 @@ def test_vectors_hold_signs_alone():
 def test_curvature_goes_through_attention():
     torch.manual_seed(0)
     _, program, calibration, _ = prepared(Attention(), (5, 8))
-    found = hessian_diagonal(program, calibration)
+    found = relative_curvature(program, calibration)
     assert {layer.name for layer in program.structure.layers if layer.node in found} >= {"q", "k", "v"}
     assert all(bool(value.isfinite().all()) and bool(value.any()) for value in found.values())
 
