@@ -60,6 +60,8 @@ def relative_curvature(
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(mode=False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         weights = _producers(program, calibration)
+        if not weights:
+            return {}
         total = {node: torch.zeros(weight.shape, dtype=torch.float64) for node, weight in weights.items()}
         count = len(calibration.inputs[0])
         pieces = [x.clone().tensor_split(-(-count // _SAMPLES_AT_ONCE)) for x in calibration.inputs]

@@ -130,14 +130,18 @@ class Entries:
         """Order and importance of a group's blocks of channels."""
         if group.name not in self._rankings:
             self._rankings[group.name] = rank_channels(
-                self.program, self.calibration, self.importance, group, self._curved
+                self.program, self.calibration, self.importance, group, self.curvature
             )
         return self._rankings[group.name]
 
-    def _curved(self) -> Mapping[str, Tensor]:
-        """The curvature of the loss along every weight, one estimate for all groups."""
+    def curvature(self) -> Mapping[str, Tensor]:
+        """The curvature of the loss along the weights of every output of a layer, one estimate for all groups.
+
+        Workers that get it with the entries need not estimate it again.
+        """
         if not self._curvature:
-            self._curvature.update(relative_curvature(self.program, self.calibration, seed=self.seed))
+            found = relative_curvature(self.program, self.calibration, seed=self.seed)
+            self._curvature.update({node: layer_columns(curved).sum(dim=1) for node, curved in found.items()})
         return self._curvature
 
     def _axes(self, layer: Layer) -> tuple[Axis, ...]:

@@ -65,7 +65,8 @@ def rank_channels(
         calibration: Its dense statistics.
         importance: How channels are ranked.
         group: The group.
-        curvature: Gives `curvature.relative_curvature`; called for `"hessian"` only.
+        curvature: Gives `curvature.relative_curvature` by layer node, summed over each output; called for `"hessian"`
+            only.
 
     Raises:
         DataError: No gradient reaches the producers, or the moments are unusable.

@@ -175,6 +175,9 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     )
     importance = cast("Importance", problem.settings.importance)   # `_check_settings` refuses others
     entries = Entries(problem.program, calibration, importance, seed=problem.settings.seed)
+    if importance == "hessian":   # once, for all workers
+        observer.stage("curvature", None)
+        entries.curvature()
     samples = problem.data.scored.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(

@@ -167,3 +167,17 @@ def test_names_are_text_and_nothing_is_fetched():
 def test_a_model_without_choices_is_said_to_have_none():
     assert "Nothing of this model can be compressed" in sensitivity_svg(found([]))
     assert sensitivity_text(found([]), 100).startswith("nothing of this model can be compressed")
+
+
+def test_every_importance_can_be_asked_for(cli):
+    losses = {}
+    for importance in ("obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"):
+        code, out, _ = cli(*GIVEN, "--set", f"search.importance={importance}", "--set", "space.bits=[]",
+                           "--set", "space.rank=[]", "--json")
+        assert code == 0
+        document = json.loads(out)
+        assert document["importance"] == importance
+        losses[importance] = [p["loss"] for c in document["curves"] for p in c["points"]]
+    assert losses["bn_scale"] == losses["l2"]   # the model has no batch normalisation
+    assert losses["fisher"] == losses["taylor"]   # and no layers that are added up
+    assert len({tuple(values) for values in losses.values()}) > 3
