@@ -66,27 +66,43 @@ class Calibration:
         The loss is the cross entropy to the dense model's own prediction, summed over producers
         (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019).
         """
+        return torch.stack([product for _, product in self._gated(program, group)]).sum(dim=0)
+
+    def gradient_activations(self, program: Program, group: ChannelGroup) -> dict[str, Tensor]:
+        """The same of each producer's own outputs: layer node to `(samples, channels)`.
+
+        Uses of a shared layer are summed: its weights are removed from all of them.
+        """
+        found: dict[str, Tensor] = {}
+        for node, product in self._gated(program, group):
+            found[node] = found[node] + product if node in found else product
+        return found
+
+    def _gated(self, program: Program, group: ChannelGroup) -> list[tuple[str, Tensor]]:
+        """Gradient times activation `(samples, channels)` of every use of every producer, with its layer's node."""
         layers = {layer.node for layer in program.structure.layers if layer.name in group.producers}
-        products: list[Tensor] = []
+        products: list[tuple[str, Tensor]] = []
 
         def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
             y = apply_parts(self.base, layer, x, _no_ranges)
-            if layer.layer.node in layers:
+            node = layer.layer.node
+            if node in layers:
                 y = y.detach().requires_grad_(True) if not y.requires_grad else y
                 axis = program.structure.weight_axes(layer.layer)[0]
+                place = 1 if layer.layer.window else y.ndim - 1
                 y.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient, y=y, axis=axis, place=1 if layer.layer.window else y.ndim - 1: products.append(
-                        _per_channel(gradient * y, place, axis, group, len(self.inputs[0])))
+                    lambda gradient, y=y, node=node, axis=axis, place=place: products.append(
+                        (node, _per_channel(gradient * y, place, axis, group, len(self.inputs[0]))))
                 )
             return y
 
-        with torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
             values = program.run(self.inputs, runner(program, self.base, apply=apply))
-            loss = _own_prediction_loss([values[name] for name in program.graph.outputs])
+            loss = own_prediction_loss([values[name] for name in program.graph.outputs])
             loss.backward()  # type: ignore[no-untyped-call]
         if not products:
             raise DataError(f"group {group.name!r}: no gradient reaches its producers")
-        return torch.stack(products).sum(dim=0)
+        return products
 
 
 def _per_channel(product: Tensor, place: int, axis: Axis, group: ChannelGroup, samples: int) -> Tensor:
@@ -104,7 +120,11 @@ def _per_channel(product: Tensor, place: int, axis: Axis, group: ChannelGroup, s
     return total
 
 
-def _own_prediction_loss(outputs: Sequence[Any]) -> Tensor:
+def own_prediction_loss(outputs: Sequence[Any]) -> Tensor:
+    """The label-free loss of a model: the cross entropy to its own prediction, summed over samples and positions.
+
+    Outputs that are no scores of classes, of one number per sample, give the sum of their squares.
+    """
     total = torch.zeros(())
     for output in outputs:
         if isinstance(output, Tensor) and output.is_floating_point():

@@ -7,21 +7,15 @@ and sparse layers and shared weights depend on the output level too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paretopress.compressors.calibration import Calibration
-from paretopress.compressors.channel_selection import (
-    kept_from_order,
-    order_by_l1,
-    order_by_l2,
-    order_by_obs,
-    order_by_taylor,
-)
+from paretopress.compressors.channel_selection import kept_from_order
+from paretopress.compressors.curvature import relative_curvature
 from paretopress.compressors.factors import first_moments, inner_moments
 from paretopress.compressors.folding import pruned_state
 from paretopress.compressors.least_squares import refit_consumer
@@ -43,14 +37,13 @@ from paretopress.compressors.network import (
     select,
 )
 from paretopress.compressors.program import Program
+from paretopress.compressors.ranking import IMPORTANCES, Importance, Ranking, rank_channels
 from paretopress.spaces.choices import WEIGHT_BITS, Binary, Weights
 from paretopress.spaces.coupling import Axis, ChannelGroup
-from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
 
-Importance = Literal["l1", "l2", "taylor", "obs"]
-IMPORTANCES: tuple[Importance, ...] = ("l1", "l2", "taylor", "obs")
+__all__ = ["IMPORTANCES", "Entries", "Importance"]
 
 
 @dataclass
@@ -62,13 +55,16 @@ class Entries:
         calibration: Dense statistics.
         importance: How channels are ranked.
         compensate: Whether consumers are refitted by least squares after pruning.
+        seed: Of the random vectors of the Hessian importance.
     """
 
     program: Program
     calibration: Calibration
     importance: Importance = "obs"
     compensate: bool = True
-    _orders: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    seed: int = 0
+    _rankings: dict[str, Ranking] = field(default_factory=dict, repr=False)
+    _curvature: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _refitted: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _formed: dict[tuple[object, ...], Matrix] = field(default_factory=dict, repr=False)
     _quantised: dict[tuple[object, ...], dict[int, Matrix]] = field(default_factory=dict, repr=False)
@@ -128,9 +124,25 @@ class Entries:
 
     def order(self, group: ChannelGroup) -> Tensor:
         """Blocks of a group's channels from least to most important."""
-        if group.name not in self._orders:
-            self._orders[group.name] = self._rank_channels(group)
-        return self._orders[group.name]
+        return self.ranking(group).order
+
+    def ranking(self, group: ChannelGroup) -> Ranking:
+        """Order and importance of a group's blocks of channels."""
+        if group.name not in self._rankings:
+            self._rankings[group.name] = rank_channels(
+                self.program, self.calibration, self.importance, group, self.curvature
+            )
+        return self._rankings[group.name]
+
+    def curvature(self) -> Mapping[str, Tensor]:
+        """The curvature of the loss along the weights of every output of a layer, one estimate for all groups.
+
+        Workers that get it with the entries need not estimate it again.
+        """
+        if not self._curvature:
+            found = relative_curvature(self.program, self.calibration, seed=self.seed)
+            self._curvature.update({node: layer_columns(curved).sum(dim=1) for node, curved in found.items()})
+        return self._curvature
 
     def _axes(self, layer: Layer) -> tuple[Axis, ...]:
         return self.program.structure.weight_axes(layer)
@@ -191,64 +203,12 @@ class Entries:
             self._factored[key] = (first, second, moments, inner_moments(first.weight, moments))
         return self._factored[key]
 
-    def _rank_channels(self, group: ChannelGroup) -> Tensor:
-        producers = [self._layer(name) for name in group.producers]
-        consumers = [view for name in group.consumers for view in self._consumer_views(self._layer(name), group.name)]
-        if self.importance == "taylor" and any(not layer.frozen for layer in producers):
-            return order_by_taylor(self.calibration.taylor(self.program, group), group.step)
-        if self.importance == "obs" and consumers:
-            return order_by_obs(consumers, group.step, group.size // group.step)
-        weights = [(self.calibration.folded[layer.node][0], self._axes(layer)[:1]) for layer in producers]
-        if not weights:   # made by no layer but an embedding, a recurrent network or a product in the user's code
-            axes = self.program.structure.coupling.parameters
-            weights = [(self.program.state[name], axes[name]) for name in axes if self.program.state[name].ndim > 1]
-        runs = [run for tensor, own in weights for run in channel_runs(tensor, own, group.name)]
-        rank = order_by_l1 if self.importance == "l1" else order_by_l2
-        return rank(runs, group.step)
-
-    def _consumer_views(self, layer: Layer, group: str) -> list[tuple[Tensor, Tensor, int]]:
-        """`(W, G, columns per channel)` of each run of the group's channels among a layer's inputs.
-
-        None of layers whose weights are shared or tied, of which there are no moments, and of grouped
-        convolutions, whose groups read different channels.
-        """
-        if layer.frozen or not layer.mixes_all:
-            return []
-        matrix = layer_columns(self.calibration.folded[layer.node][0])
-        moments = self.calibration.layers[layer.node].moments
-        views, offset, window = [], 0, product(layer.window)
-        for segment in self._axes(layer)[1] or ():
-            width = segment.inner * window
-            count = segment.size * width
-            if segment.group == group:
-                index = torch.arange(offset, offset + count)
-                augmented = torch.cat([index, torch.tensor([matrix.shape[1]])])
-                views.append((matrix[:, index], moments[augmented][:, augmented], width))
-            offset += count
-        return views
-
-    def _layer(self, name: str) -> Layer:
-        return self.program.structure.layer(name)
-
     @property
     def identity(self) -> Mapping[str, object]:
         """What the entries depend on besides model and data."""
-        return {"importance": self.importance, "compensate": self.compensate}
+        return {"importance": self.importance, "compensate": self.compensate, "seed": self.seed}
 
 
 def _of_groups(moments: Tensor, rows: Tensor, layer: Layer) -> Tensor:
     """The moments of the groups that kept rows belong to."""
     return moments[torch.unique(rows // (layer.out_channels // layer.groups))]
-
-
-def channel_runs(tensor: Tensor, axes: Sequence[Axis], group: str) -> list[Tensor]:
-    """`(channels, entries)` of each run of a group's channels along the dimensions of a parameter."""
-    runs = []
-    for dimension, axis in enumerate(axes):
-        offset = 0
-        for segment in axis or ():
-            if segment.group == group:
-                rows = tensor.narrow(dimension, offset, segment.length).movedim(dimension, 0)
-                runs.append(rows.reshape(segment.size, -1))
-            offset += segment.length
-    return runs

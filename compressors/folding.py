@@ -49,6 +49,11 @@ def normalisation_affine(program: Program, name: str) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def normalisation_scale(program: Program, name: str) -> Tensor | None:
+    """The learned scale per channel of a batch normalisation, None where it has none."""
+    return _parameter(program, program.graph.by_name[name], "weight")
+
+
 def fold(weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight and bias of `scale * (W x + b) + shift`, computed in float64."""
     rows = scale.reshape(-1, *(1,) * (weight.ndim - 1))

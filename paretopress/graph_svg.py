@@ -10,23 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-from xml.sax.saxutils import escape
 
 from paretopress.graph_layout import Box, Layout, Point, lay_out
-from paretopress.tables import plain_text
+from paretopress.svg import COLOURS, GREY, INK, PALE, STYLE, shortened, text_at, tooltip
 
-# Paul Tol's "muted" scheme, which people with any colour blindness can tell apart (personal.sron.nl/~pault).
-COLOURS = ("#332288", "#DDCC77", "#117733", "#CC6677", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 PATTERNS = ("", "stripes", "dots", "bars")   # over the colours, once all of them are used
-GREY, INK, PALE = "#9a9a9a", "#1b1b1b", "#ececec"
 MARGIN, LINE, BAR, LEGEND_WIDTH = 24.0, 17.0, 9.0, 350.0
 LAYER_HEIGHT, PILL_HEIGHT = 36.0, 20.0
 LONGEST_NAME, LONGEST_OPERATORS = 38, 3
 
-_STYLE = (
-    "text{font-family:system-ui,'DejaVu Sans',Helvetica,Arial,sans-serif;font-size:10px;fill:#1b1b1b}"
-    ".n{font-weight:bold;font-size:11px}.s{fill:#4a4a4a}.h{font-weight:bold;font-size:14px}.g{font-weight:bold}"
-)
 _PATTERN = '<pattern id="pp-{}" width="6" height="6" patternUnits="userSpaceOnUse">{}</pattern>'
 _DEFINITIONS = "".join((
     "<defs>",
@@ -93,7 +85,7 @@ def graph_svg(found: Mapping[str, Any]) -> str:
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     return "".join((
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="Fused layers and channel groups">',
-        f"<style>{_STYLE}</style>{_DEFINITIONS}",
+        f"<style>{STYLE}</style>{_DEFINITIONS}",
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
         f'<g transform="translate({MARGIN:.0f} {MARGIN:.0f})">', *body, "</g>",
         f'<g transform="translate({layout.width + 2 * MARGIN:.0f} {MARGIN:.0f})">', *legend, "</g></svg>\n",
@@ -148,41 +140,30 @@ def _drawn(run: Sequence[Mapping[str, Any]], paints: Mapping[str, Paint], target
     percent = " | ".join(f"{100 * shares[name]:.1f} %" if name in shares else "–" for name in targets) if shares else ""
     shape = "×".join(map(str, node["shape"]))
     if node["layer"] is not None:
-        title = _shortened(node["layer"])
+        title = shortened(node["layer"], LONGEST_NAME)
         facts = " · ".join(filter(None, (node["kind"], "×".join(map(str, node["weight"])), percent)))
     else:
         names = ["part" if name.endswith("getitem") else name for one in run for name in one["operators"]]
         shown = names if len(names) <= LONGEST_OPERATORS else [*names[:LONGEST_OPERATORS - 1], "…", names[-1]]
         title = " · ".join(shown) or f"{node['kind']} {node['name']}" * (node["kind"] == "input") or node["kind"]
-        title = " · ".join(filter(None, (_shortened(title, 48), shape if node["kind"] == "input" else "", percent)))
+        title = " · ".join(filter(None, (shortened(title, 48), shape if node["kind"] == "input" else "", percent)))
         facts = ""
     groups = tuple(dict.fromkeys(node["groups"]))
-    tooltip = [node["layer"] or title, f"value {shape}" if shape else "",
-               *(f"{100 * share:.2f} % of {name} (predicted)" for name, share in shares.items()),
-               f"groups: {', '.join(groups)}" if groups else "", f"frozen: {node['frozen']}" if node["frozen"] else ""]
+    about = [node["layer"] or title, f"value {shape}" if shape else "",
+             *(f"{100 * share:.2f} % of {name} (predicted)" for name, share in shares.items()),
+             f"groups: {', '.join(groups)}" if groups else "", f"frozen: {node['frozen']}" if node["frozen"] else ""]
     numbers = _numbers(groups, paints)
     text = max(7.2 * len(title) if facts else 6.0 * len(title), 6.0 * len(facts))
     width = text + 2 * BAR + 14 + 6.5 * len(numbers)
     height = LAYER_HEIGHT if facts else PILL_HEIGHT
     share = shares.get(targets[0], 0.0) if targets else 0.0
-    return Drawn(node["name"], title, facts, "\n".join(filter(None, tooltip)), groups, bool(node["frozen"]), share,
+    return Drawn(node["name"], title, facts, "\n".join(filter(None, about)), groups, bool(node["frozen"]), share,
                  width, height)
-
-
-def _shortened(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name of at most so many characters: the end of a path says most."""
-    text = plain_text(name)
-    return text if len(text) <= longest else "…" + text[1 - longest:]
 
 
 def _numbers(groups: Sequence[str], paints: Mapping[str, Paint]) -> str:
     numbers = [paints[name].number for name in groups if paints[name].number]
     return "+".join(numbers if len(numbers) <= 3 else [*numbers[:2], "…"])
-
-
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "") -> str:
-    attributes = f' class="{kind}"' * bool(kind) + f' text-anchor="{anchor}"' * bool(anchor)
-    return f'<text x="{x:.1f}" y="{y:.1f}"{attributes}>{escape(plain_text(text))}</text>'
 
 
 def _swatch(x: float, y: float, width: float, height: float, paint: Paint) -> str:
@@ -202,22 +183,21 @@ def _box(one: Drawn, place: Point, paints: Mapping[str, Paint], most: float) -> 
     stroke = f'stroke="{GREY if one.frozen else colour}" stroke-width="{1.6 if one.facts else 1}"'
     dashes = ' stroke-dasharray="3 2"' if one.frozen else ""
     radius = 4 if one.facts else PILL_HEIGHT / 2
-    title = "\n".join(plain_text(line) for line in one.tooltip.splitlines())
     size = f'x="{x:.1f}" y="{y:.1f}" width="{one.width:.1f}" height="{one.height:.1f}" rx="{radius:g}"'
-    parts = [f"<g><title>{escape(title)}</title>", f'<rect {size} fill="{fill}" {stroke}{dashes}/>']
+    parts = [f"<g>{tooltip(one.tooltip)}", f'<rect {size} fill="{fill}" {stroke}{dashes}/>']
     if one.facts:
         count = max(1, len(one.groups))
         inner = one.height - 2
         parts += [_swatch(x + 1, y + 1 + index * inner / count, BAR, inner / count, paints[name])
                   for index, name in enumerate(one.groups)]
-        parts += [_text(x + BAR + 8, y + 14, one.title, "n"), _text(x + BAR + 8, y + 27, one.facts, "s")]
+        parts += [text_at(x + BAR + 8, y + 14, one.title, "n"), text_at(x + BAR + 8, y + 27, one.facts, "s")]
         if most > 0.0:   # how much of the time it takes, beside the layer that takes most
             length = (one.width - BAR - 10) * one.share / most
             parts.append(f'<rect x="{x + BAR + 5:.1f}" y="{y + one.height - 4.5:.1f}" width="{length:.1f}" '
                          f'height="2.5" fill="{INK}"/>')
     else:
-        parts.append(_text(x + BAR, y + 13.5, one.title))
-    parts += [_text(x + one.width - 6, y + 14, _numbers(one.groups, paints), "g", "end"), "</g>"]
+        parts.append(text_at(x + BAR, y + 13.5, one.title))
+    parts += [text_at(x + one.width - 6, y + 14, _numbers(one.groups, paints), "g", "end"), "</g>"]
     return "".join(parts)
 
 
@@ -244,7 +224,7 @@ def _ports(layout: Layout, by_name: Mapping[str, Drawn], paints: Mapping[str, Pa
         letter = letters.setdefault(source, chr(65 + number % 26) + (str(number // 26) if number > 25 else ""))
         colour = _colour(by_name[source].groups, paints)
         parts.append(f'<circle cx="{x:.1f}" cy="{y + 9:.1f}" r="9" fill="#fff" stroke="{colour}" stroke-width="1.6"/>')
-        parts.append(_text(x, y + 12.5, letter, "g", "middle"))
+        parts.append(text_at(x, y + 12.5, letter, "g", "middle"))
     return parts
 
 
@@ -260,10 +240,10 @@ def _legend(
         "Dashed lines: around a residual branch. Circles: on in the next column.",
         *_meaning_of_shares(targets),
     ]
-    parts = [_text(0, 12, "Channel groups", "h")]
-    parts += [_text(0, 30 + 13 * index, line, "s") for index, line in enumerate(lines)]
+    parts = [text_at(0, 12, "Channel groups", "h")]
+    parts += [text_at(0, 30 + 13 * index, line, "s") for index, line in enumerate(lines)]
     head = 30 + 13 * len(lines) + 16
-    parts += [_text(0, head, "group", "g"), _text(LEGEND_WIDTH - 16, head, "channels, step, options", "g", "end")]
+    parts += [text_at(0, head, "group", "g"), text_at(LEGEND_WIDTH - 16, head, "channels, step, options", "g", "end")]
     rows = sorted(found["groups"], key=lambda group: bool(frozen[group["name"]]))
     per_column = max(24, int((height - head) / LINE))
     for index, group in enumerate(rows):
@@ -274,7 +254,7 @@ def _legend(
 
 
 def _meaning_of_shares(targets: Sequence[str]) -> list[str]:
-    names = [_shortened(name, 60) for name in targets]
+    names = [shortened(name, 60) for name in targets]
     match names:
         case []:
             return ["No times: no target can execute the model."]
@@ -291,10 +271,10 @@ def _legend_row(
     width = f"{group['channels']}" + (f" × {group['inner']}" if group["inner"] > 1 else "")
     count = len(options.get(f"{group['name']}/channels", ()))
     offered = "frozen" if group["frozen"] else f"{count} options" if count > 1 else "none"
-    tooltip = plain_text(f"{group['name']}: {group['frozen'] or 'can be pruned'}")
+    about = f"{group['name']}: {group['frozen'] or 'can be pruned'}"
     return "".join((
-        f"<g><title>{escape(tooltip)}</title>", _swatch(x, y - 10, 22, 12, paint),
-        _text(x + 44, y, paint.number, "g", "end") if paint.number else "",
-        _text(x + 50, y, _shortened(group["name"], 26)),
-        _text(x + LEGEND_WIDTH - 16, y, f"{width}, {group['step']}, {offered}", "s", "end"), "</g>",
+        f"<g>{tooltip(about)}", _swatch(x, y - 10, 22, 12, paint),
+        text_at(x + 44, y, paint.number, "g", "end") if paint.number else "",
+        text_at(x + 50, y, shortened(group["name"], 26)),
+        text_at(x + LEGEND_WIDTH - 16, y, f"{width}, {group['step']}, {offered}", "s", "end"), "</g>",
     ))

@@ -42,7 +42,7 @@ class SearchSection(_Strict):
     time: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
-    importance: Literal["obs", "taylor", "l2", "l1"] = "obs"
+    importance: Literal["obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"] = "obs"
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
     finalists: Annotated[int, Field(ge=1)] = 22
     workers: Annotated[int, Field(ge=1)] | None = None

@@ -57,7 +57,7 @@ class SearchSettings:
         ray: Address of a Ray cluster, `"auto"` or `"local"`; None without Ray.
         executor: `"serial"`, `"process"` or `"ray"`.
         sampler: `"nsga2"`, `"tpe"` or `"random"`.
-        importance: How channels are ranked: `"obs"`, `"l1"`, `"l2"` or `"taylor"`.
+        importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
             on the train set where the data has one.
         finalists: How many candidates are verified, beside the baseline and the comparisons.

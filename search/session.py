@@ -174,7 +174,10 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
         progress=lambda _done, _total: observer.advance(),
     )
     importance = cast("Importance", problem.settings.importance)   # `_check_settings` refuses others
-    entries = Entries(problem.program, calibration, importance)
+    entries = Entries(problem.program, calibration, importance, seed=problem.settings.seed)
+    if importance == "hessian":   # once, for all workers
+        observer.stage("curvature", None)
+        entries.curvature()
     samples = problem.data.scored.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
@@ -191,17 +194,26 @@ def _table(
     key = {**problem.fingerprints(), "versions": _versions()}
     if (table := read_table(stored, key, problem.space)) is not None:
         return table
-    observer.stage("sensitivity", sum(len(options) - 1 for options in problem.space.options.values()))
     seconds = None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
+    table = _measured_table(problem, executor, observer, seconds)
+    stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
+    if stop is None or not stop():
+        write_table(stored, key, table, problem.space)
+    return table
+
+
+def _measured_table(
+    problem: Problem, executor: Executor, observer: Observer, seconds: float | None
+) -> SensitivityTable:
+    """Measure the sensitivity table, or as much of it as the seconds allow, and say what is missing."""
+    cells = sum(len(options) - 1 for options in problem.space.options.values())
+    observer.stage("sensitivity", cells)
     stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
     table, failures = measure_table(problem.space, executor, seconds, observer.advance, stop)
     for failure in failures:
         observer.warning(failure)
-    if table.estimated:
-        cells = sum(len(options) - 1 for options in problem.space.options.values())
+    if table.estimated and not (stop is not None and stop()):
         observer.message(f"{len(table.estimated)} of {cells} losses are estimated from their neighbours: time was up")
-    if stop is None or not stop():
-        write_table(stored, key, table, problem.space)
     return table
 
 
@@ -279,6 +291,50 @@ def inspect_model(
 
     (observer or Silent()).stage("capture", None)
     return inspection(prepare_problem(model, data, settings))
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    data: Data,
+    settings: SearchSettings,
+    seconds: float | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Return what every choice of a model alone does to its outputs, without searching: see `docs/guide.md`.
+
+    Args:
+        model: The dense model; it is not changed.
+        data: Calibration, search and holdout sets; losses are taken on calibration samples.
+        settings: Targets, space, importance, seed and workers; budgets and time play no part.
+        seconds: When to stop measuring; the rest is estimated. None: everything is measured.
+        observer: Hears about progress; `should_stop()` of it, where it has one, gives up.
+
+    Raises:
+        ParetopressError: One of `spaces.errors`; `InterruptedSearch` where the observer wanted to stop.
+    """
+    from paretopress.evaluators.curves import LOSS, sensitivity_curves
+
+    watcher: Observer = observer or Silent()
+    _check_settings(settings)
+    watcher.stage("capture", None)
+    problem = prepare_problem(model, data, settings)
+    with torch_threads(THREADS), torch.random.fork_rng(devices=[]):
+        evaluator = prepare_evaluator(problem, watcher)
+        with _executor(evaluator, problem) as executor:
+            table = _measured_table(problem, executor, watcher, seconds)
+    stop = getattr(watcher, "should_stop", None)
+    if stop is not None and stop():
+        raise InterruptedSearch("stopped; nothing is stored", getattr(watcher, "exit_code", 130))
+    curves = sensitivity_curves(problem.program.structure, problem.space, table)
+    return {
+        "schema": 1,
+        "loss": LOSS,
+        "samples": len(evaluator.entries.calibration.inputs[0]),
+        "importance": settings.importance,
+        "seed": settings.seed,
+        "targets": [device.id for device in problem.costs.devices],
+        "curves": [curve.to_plain() for curve in curves],
+    }
 
 
 def verify_artifact(

@@ -14,6 +14,7 @@ from paretopress.cli.options import debug_option
 _VERBS = {
     "demo": "search",
     "inspect": "inspect",
+    "sensitivity": "sensitivity",
     "search": "search",
     "front": "front",
     "export": "front",

@@ -63,7 +63,7 @@ def inspect_command(
     as_json: bool,
 ) -> int:
     """Show a model's layers, channel groups and options, and whether budgets can be met, before searching."""
-    _check_drawing(svg)
+    check_drawing(svg)
     from paretopress.cli.search import limits_of, read_plain
     from paretopress.factories import load_data, load_model
     from paretopress.measuring import measure_if_targeted
@@ -87,11 +87,11 @@ def inspect_command(
     if impossible:
         raise InfeasibleError(_impossible(impossible))
     if not as_json:
-        next_command(_search_command(settings_file, model, data, targets, limits, max_drop, assignments, plain))
+        next_command(suggested_search(settings_file, model, data, targets, limits, max_drop, assignments, plain))
     return 0
 
 
-def _check_drawing(path: Path | None) -> None:
+def check_drawing(path: Path | None) -> None:
     """Refuse a file that cannot be written before anything is computed. Raises `ConfigError`."""
     if path is None:
         return
@@ -109,7 +109,7 @@ def _draw(found: Mapping[str, Any], path: Path) -> None:
     click.echo(f"graph: {path}", err=True)
 
 
-def _search_command(
+def suggested_search(
     settings_file: Path | None,
     model: str,
     data: str,

@@ -117,7 +117,10 @@ def demo_command(
 @effort_options
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
 @click.option("--sampler", help="How trials are proposed: nsga2, tpe or random.  [default: nsga2]")
-@click.option("--importance", help="How channels are ranked: obs, taylor, l2 or l1.  [default: obs]")
+@click.option(
+    "--importance",
+    help="How channels are ranked: obs, taylor, fisher, hessian, fpgm, bn_scale, l2 or l1.  [default: obs]",
+)
 @click.option(
     "--distil",
     help="Train finalists against the dense model, without labels, on these inputs: train, calibration, off, or auto: "

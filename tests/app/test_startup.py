@@ -88,6 +88,7 @@ def test_public_names_resolve_and_unknown_ones_do_not():
         "",
         "demo",
         "inspect",
+        "sensitivity",
         "search",
         "front",
         "export",
