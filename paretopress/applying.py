@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from paretopress.compressors.calibration import base_network
 from paretopress.compressors.compressed_model import CompressedModel, network_of
 from paretopress.compressors.distillation import DistillationSettings, distil
 from paretopress.compressors.entries import IMPORTANCES
@@ -112,6 +114,8 @@ def apply_policy(
         program = captured(model, sets.fitted)
         assignment = None if isinstance(decide, Policy) else decide(program.structure)
         policy = decide if isinstance(decide, Policy) else assignment.policy  # type: ignore[union-attr]
+        if assignment is not None and policy.is_dense:
+            _warn_of_nothing(assignment)
         plan(program.structure, policy)   # refuses what the model does not have, before anything is spent
         watcher.stage("calibrate", len(sets.fitted.first(CALIBRATION_SAMPLES)))
         entries = calibrated(program, sets.fitted, importance, seed=seed,
@@ -184,11 +188,19 @@ def _distilled(
     program: Program, network: Network, tier: str, sets: Sets, settings: DistillationSettings, seed: int,
     watcher: ProgressObserver,
 ) -> tuple[Network, str]:
-    """The network distilled, where that brought it nearer to the dense model, and which build it is."""
+    """The network distilled, where that brought it nearer to the dense model, and which build it is.
+
+    Nearer on variations of the training samples is not enough: a short training may gain there and lose on samples
+    as they are.
+    """
     watcher.stage("distil", settings.steps)
     inputs = flat_inputs(program, sets.training.first(TRAINING_SAMPLES))
     found = distil(program, network, inputs, settings, seed=seed, progress=lambda *_: watcher.advance())
-    return (network, tier) if found.network is network else (found.network, "distilled")
+    if found.network is network:
+        return network, tier
+    score = _judge(program, base_network(program), sets)
+    nearer = score(found.network)["divergence"] < score(network)["divergence"]
+    return (found.network, "distilled") if nearer else (network, tier)
 
 
 def with_time(settings: DistillationSettings, steps: int | None, time: str | None) -> DistillationSettings:
@@ -197,6 +209,11 @@ def with_time(settings: DistillationSettings, steps: int | None, time: str | Non
         raise ConfigError(f"distill: steps {steps!r} is not a whole number from 1")
     seconds = settings.seconds if time is None else parse_duration(time, "distill: time")
     return replace(settings, steps=settings.steps if steps is None else steps, seconds=seconds)
+
+
+def _warn_of_nothing(assignment: Assignment) -> None:
+    first = "; ".join(f"{unit}: {reason}" for unit, reason in assignment.left_dense[:1])
+    warnings.warn(f"nothing was changed ({first}); left_dense has every reason", UserWarning, stacklevel=5)
 
 
 def _check_model(model: object) -> None:

@@ -1,7 +1,7 @@
 """One method for the whole model: every unit that can have it gets its choice, and each of the others has a reason.
 
 A level is one value for all units, or a mapping of globs of layer and group names to values; a name goes before a
-glob, an earlier glob before a later one, and None leaves dense what it matches.
+glob, a later glob before an earlier one, and None leaves dense what it matches.
 """
 
 from __future__ import annotations
@@ -180,9 +180,14 @@ def factorisation(rank: int | float | Mapping[str, int | float | None]) -> Metho
     def offer(structure: Structure, subject: str, value: object) -> Offer:
         layer = structure.layer(subject)
         rows, columns = layer.sides(layer.shape)
-        fraction = value * (rows + columns) / (rows * columns) if isinstance(value, int) else value
-        found, refused = rank_choices(layer, (), (fraction,))  # type: ignore[arg-type]
-        return (found[0], "") if found else (None, refused[-1][1])
+        break_even = rows * columns / (rows + columns)
+        share = value / break_even if isinstance(value, int) else float(value)  # type: ignore[arg-type]
+        found, _ = rank_choices(layer, (), (share,))
+        if found:
+            return found[0], ""
+        if isinstance(value, int):
+            return None, f"rank {value} x ({rows} + {columns}) weights are no fewer than {rows} x {columns}"
+        return None, f"{value:g} of its break-even rank {break_even:.3g} rounds to none that pays"
 
     return Method("factorize", "rank", levels, offer, for_all)
 
@@ -190,7 +195,8 @@ def factorisation(rank: int | float | Mapping[str, int | float | None]) -> Metho
 def sparsification(density: float | str | Mapping[str, float | str | None]) -> Method:
     """Store a part of the weights: a density, `"2:4"` or `"0.25 in 4x1"`. Raises `PolicyError` for anything else."""
     levels, for_all = _levels(density, "density")
-    choices = {value: Sparse.of(value) for value in levels.values() if value is not None}  # type: ignore[arg-type]
+    choices = {value: Sparse.of(value) if isinstance(value, str) else Sparse(_number("density", value))
+               for value in levels.values() if value is not None}
 
     def offer(structure: Structure, subject: str, value: object) -> Offer:
         return _if_smaller(structure.layer(subject), None, choices[value])
@@ -294,9 +300,9 @@ def _matches(glob: str, names: Iterable[str]) -> bool:
 
 
 def _glob_of(levels: Mapping[str, object], names: Sequence[str]) -> str | None:
-    """The glob that decides about what has these names: one of them itself, else the first that matches."""
+    """The glob that decides about what has these names: one of them itself, else the last that matches."""
     exact = (name for name in names if name in levels)
-    return next(exact, next((glob for glob in levels if _matches(glob, names)), None))
+    return next(exact, next((glob for glob in reversed(list(levels)) if _matches(glob, names)), None))
 
 
 def _refuse_strangers(where: str, globs: Iterable[str], names: Iterable[Sequence[str]]) -> None:

@@ -60,10 +60,11 @@ def apply_command(
             network, sets, policy, refit=not no_refit, distillation=distillation, importance=importance, seed=seed,
             observer=observer,
         )
-        compressed.save(output, overwrite=force)
+        stored = compressed.save(output, overwrite=force)
         if onnx is not None:
             compressed.export_onnx(onnx)
         found = _measured(compressed, output, onnx, network, sets, observer)
+        found["measured"] |= stored   # not of the copy that was exported
     if as_json:
         print_json(found)
     else:
