@@ -369,6 +369,33 @@ def test_every_snippet_of_the_document_runs_and_its_bytes_are_right(demo, tmp_pa
     assert made.size_bytes == made.plan.stored_bytes
 
 
+def test_the_table_of_combinations_is_the_rule(demo):
+    structure = applying.captured(demo[0], applying.Sets.of(demo[1]).fitted).structure
+    layer = "stage1.0.conv2.0"
+    choices = {"prune": {"stage1.0.conv1.0/channels": Keep(0.5)}}
+    formats = {"quantise": Weights(4, 32), "cluster": Clustered(4), "binarise": Binary(), "halve": Half()}
+    choices |= {"factorise": {f"{layer}/rank": Factorised("svd", 8)}, "sparsify": {f"{layer}/sparsity": Sparse(0.5)}}
+    choices |= {name: {f"{layer}/weights": form} for name, form in formats.items()}
+    rows = re.findall(r"^\| (?:\*\*(\w+)\*\*)? \|(.*)\|$", DOCUMENT.read_text(), re.MULTILINE)
+    heading = next(cells for name, cells in rows if not name and "factorise" in cells)
+    columns = [cell.strip() for cell in heading.split("|")]
+    seen = 0
+    for name, cells in ((name, cells) for name, cells in rows if name):
+        for column, cell in zip(columns, (cell.strip() for cell in cells.split("|")), strict=True):
+            if cell:
+                policy = paretopress.Policy.of({**choices[name], **choices[column]})
+                seen += 1
+                if cell.startswith("yes"):
+                    assert plan(structure, policy).stored_bytes < 453_632
+                else:
+                    with pytest.raises(PolicyError, match=cell.removeprefix("no: ")):
+                        plan(structure, policy)
+    assert seen == 15
+    inputs_too = {**choices["factorise"], f"{layer}/weights": Binary(1, 1)}
+    with pytest.raises(PolicyError, match="the input of a second factor cannot be signs"):
+        plan(structure, paretopress.Policy.of(inputs_too))
+
+
 @pytest.fixture
 def policy_file(tmp_path):
     choices = {"second/channels": Keep(0.5), "last/weights": Clustered(4), "second/weights": Weights(4, 32)}
