@@ -376,7 +376,7 @@ def test_the_table_of_combinations_is_the_rule(demo):
     formats = {"quantise": Weights(4, 32), "cluster": Clustered(4), "binarise": Binary(), "halve": Half()}
     choices |= {"factorise": {f"{layer}/rank": Factorised("svd", 8)}, "sparsify": {f"{layer}/sparsity": Sparse(0.5)}}
     choices |= {name: {f"{layer}/weights": form} for name, form in formats.items()}
-    rows = re.findall(r"^\| (?:\*\*(\w+)\*\*)? \|(.*)\|$", DOCUMENT.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| ?(?:\*\*(\w+)\*\*)? \|(.*)\|$", DOCUMENT.read_text(), re.MULTILINE)
     heading = next(cells for name, cells in rows if not name and "factorise" in cells)
     columns = [cell.strip() for cell in heading.split("|")]
     seen = 0
