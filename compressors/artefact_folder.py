@@ -42,7 +42,7 @@ def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         DiskError: Writing failed; nothing half-written is left and the destination is as it was.
     """
     folder = folder.resolve()
-    _refuse_in_use(folder, overwrite)
+    refuse_in_use(folder, overwrite)
     temporary = temporary_sibling(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,8 @@ def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refuse_in_use(folder: Path, overwrite: bool) -> None:
+def refuse_in_use(folder: Path, overwrite: bool) -> None:
+    """Refuse a destination that `new_folder` would refuse. Raises `ConfigError`."""
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -35,6 +35,8 @@ from paretopress.spaces.documents import (
     write_yaml,
 )
 from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedModelError
+from paretopress.spaces.left_dense import untouched
+from paretopress.spaces.methods import Assignment
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 
@@ -52,6 +54,8 @@ class CompressedModel(nn.Module):
         delta: All that is not tensors.
         activation_scale: `(n,)` float32, scales of the tensors `delta.ranges`.
         activation_zero_point: `(n,)` uint8.
+        tier: Which build it is: `"dense"`, `"entries"`, `"refit"` or `"distilled"`; `""` where it was loaded.
+        assignment: What the method decided that it was made by, None where it was made from a policy.
     """
 
     activation_scale: Tensor
@@ -77,6 +81,8 @@ class CompressedModel(nn.Module):
         self._source = (source,)   # inside a tuple: the dense model is no submodule
         self._plan: Plan | None = None
         self._executable: Network | None = None
+        self.tier = ""
+        self.assignment: Assignment | None = None
         self.eval()
 
     @property
@@ -111,6 +117,16 @@ class CompressedModel(nn.Module):
     def size_bytes(self) -> int:
         """Bytes of its stored tensors: weights, scales, zero points, biases, buffers."""
         return sum(tensor.numel() * tensor.element_size() for tensor in artefact_tensors(self).values())
+
+    @property
+    def left_dense(self) -> tuple[tuple[str, str], ...]:
+        """What was left as it is, `(unit, reason)`. Raises as `program`."""
+        return tuple(untouched(self.plan)) if self.assignment is None else self.assignment.left_dense
+
+    @property
+    def adjusted(self) -> tuple[tuple[str, str], ...]:
+        """What got another choice than the method was asked for, `(unit, reason)`."""
+        return () if self.assignment is None else self.assignment.adjusted
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:  # noqa: ANN401 - whatever the user's model returns
         """Compute what the artefact computes: in 8-bit steps where its activations are quantised.
@@ -172,6 +188,13 @@ class CompressedModel(nn.Module):
     def forget_network(self) -> None:
         """Build what quantised activations run on anew when it is needed: the tensors have changed."""
         self._executable = None
+
+    def export_onnx(self, path: str | Path) -> Path:
+        """Write it as one ONNX file, which replaces what is there. Raises `DiskError`."""
+        from paretopress.compressors.export_onnx import export_onnx
+
+        export_onnx(self.program, network_of(self), Path(path))
+        return Path(path)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModel:
         self.forget_network()

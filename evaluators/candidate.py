@@ -6,19 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from paretopress.compressors.compressed_model import run_batches
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.network import Network
-from paretopress.compressors.refit import settle
 from paretopress.evaluators.batches import Batches
+from paretopress.evaluators.construction import outputs_on, stitched
 from paretopress.evaluators.costs import CostModel, runs_everywhere, violations
 from paretopress.evaluators.divergence import divergence
 from paretopress.evaluators.evaluation import Evaluation, State
-from paretopress.evaluators.metrics import Metric, concatenate_outputs, score
+from paretopress.evaluators.metrics import Metric, score
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 
@@ -145,12 +142,7 @@ class CandidateEvaluator:
 
     def build(self, policy: Policy) -> tuple[Network, float]:
         """Return the tuned network of a policy and its divergence on the tuning samples."""
-        program, calibration = self.entries.program, self.entries.calibration
-        if policy.is_dense:
-            return calibration.base, 0.0
-        network, values = settle(self.entries, plan(program.structure, policy))
-        dense = [calibration.values[name] for name in program.graph.outputs]
-        return network, divergence(dense, [values[name] for name in program.graph.outputs])
+        return stitched(self.entries, policy)
 
     def score(self, network: Network) -> dict[str, float]:
         """Return every metric of a network on the samples, and its `divergence` from the dense model there."""
@@ -158,11 +150,5 @@ class CandidateEvaluator:
         return {**scores, "divergence": divergence(self.dense_outputs, outputs)}
 
     def _run(self, network: Network) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-        program, samples = self.entries.program, self.samples
-        with torch.inference_mode():
-            collected = [
-                run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs)) for batch in samples
-            ]
-        outputs = concatenate_outputs(collected)
-        flat = tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
-        return flat, score(self.metrics, outputs, samples.targets)
+        outputs, flat = outputs_on(self.entries.program, network, self.samples)
+        return flat, score(self.metrics, outputs, self.samples.targets)

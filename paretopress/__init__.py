@@ -5,6 +5,11 @@
 >>> print(result.front.table())
 >>> result.export("model.onnx", pick="knee")
 
+One method alone, without a search:
+
+>>> smaller = paretopress.quantize(model, inputs, bits=4)
+>>> smaller.save("small/")
+
 Names are loaded on first use, so that importing the package costs nothing.
 """
 
@@ -30,16 +35,33 @@ if TYPE_CHECKING:
     from paretopress.api import compress, load
     from paretopress.evaluators.data import Data
     from paretopress.evaluators.metrics import Metric
+    from paretopress.one_method import (
+        apply,
+        binarize,
+        cluster,
+        distill,
+        factorize,
+        halve,
+        prune,
+        quantize,
+        sparsify,
+    )
     from paretopress.result import Front, Point, Result
     from paretopress.spaces.policy import Policy
 
     __version__: str
 
-__all__ = ["Data", "Front", "Metric", "Point", "Policy", "Result", "__version__", "compress", "load"]
+__all__ = [
+    "Data", "Front", "Metric", "Point", "Policy", "Result", "__version__", "apply", "binarize", "cluster", "compress",
+    "distill", "factorize", "halve", "load", "prune", "quantize", "sparsify",
+]
+
+_METHODS = ("apply", "binarize", "cluster", "distill", "factorize", "halve", "prune", "quantize", "sparsify")
 
 _HOMES = {
     "compress": "paretopress.api",
     "load": "paretopress.api",
+    **dict.fromkeys(_METHODS, "paretopress.one_method"),
     "Data": "paretopress.evaluators.data",
     "Metric": "paretopress.evaluators.metrics",
     "Front": "paretopress.result",

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from paretopress.compressors.program import Program, build_program
+from paretopress.compressors.program import Program
 from paretopress.evaluators.anchors import anchored
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.construction import EXAMPLE_SAMPLES, captured, flat_inputs
 from paretopress.evaluators.costs import (
     CostModel,
     drop_slower_ranks,
@@ -39,7 +40,6 @@ from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import DENSE, Policy
 from paretopress.spaces.space import SearchSpace, SpaceSettings, build_space
 
-EXAMPLE_SAMPLES = 4
 EVEN_WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
@@ -242,12 +242,11 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     if settings.distil == "train" and prepared.train is None:
         raise ConfigError("distil: train: the data has no train set (allowed: auto, calibration, off)")
     settings = replace(settings, budgets=_with_directions(settings.budgets, prepared.metrics[0].direction))
-    example = prepared.calibration.first(EXAMPLE_SAMPLES)[0]
-    program = build_program(model, example.args, dict(example.kwargs))
+    program = captured(model, prepared.calibration)
     devices = tuple(load_profile(target) for target in settings.targets)
     _refuse_times_without_basis(CostModel(devices), settings.budgets)
     space = build_space(program.structure, [device.capabilities() for device in devices], settings.space)
-    flat = program.flatten_inputs(example.args, dict(example.kwargs))
+    flat = list(flat_inputs(program, prepared.calibration.first(EXAMPLE_SAMPLES)))
     costs = CostModel(tuple(anchored(device, program, space, flat) for device in devices))
     space = drop_what_cannot_run(program.structure, space, costs)
     space = drop_slower_ranks(program.structure, space, costs)
@@ -369,12 +368,6 @@ def show_cost(name: str, value: float) -> str:
     if base == "energy":
         return f"{value:.4g} uJ predicted"
     return f"{value:,.4g} MACs" if base == "macs" else f"{value:.4g}"
-
-
-def calibration_inputs(problem: Problem, samples: int) -> list[list[Tensor]]:
-    """Inputs of the first samples that layers are fitted to, batch by batch, in the order of the graph's inputs."""
-    chosen: Batches = problem.data.fitted.first(samples)
-    return [problem.program.flatten_inputs(batch.args, batch.kwargs) for batch in chosen]
 
 
 def default_run_path(problem: Problem) -> Path:

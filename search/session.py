@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import nn
 
-from paretopress.compressors.calibration import calibrate
-from paretopress.compressors.entries import IMPORTANCES, Entries
+from paretopress.compressors.entries import IMPORTANCES
 from paretopress.evaluators.candidate import CandidateEvaluator
+from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
@@ -22,7 +22,6 @@ from paretopress.search.ledger import Run, package_versions
 from paretopress.search.problem import (
     Problem,
     SearchSettings,
-    calibration_inputs,
     check_feasible,
     default_run_path,
     prepare_problem,
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Observer", "SearchSettings", "run_search"]
 
-CALIBRATION_SAMPLES = 1024
-TUNING_SAMPLES = 256
 SEARCH_SAMPLES = 1000     # candidates and finalists are scored on the first of them
 SEEDS = 40
 TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
@@ -167,14 +164,12 @@ def _check_settings(settings: SearchSettings) -> None:
 def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
     """Calibrate the model and score it."""
     torch.manual_seed(problem.settings.seed)
-    batches = calibration_inputs(problem, CALIBRATION_SAMPLES)
-    observer.stage("calibrate", len(batches))
-    calibration = calibrate(
-        problem.program, batches, tuning_samples=TUNING_SAMPLES, seed=problem.settings.seed,
+    fitted, importance = problem.data.fitted, cast("Importance", problem.settings.importance)   # `_check_settings`
+    observer.stage("calibrate", len(fitted.first(CALIBRATION_SAMPLES)))
+    entries = calibrated(
+        problem.program, fitted, importance, seed=problem.settings.seed,
         progress=lambda _done, _total: observer.advance(),
     )
-    importance = cast("Importance", problem.settings.importance)   # `_check_settings` refuses others
-    entries = Entries(problem.program, calibration, importance, seed=problem.settings.seed)
     if importance == "hessian":   # once, for all workers
         observer.stage("curvature", None)
         entries.curvature()

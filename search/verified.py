@@ -242,6 +242,13 @@ def _time(
 def verify_one(folder: Path, model: nn.Module, data: Data, observer: Observer, runs: int) -> dict[str, Any]:
     """Verify one stored artefact against the dense model, both measured here.
 
+    Args:
+        folder: The artefact.
+        model: The dense model.
+        data: Its holdout set and metrics are used.
+        observer: Hears about progress.
+        runs: Timed runs of each, 0 for no times.
+
     Raises:
         ArtifactError: The artefact is damaged, belongs to another model, or fails a parity check.
     """
@@ -262,7 +269,7 @@ def verify_one(folder: Path, model: nn.Module, data: Data, observer: Observer, r
                  Task(str(copy), output_digest(compressed, prepared.holdout))]
         results: list[Verified | str] = call_in_clean_process(
             verify_artifacts,
-            (model, tasks, str(dense_folder / ONNX), prepared.holdout, prepared.metrics, runs, True),
+            (model, tasks, str(dense_folder / ONNX), prepared.holdout, prepared.metrics, runs, runs > 0),
             on_report=lambda _: observer.advance(),
         )
     first, second = results

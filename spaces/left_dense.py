@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from paretopress.spaces.graph import Graph, Node
 from paretopress.spaces.structure import Structure
+
+if TYPE_CHECKING:
+    from paretopress.spaces.plan import Plan
 
 _COMBINED = ("add", "sub", "mul", "div", "cat", "expand", "stack", "repeat")
 _VOLUMES = "channels only: there is no compressed form of 3-d convolutions here ({op})"
@@ -56,3 +61,11 @@ def _feeds_a_weight(graph: Graph, node: Node) -> bool:
     return all(source.op in ("parameter", "constant") for source in sources) and bool(graph.users[node.name]) and any(
         graph.by_name[user].short_op.startswith(("conv", "linear", "addmm")) for user in graph.users[node.name]
     )
+
+
+def untouched(planned: Plan) -> list[tuple[str, str]]:
+    """Return `(unit, reason)` for every weight of a model that a plan leaves as it is."""
+    structure, reason = planned.structure, "the policy has no choice for it"
+    found = [(f"{one.layer.name}/weights", one.layer.frozen or reason) for one in planned.layers
+             if not one.touched and one.shape == one.layer.shape]
+    return [*found, *((unit, why) for unit, _, why in left_dense(structure))]

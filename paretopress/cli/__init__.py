@@ -19,6 +19,7 @@ _VERBS = {
     "front": "front",
     "export": "front",
     "verify": "verify",
+    "apply": "apply",
     "device": "device",
     "doctor": "doctor",
 }

@@ -93,6 +93,7 @@ def test_public_names_resolve_and_unknown_ones_do_not():
         "front",
         "export",
         "verify",
+        "apply",
         "device",
         "device list",
         "device show",

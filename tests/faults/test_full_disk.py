@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from paretopress.spaces.choices import Half
+
 
 def trials_of(path):
     records = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
@@ -57,6 +59,25 @@ def test_an_artefact_that_cannot_be_stored_leaves_the_earlier_front_whole(
     assert sorted(entry.name for entry in dense.iterdir()) == [
         "delta.json", "manifest.json", "model.safetensors", "policy.yaml"
     ]
+
+
+def test_a_model_that_cannot_replace_an_earlier_one_leaves_it_whole(tiny, finish, assert_refused, tmp_path):
+    """The tensors of the second policy are larger than a file may become; the earlier artefact stays loadable."""
+    import paretopress
+
+    model, data = tiny.module.model(), tiny.module.data()
+    earlier = paretopress.quantize(model, data, refit=False)
+    earlier.save(tmp_path / "small")
+    before = {path: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    paretopress.Policy.of({"last/weights": Half()}).save(tmp_path / "policy.yaml")
+    arguments = ("apply", "--policy", tmp_path / "policy.yaml", "--model", "tiny:model", "--data", "tiny:data",
+                 "-o", tmp_path / "small", "--force", "--no-refit")
+    result = finish(*arguments, preexec_fn=functools.partial(limit_files, 4000))
+    assert_refused(result, 74, "small/", "the disk is full")
+    assert {path: path.read_bytes() for path in (tmp_path / "small").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.yaml", "small"]   # nothing half-written
+    loaded = paretopress.load(tmp_path / "small", tiny.module.model)
+    assert loaded.policy == earlier.policy
 
 
 def test_a_full_disk_of_the_verifying_process_is_no_fault_of_the_candidate(tiny_run, tiny, tmp_path, monkeypatch):

@@ -1,0 +1,287 @@
+"""Compress a model by one method, without a search: `prune`, `quantize`, `factorize`, ... and `apply` for any policy.
+
+All of them share the code of the search: the model is captured, its layers are calibrated, compressed with
+compensation, rebuilt on their own compressed prefix, and realised as a `CompressedModel` that computes, saves, exports
+and knows its bytes. The model that is given is not changed. What cannot have the method stays dense, and
+`CompressedModel.left_dense` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from paretopress.spaces.errors import ConfigError
+from paretopress.spaces.methods import (
+    END_BITS,
+    Assignment,
+    Method,
+    binarisation,
+    clustering,
+    factorisation,
+    halving,
+    pruning,
+    quantisation,
+    sparsification,
+)
+from paretopress.spaces.policy import Policy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from paretopress.applying import Distil
+    from paretopress.compressors.compressed_model import CompressedModel
+    from paretopress.evaluators.batches import Set
+    from paretopress.evaluators.data import Data
+    from paretopress.spaces.structure import Structure
+
+__all__ = ["apply", "binarize", "cluster", "distill", "factorize", "halve", "prune", "quantize", "sparsify"]
+
+
+def apply(
+    model: nn.Module, data: Data | Set, policy: Policy, *, refit: bool = True, distil: Distil = False,
+    importance: str = "obs", seed: int = 0,
+) -> CompressedModel:
+    """Build one policy: any legal combination of the methods, in the order prune, factorise, sparsify, then a format.
+
+    Methods compose as policies on the dense model, the later one first asked:
+    `apply(model, data, pruned.policy.replace(quantized.policy.choices))`.
+
+    Args:
+        model: A trained model; it is taken in eval mode.
+        data: A `paretopress.Data`, or calibration inputs: a tensor, a tuple or mapping of them, an iterable of batches.
+        policy: What to do to each unit; see `Policy` and `Policy.load`.
+        refit: Solve every layer again on what the compressed layers before it give, and keep that where it is nearer
+            to the dense model's outputs on samples that nothing was fitted to.
+        distil: Train the result against the dense model's outputs, without labels, on the `train` set or the
+            calibration inputs: True, a number of steps, or a time such as `"5m"`.
+        importance: How channels are ranked: `"obs"`, `"taylor"`, `"l2"` or `"l1"`.
+        seed: Of everything that is drawn: with the same seed, number of threads and no time the result is the same.
+
+    Returns:
+        The compressed model in eval mode.
+
+    Raises:
+        PolicyError: The policy names what the model does not have, what is frozen, or what does not go together.
+        ConfigError: A malformed argument.
+        DataError: Data that is empty, not finite, or of differing shapes.
+        UnsupportedModelError: The model cannot be captured, or holds NaN.
+    """
+    from paretopress.applying import apply_policy, distillation_settings
+
+    if not isinstance(policy, Policy):
+        kind = type(policy).__name__
+        raise ConfigError(f"apply: expected a paretopress.Policy, got {kind} (Policy.load reads a file)")
+    settings = distillation_settings(distil)
+    return apply_policy(model, data, policy, refit=refit, distillation=settings, importance=importance, seed=seed)
+
+
+def prune(
+    model: nn.Module, data: Data | Set, ratio: float | Mapping[str, float | None] = 0.5, *, importance: str = "obs",
+    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+) -> CompressedModel:
+    """Really remove channels; what is left makes up for them.
+
+    Args:
+        model: As for `apply`.
+        data: As for `apply`.
+        ratio: Fraction of each group's channels that is kept, in (0, 1); or globs of groups, or of layers that make
+            their channels, to fractions. There, 0 drops the residual branch that a group is the inside of.
+        importance: As for `apply`.
+        exclude: Globs of layers and groups that stay as they are.
+        refit: As for `apply`.
+        distil: As for `apply`.
+        seed: As for `apply`.
+
+    Raises:
+        ConfigError: A ratio outside its range, or a glob that matches nothing (with the nearest).
+        PolicyError: None of what a glob names can be pruned, with the reason. Others as `apply`.
+    """
+    return _by(pruning(ratio), model, data, exclude, refit=refit, distil=distil, seed=seed, importance=importance)
+
+
+def quantize(
+    model: nn.Module, data: Data | Set, bits: int | Mapping[str, int | None] = 8, activations: int = 8, *,
+    end_bits: int = END_BITS, exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+) -> CompressedModel:
+    """Store weights as packed integers with a scale per output, and compute in 8-bit integers where asked.
+
+    Args:
+        model: As for `apply`.
+        data: As for `apply`.
+        bits: 8, 4, 3 or 2; or globs of layers to them.
+        activations: 8, or 32 to compute in floats on the integers.
+        end_bits: Fewest bits of the first and the last layers, but for those that `bits` names; 2 for no difference.
+        exclude: Globs of layers that stay as they are.
+        refit: As for `apply`.
+        distil: As for `apply`.
+        seed: As for `apply`.
+
+    Raises:
+        PolicyError: Widths that are not offered, or none of what a glob names can have them.
+        ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
+    """
+    return _by(quantisation(bits, activations, end_bits), model, data, exclude, refit=refit, distil=distil, seed=seed)
+
+
+def factorize(
+    model: nn.Module, data: Data | Set, rank: int | float | Mapping[str, int | float | None] = 0.5, *,
+    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+) -> CompressedModel:
+    """Replace layers by two smaller ones: singular values of the outputs that calibration inputs give.
+
+    Args:
+        model: As for `apply`.
+        data: As for `apply`.
+        rank: A fraction in (0, 1) of the rank from which on two factors have no fewer weights than the layer, or a
+            whole number; or globs of layers to either.
+        exclude: Globs of layers that stay as they are.
+        refit: As for `apply`.
+        distil: As for `apply`.
+        seed: As for `apply`.
+
+    Raises:
+        PolicyError: A rank below 1, or none of what a glob names can have it.
+        ConfigError: A fraction outside (0, 1), or a glob that matches nothing (with the nearest). Others as `apply`.
+    """
+    return _by(factorisation(rank), model, data, exclude, refit=refit, distil=distil, seed=seed)
+
+
+def sparsify(
+    model: nn.Module, data: Data | Set, density: float | str | Mapping[str, float | str | None] = 0.5, *,
+    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+) -> CompressedModel:
+    """Store a part of the weights and their places; the others make up for what is gone. Saves bytes, not time.
+
+    Args:
+        model: As for `apply`.
+        data: As for `apply`.
+        density: Fraction kept, `"2:4"` (two of every four neighbours), or `"0.25 in 4x1"` (whole blocks); or globs of
+            layers to them.
+        exclude: Globs of layers that stay as they are.
+        refit: As for `apply`.
+        distil: As for `apply`.
+        seed: As for `apply`.
+
+    Raises:
+        PolicyError: A density outside (0, 1) or a pattern that is none.
+        ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
+    """
+    return _by(sparsification(density), model, data, exclude, refit=refit, distil=distil, seed=seed)
+
+
+def binarize(
+    model: nn.Module, data: Data | Set, bases: int | Mapping[str, int | None] = 1, activations: int = 32, *,
+    end_bits: int = END_BITS, exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+) -> CompressedModel:
+    """Store weights as signs with a scale per output and base. Without distillation few models survive it.
+
+    Args:
+        model: As for `apply`.
+        data: As for `apply`.
+        bases: 1 to 3: every further one holds the signs of what is left; or globs of layers to them.
+        activations: 32 to compute in floats, 8 in 8-bit integers, 1 to make signs of the inputs too.
+        end_bits: The first and the last layers, but for those that `bases` names, get integers of that width; 2 gives
+            them 2 bits where there is 1 basis.
+        exclude: Globs of layers that stay as they are.
+        refit: As for `apply`.
+        distil: As for `apply`.
+        seed: As for `apply`.
+
+    Raises:
+        PolicyError: Bases or activations that are not offered, or none of what a glob names can be signs.
+        ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
+    """
+    return _by(binarisation(bases, activations, end_bits), model, data, exclude, refit=refit, distil=distil, seed=seed)
+
+
+def cluster(
+    model: nn.Module, data: Data | Set, bits: int | Mapping[str, int | None] = 4, *, end_bits: int = END_BITS,
+    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+) -> CompressedModel:
+    """Share `2^bits` values among the weights of each layer, times a scale per output. Saves bytes, not time.
+
+    Args:
+        model: As for `apply`.
+        data: As for `apply`.
+        bits: 2 to 8; or globs of layers to them.
+        end_bits: The first and the last layers, but for those that `bits` names, get integers of that width where
+            `bits` is less.
+        exclude: Globs of layers that stay as they are.
+        refit: As for `apply`.
+        distil: As for `apply`.
+        seed: As for `apply`.
+
+    Raises:
+        PolicyError: Bits that are not offered, or none of what a glob names can have them.
+        ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
+    """
+    return _by(clustering(bits, end_bits), model, data, exclude, refit=refit, distil=distil, seed=seed)
+
+
+def halve(
+    model: nn.Module, data: Data | Set, kind: str | Mapping[str, str | None] = "fp16", *,
+    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+) -> CompressedModel:
+    """Store weights as 16-bit floats; they compute in 32 bits. Saves bytes, not time.
+
+    Args:
+        model: As for `apply`.
+        data: As for `apply`.
+        kind: `"fp16"` or `"bf16"`; or globs of layers to them.
+        exclude: Globs of layers that stay as they are.
+        refit: As for `apply`.
+        distil: As for `apply`.
+        seed: As for `apply`.
+
+    Raises:
+        PolicyError: Another kind. ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
+    """
+    return _by(halving(kind), model, data, exclude, refit=refit, distil=distil, seed=seed)
+
+
+def distill(
+    compressed: CompressedModel | Policy, model: nn.Module, data: Data | Set, *, steps: int | None = None,
+    time: str | None = None, seed: int = 0,
+) -> CompressedModel:
+    """Train a compressed model against the dense one, without labels; the better of before and after is returned.
+
+    Args:
+        compressed: What `apply` and the methods return or `paretopress.load` reads, or a policy, which is built first.
+        model: The dense model that it was made of.
+        data: A `paretopress.Data`, of which the train set is used where there is one, or calibration inputs.
+        steps: Gradient steps, 1,500 by default.
+        time: A limit such as `"5m"`; the schedule then ends early, and the result depends on the machine's speed.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ConfigError: A malformed argument.
+        ArtifactError: The compressed model was made of another model. Others as `apply`.
+    """
+    from paretopress.applying import apply_policy, distil_further, with_time
+    from paretopress.compressors.compressed_model import CompressedModel
+    from paretopress.compressors.distillation import DistillationSettings
+
+    settings = with_time(DistillationSettings(), steps, time)
+    if isinstance(compressed, Policy):
+        return apply_policy(model, data, compressed, distillation=settings, seed=seed)
+    if not isinstance(compressed, CompressedModel):
+        kind = type(compressed).__name__
+        raise ConfigError(f"distill: expected a compressed model or a paretopress.Policy first, got {kind}")
+    return distil_further(compressed, model, data, settings, seed=seed)
+
+
+def _by(
+    method: Method, model: nn.Module, data: Data | Set, exclude: Sequence[str], *, refit: bool, distil: Distil,
+    seed: int, importance: str = "obs",
+) -> CompressedModel:
+    from paretopress.applying import apply_policy, distillation_settings
+
+    if isinstance(exclude, str):
+        raise ConfigError(f"exclude: expected a list of globs, got the text {exclude!r}")
+    settings = distillation_settings(distil)
+
+    def decide(structure: Structure) -> Assignment:
+        return method.assign(structure, exclude)
+
+    return apply_policy(model, data, decide, refit=refit, distillation=settings, importance=importance, seed=seed)
