@@ -102,15 +102,20 @@ def prune(
 
 def quantize(
     model: nn.Module, data: Data | Set, bits: int | Mapping[str, int | None] = 8, activations: int = 8, *,
-    end_bits: int = END_BITS, exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+    scheme: str = "symmetric", group: int = 0, end_bits: int = END_BITS, exclude: Sequence[str] = (),
+    refit: bool = True, distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
-    """Store weights as packed integers with a scale per output, and compute in 8-bit integers where asked.
+    """Store weights as packed integers, and compute in 8-bit integers where asked.
 
     Args:
         model: As for `apply`.
         data: As for `apply`.
         bits: 8, 4, 3 or 2; or globs of layers to them.
         activations: 8, or 32 to compute in floats on the integers.
+        scheme: `"symmetric"`; with 32 activation bits also `"asymmetric"`: zero points, or `"tensor"`: one scale for
+            all weights of a layer.
+        group: Inputs that share a scale, a power of two from 16, with 32 activation bits; 0 for all of an output. ONNX
+            Runtime computes linear layers on 4-bit weights in groups as they are.
         end_bits: Fewest bits of the first and the last layers, but for those that `bits` names; 2 for no difference.
         exclude: Globs of layers that stay as they are.
         refit: As for `apply`.
@@ -121,7 +126,8 @@ def quantize(
         PolicyError: Widths that are not offered, or none of what a glob names can have them.
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
     """
-    return _by(quantisation(bits, activations, end_bits), model, data, exclude, refit=refit, distil=distil, seed=seed)
+    method = quantisation(bits, activations, end_bits, scheme, group)
+    return _by(method, model, data, exclude, refit=refit, distil=distil, seed=seed)
 
 
 def factorize(

@@ -205,10 +205,11 @@ def sparsification(density: float | str | Mapping[str, float | str | None]) -> M
 
 
 def quantisation(
-    bits: int | Mapping[str, int | None], activations: int = 8, end_bits: int = END_BITS
+    bits: int | Mapping[str, int | None], activations: int = 8, end_bits: int = END_BITS, scheme: str = "symmetric",
+    group: int = 0,
 ) -> Method:
     """Integers of 8, 4, 3 or 2 bits, in floats where there is no integer kernel. Raises `PolicyError` for others."""
-    return _formats("quantize", bits, "bits", lambda value: Weights(value, activations), end_bits)
+    return _formats("quantize", bits, "bits", lambda value: Weights(value, activations, scheme, group), end_bits)
 
 
 def clustering(bits: int | Mapping[str, int | None], end_bits: int = END_BITS) -> Method:

@@ -81,20 +81,23 @@ def draw(rows: list[dict[str, Any]], dense: float, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 6))
-    markers = "osD^v<>PXph*"
+    figure, axes = plt.subplots(figsize=(10, 5.5))
+    markers, colours = "osD^v<>PXph*", plt.get_cmap("Paired").colors
     for index, family in enumerate(FAMILIES):
         members = sorted((row for row in rows if row["family"] == family), key=lambda row: row["smaller"])
         axes.plot([row["smaller"] for row in members], [100 * (dense - row["accuracy"]) for row in members],
-                  marker=markers[index % len(markers)], label=family, linewidth=1.2, markersize=5)
+                  marker=markers[index % len(markers)], color=colours[index % len(colours)], label=family,
+                  linewidth=1.2, markersize=5)
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_xticks([2, 4, 8, 16, 32], ["2x", "4x", "8x", "16x", "32x"])
     axes.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50], ["0", "0.5", "1", "2", "5", "10", "20", "50"])
+    axes.set_ylim(-0.3, 50)
+    axes.minorticks_off()
     axes.set_xlabel("stored bytes: times smaller than 32-bit floats")
     axes.set_ylabel("points of accuracy lost")
     axes.grid(visible=True, which="major", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
