@@ -24,7 +24,6 @@ from paretopress.compressors.network import (
     Range,
     dense_network,
     forward,
-    part_layers,
 )
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.stored import read_stored
@@ -37,6 +36,7 @@ from paretopress.spaces.documents import (
     write_yaml,
 )
 from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedModelError
+from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.plan import LayerPlan, Plan, plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.weight_layout import by_outputs
@@ -256,8 +256,8 @@ def _parts(layer_plan: LayerPlan, tensors: Mapping[str, Tensor]) -> tuple[Part, 
         weight = by_outputs(layer, tensors[layer.weight], layer.groups)
         return (Part(weight, tensors[layer.bias] if layer.bias else weight.new_zeros(len(weight))),)
     parts = []
-    factorised = layer_plan.rank is not None
-    named = zip(part_layers(layer, factorised), layer.part_tensors(factorised), layer_plan.parts, strict=True)
+    shapes = layer_plan.parts
+    named = zip(part_layers(layer, layer_plan.factors), layer.part_tensors(len(shapes)), shapes, strict=True)
     for applied, (name, bias_name), (_, shape) in named:
         weight, bias = by_outputs(applied, tensors[name], layer_plan.groups), tensors.get(bias_name)
         if not layer_plan.is_stored_otherwise:

@@ -88,7 +88,7 @@ class SearchSettings:
         plain["budgets"] = [{"objective": b.objective, "limit": b.text} for b in self.budgets]
         plain["space"]["pin"] = {unit: choice_to_plain(choice) for unit, choice in self.space.pin.items()}
         plain["targets"] = list(self.targets)
-        for name in ("keep", "rank", "bits", "halves", "clusters", "binary", "sparsity", "exclude"):
+        for name in ("keep", "rank", "rank_kinds", "bits", "halves", "clusters", "binary", "sparsity", "exclude"):
             plain["space"][name] = list(plain["space"][name])
         return plain
 

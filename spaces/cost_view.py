@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from paretopress.spaces.arithmetic import INNER
+from paretopress.spaces.factor_forms import convolved, part_layers
 from paretopress.spaces.fusion import FusedKernel, convolution_pads, is_free
 from paretopress.spaces.graph import Graph
 from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
@@ -82,11 +84,7 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
         tail = (*tail, "add", *_absorbed_names(plan.structure.graph, addition))
         output = addition.output
         extra = product(plan.shape(fused.output))
-    if layer.rank is None:
-        yield _layer_kernel(plan, layer, fused.main, output, 0, tail, extra)
-    else:
-        yield _layer_kernel(plan, layer, fused.main, output, 1, (), 0)
-        yield _layer_kernel(plan, layer, fused.main, output, 2, tail, extra)
+    yield from _layer_kernels(plan, layer, fused.main, output, tail, extra)
 
 
 def _is_rectified_in_quantising(plan: Plan, name: str) -> bool:
@@ -108,38 +106,33 @@ def _absorbed_names(graph: Graph, fused: FusedKernel) -> tuple[str, ...]:
     return tuple(name for name in names if name != "batch_norm")
 
 
-def _layer_kernel(
-    plan: Plan, layer: LayerPlan, main: str, output: str, part: int, tail: tuple[str, ...], extra: int
-) -> Kernel:
-    """The kernel of a whole layer (`part` 0) or of its first or second factor (1, 2)."""
+def _layer_kernels(
+    plan: Plan, layer: LayerPlan, main: str, output: str, tail: tuple[str, ...], extra: int
+) -> Iterator[Kernel]:
+    """The kernel of each real layer; `tail` and the `extra` elements read are the last one's."""
     graph = plan.structure.graph
-    before, after = plan.shape(_unpadded(graph, source_of(graph.by_name[main]))), plan.shape(main)
+    source = source_of(graph.by_name[main])
+    before, after = plan.shape(_unpadded(graph, source)), plan.shape(main)
     is_linear = layer.layer.kind is LayerKind.LINEAR
-    window, stride = layer.layer.window, layer.layer.stride
-    input_size = () if is_linear else before[2:]
-    output_size = () if is_linear else after[2:]
-    cin, cout, rank = layer.shape[1] * layer.groups, layer.shape[0], layer.rank or 0
-    input_elements, output_elements = product(before), product(after)
     rows = product(after[:-1]) if is_linear else 1
-    inner = rank * (rows if is_linear else product(output_size))
-    name, family = output, Family(layer.layer.kind.value)
-    if family is Family.TRANSPOSED and part:   # a 1x1 convolution first, the window second
-        inner = rank * product(input_size)
-        if part == 1:
-            family, cout, output_elements, name = Family.CONV, rank, inner, f"{layer.layer.name}:first"
-            window, stride, output_size = (1,) * len(window), (1,) * len(stride), input_size
+    size, elements = () if is_linear else before[2:], product(before)
+    # What is computed on, where the padding in front is the first convolution's: the size between is of that.
+    padded = () if is_linear else plan.shape(source)[2:]
+    operations = part_layers(layer.layer, layer.factors)
+    for index, (operation, (_, shape)) in enumerate(zip(operations, layer.parts, strict=True)):
+        last = index == len(operations) - 1
+        if last:
+            name, made, written = output, () if is_linear else after[2:], product(after)
         else:
-            cin, input_elements = rank, inner
-    elif part == 1:
-        cout, output_elements, name = rank, inner, f"{layer.layer.name}:first"
-    elif part == 2:
-        cin, input_elements, input_size = rank, inner, output_size
-        window, stride = (1,) * len(window), (1,) * len(stride)
-    return Kernel(
-        name, family, layer.layer.name, layer.weight_bits, layer.activation_bits,
-        cin, cout, window, stride, layer.groups, input_size, output_size, rows, tail,
-        input_elements + extra, output_elements,
-    )
+            name, made = f"{layer.layer.name}{INNER[index]}", convolved(operation, padded)
+            written = shape[0] * (rows if is_linear else product(made))
+        yield Kernel(
+            name, Family(operation.kind.value), layer.layer.name, layer.weight_bits, layer.activation_bits,
+            shape[1] * layer.groups, shape[0], operation.window, operation.stride, layer.groups, size, made, rows,
+            tail if last else (), elements + (extra if last else 0), written,
+        )
+        size = padded = made
+        elements = written
 
 
 def _unpadded(graph: Graph, tensor: str) -> str:

@@ -36,7 +36,7 @@ def test_edits_say_what_changes_and_nothing_else():
         "expand": LayerEdit("expand", (4, 8, 1, 1), 1, None, None, None, bias=True),
         "depthwise": LayerEdit("depthwise", (4, 1, 3, 3), 4, None, None, None, bias=True),
         "reduce": LayerEdit("reduce", (8, 4, 1, 1), 1, None, None, None, bias=True),
-        "head": LayerEdit("head", (5, 128), 1, 3, None, None, bias=True),
+        "head": LayerEdit("head", (5, 128), 1, Factorised("svd", 3), None, None, bias=True),
         "stem.1": FoldEdit("stem.1", 8),
         "bn1": FoldEdit("bn1", 4),
         "bn2": FoldEdit("bn2", 4),
@@ -109,7 +109,7 @@ def test_malformed_deltas_are_refused(key, value):
         (LayerEdit("tail", (5, 128), 1, None, None, None, bias=True), "no module 'tail'"),
         (LayerEdit("head", (6, 128), 1, None, None, None, bias=True), "cannot become"),
         (LayerEdit("head", (5, 128, 1, 1), 1, None, None, None, bias=True), "cannot become"),
-        (LayerEdit("head", (5, 128), 1, 6, None, None, bias=True), "cannot become"),
+        (LayerEdit("head", (5, 128), 1, Factorised("svd", 6), None, None, bias=True), "cannot become"),
         (ResizeEdit("bn1", {}, {"bn1.gamma": (4,)}), "tensor 'bn1.gamma'"),
         (ResizeEdit("bn1", {}, {"bn1.weight": (17,)}), "tensor 'bn1.weight'"),
     ],
@@ -141,7 +141,7 @@ def test_subclasses_gradients_and_padding_modes_stay():
     model[0].requires_grad_(False)
     changed = copy.deepcopy(model)
     smaller = LayerEdit("1", (8, 5, 1, 1), 1, None, None, None, bias=True)
-    apply_edits(changed, [LayerEdit("0", (5, 4, 3, 3), 1, 2, None, None, bias=True), smaller])
+    apply_edits(changed, [LayerEdit("0", (5, 4, 3, 3), 1, Factorised("svd", 2), None, None, bias=True), smaller])
     first, second = changed[0]
     assert type(first) is Named
     assert (first.stride, first.padding, first.padding_mode, first.bias) == ((2, 2), (1, 1), "reflect", None)
