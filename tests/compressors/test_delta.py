@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from artefact_models import MODELS, POLICIES, build, choices_of, prepared
+from artefact_models import FACTORED, FACTORS, MODELS, POLICIES, build, choices_of, prepared
 from torch import nn
 
 from paretopress.compressors.apply_edits import apply_edits
