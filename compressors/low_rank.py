@@ -11,6 +11,7 @@ those of all layers that keep the most of it within a number of weights (`budget
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -193,4 +194,4 @@ def _steps(options: Sequence[_Option]) -> list[tuple[_Option, _Option]]:
         while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], option):
             hull.pop()
         hull.append(option)
-    return list(zip(hull[:-1], hull[1:], strict=True))
+    return list(itertools.pairwise(hull))

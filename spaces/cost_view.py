@@ -39,8 +39,9 @@ def cost_view(plan: Plan) -> CostView:
 
 def _loaded_bytes(layer: LayerPlan) -> int:
     """Bytes of a layer's weights in the file the runtime loads: integers stay at 8 bits there."""
-    scales = 4 * layer.shape[0] if layer.loaded_bits == 8 else 0
-    return sum(product(shape) * layer.loaded_bits // 8 + scales for _, shape in layer.parts) + 4 * layer.shape[0]
+    scale = 4 if layer.loaded_bits == 8 else 0   # of every row
+    return sum(product(shape) * layer.loaded_bits // 8 + scale * shape[0] for _, shape in layer.parts) + (
+        4 * layer.shape[0])
 
 
 def merged_sums(plan: Plan) -> dict[str, str]:
@@ -193,13 +194,12 @@ def _lifetimes(plan: Plan, kernels: list[Kernel], read_at: Mapping[str, int]) ->
     written = {kernel.name: index for index, kernel in enumerate(kernels)}
     buffers = [node.name for node in graph.nodes if node.op == "input"] + [k.name for k in kernels]
     for name in buffers:
-        is_first_factor = name not in graph.by_name
         first = written.get(name, -1)
-        width = 1 if plan.arithmetic.is_quantised(name) and name not in plan.arithmetic.sources else 4
-        if is_first_factor:
-            kernel = kernels[first]
-            yield Lifetime(name, kernel.output_elements * width, first, first + 1)
+        if name not in graph.by_name:   # between the parts of a factorised layer
+            width = 1 if kernels[first].activation_bits == 8 else 4
+            yield Lifetime(name, kernels[first].output_elements * width, first, first + 1)
             continue
+        width = 1 if plan.arithmetic.is_quantised(name) and name not in plan.arithmetic.sources else 4
         readers = list(_readers(plan, name))
         last = max((len(kernels) if r == "output" else read_at[r] for r in readers), default=first)
         yield Lifetime(name, product(plan.shape(name)) * width, first, last)

@@ -1,5 +1,7 @@
 """Kinds of factors: their shapes and weights against the formulas, what is offered, and why the rest is not."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -69,14 +71,14 @@ def test_weights_at_pruned_shapes_are_those_of_the_formulas(case):
     assert sum(map(product, shapes)) == by_formula(found.factors, found.shape)
     assert factor_weights(found.factors, layer, found.shape) == by_formula(found.factors, found.shape)
     assert (shapes[0][1], shapes[-1][0]) == (found.shape[1], found.shape[0])
-    assert all(one[0] == other[1] for one, other in zip(shapes[:-1], shapes[1:], strict=True))
+    assert all(one[0] == other[1] for one, other in itertools.pairwise(shapes))
     assert [name for name, _ in found.parts] == [f"{layer.name}.{index}" for index in range(len(shapes))]
     assert all(min(shape) >= 1 for shape in shapes)
     weights = 4 * (sum(map(product, shapes)) + (found.shape[0] if found.has_bias else 0))
     assert found.stored_bytes == weights
     kernels = [kernel for kernel in cost_view(planned).kernels if kernel.layer == layer.name]
     assert [kernel.weight_elements for kernel in kernels] == list(map(product, shapes))
-    assert all(one.output_elements <= other.input_elements for one, other in zip(kernels[:-1], kernels[1:], strict=True))
+    assert all(one.output_elements <= other.input_elements for one, other in itertools.pairwise(kernels))
 
 
 @pytest.mark.parametrize("device", [FREE, FOURS], ids=["free", "steps"])
@@ -125,7 +127,7 @@ REFUSALS = {
     "spatial of 1x1": ("inverted_residual", "expand.0", Factorised("spatial", 2), "this is a window of 1x1"),
     "tucker of 1-d": ("conv1d", "conv1", Factorised("tucker", 2), "of 2-d convolutions with a window above 1"),
     "depthwise": ("inverted_residual", "depthwise", Factorised("nmf", 1), "a depthwise convolution has no low rank"),
-    "spatial rank": ("vgg", "features.3", Factorised("spatial", 10**4), "rank 10000 is not below full rank (allowed: 1"),
+    "spatial rank": ("vgg", "features.3", Factorised("spatial", 10**4), "rank 10000 is not below full rank"),
     "nmf rank": ("vgg", "features.3", Factorised("nmf", 10**4), "rank 10000 is not below full rank (allowed: 1 to"),
     "tucker output": ("vgg", "features.3", Factorised("tucker", 10**4, 1), "rank 10000 is above the"),
     "tucker input": ("vgg", "features.3", Factorised("tucker", 1, 10**4), "is above the 8 input channels"),
@@ -221,4 +223,7 @@ def test_kernels_are_those_of_the_modules(choice, modules):
     inner = [node + suffix for suffix in suffixes[: len(modules) - 1]]
     assert [name for name in planned.arithmetic.ranges if name in inner] == inner
     assert planned.arithmetic.ranges.index(inner[-1]) < len(planned.arithmetic.ranges) - 1
+    lives = {life.tensor: life for life in cost_view(planned).lifetimes}
+    for place, kernel in enumerate(kernels[:-1]):   # bytes, as integers are, until the next one has read them
+        assert (lives[kernel.name].size, lives[kernel.name].last) == (kernel.output_elements, place + 1)
     assert [kernel.name for kernel in kernels[:-1]] == ["conv" + suffix for suffix in suffixes[: len(modules) - 1]]
