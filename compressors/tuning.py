@@ -56,7 +56,7 @@ class Tuning:
     def _target(self, layer: LayerPlan, goal: Goal, values: Values) -> Tensor:
         """The output a layer should have, with what the shortcut or a dropped branch behind it is missing."""
         axis = 1 if layer.layer.window else self.dense[goal.value].ndim - 1
-        shortcut = shortcut_value(self.left, goal.shortcut, values) if goal.shortcut else None
+        shortcut = shortcut_value(self.left, self.network.plan, goal.shortcut, values) if goal.shortcut else None
         return goal.target(self.dense, shortcut, self._kept(layer), axis)
 
     def quantise(self, tensor: str, value: Tensor) -> Tensor:
