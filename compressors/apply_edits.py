@@ -1,8 +1,8 @@
 """Applying edits to the user's own modules, and filling them with stored tensors.
 
 Layers keep their type, so that hooks and padding modes of the user's class stay; only sizes change. A
-factorised layer becomes `Sequential(first, second)` at its path. Layers that are stored otherwise compute with a float
-`weight` that is not part of the state; the state holds what stands for it.
+factorised layer becomes a `Sequential` of two or three at its path. Layers that are stored otherwise compute with a
+float `weight` that is not part of the state; the state holds what stands for it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from paretopress.compressors.delta import DropEdit, Edit, FoldEdit, LayerEdit, R
 from paretopress.compressors.layout_edits import edit_held, fill_held
 from paretopress.compressors.stored import DTYPES, read_stored
 from paretopress.compressors.zeros import Zeros
+from paretopress.spaces.choices import Factorised
 from paretopress.spaces.errors import ArtifactError, UnsupportedModelError
-from paretopress.spaces.kernels import product
+from paretopress.spaces.factor_forms import ranks_fit
 from paretopress.spaces.structure import is_size
 
 
@@ -65,14 +66,11 @@ def _edit_layer(model: nn.Module, module: nn.Module, edit: LayerEdit) -> None:
         kinds = "allowed: Conv1d, Conv2d, Linear and their subclasses"
         raise UnsupportedModelError(f"layer {edit.path!r} is a {type(module).__name__} ({kinds}); exclude it")
     _check_sizes(module, edit)
-    if edit.rank is None:
+    if edit.factors is None:
         _resize_layer(module, edit.shape, edit.groups, edit.bias)
         parts: Sequence[nn.Module] = (module,)
     else:
-        first = copy.deepcopy(module)
-        _resize_layer(first, edit.parts[0][1], edit.groups, bias=False)
-        second = _pointwise(module, edit)
-        parts = (first, second)
+        parts = _factor_modules(module, edit, edit.factors)
         _replace(model, module, nn.Sequential(*parts).train(module.training))
     for part, (_, shape) in zip(parts, edit.parts, strict=True):
         if edit.stored(shape):
@@ -82,8 +80,7 @@ def _edit_layer(model: nn.Module, module: nn.Module, edit: LayerEdit) -> None:
 def _check_sizes(module: nn.Conv1d | nn.Conv2d | nn.Linear, edit: LayerEdit) -> None:
     dense, wanted = tuple(module.weight.shape), edit.shape
     fits = len(dense) == len(wanted) and all(new <= old for new, old in zip(wanted, dense, strict=True))
-    inner = product(wanted[1:]) if wanted else 0
-    if not fits or edit.groups > wanted[0] or (edit.rank or 1) > min(wanted[0], inner):
+    if not fits or edit.groups > wanted[0] or not (edit.factors is None or ranks_fit(edit.factors, wanted)):
         reason = f"a weight of {dense} cannot become {wanted}"
         raise ArtifactError(f"layer {edit.path!r}: {reason}: the artefact is another model's")
 
@@ -102,18 +99,55 @@ def _resize_layer(module: nn.Module, shape: tuple[int, ...], groups: int, bias: 
             setattr(module, name, size)
 
 
-def _pointwise(module: nn.Conv1d | nn.Conv2d | nn.Linear, edit: LayerEdit) -> nn.Module:
-    """The second of two factors."""
-    out, rank = edit.shape[0], edit.rank
-    assert rank is not None
+def _factor_modules(
+    module: nn.Conv1d | nn.Conv2d | nn.Linear, edit: LayerEdit, factors: Factorised
+) -> tuple[nn.Module, ...]:
+    """The smaller layers: a copy of the module where the user's window is, plain ones around it."""
+    own, shapes = copy.deepcopy(module), [shape for _, shape in edit.parts]
+    if factors.kind == "spatial":
+        assert isinstance(own, nn.Conv2d)
+        second = _second_side(own, shapes[1], edit.bias)
+        _look_along_columns(own, shapes[0])
+        return own, second
+    _resize_layer(own, shapes[-2], edit.groups, bias=False)
+    last = _pointwise(module, shapes[-1], edit.bias)
+    return (_pointwise(module, shapes[0], bias=False), own, last) if factors.kind == "tucker" else (own, last)
+
+
+def _pointwise(module: nn.Conv1d | nn.Conv2d | nn.Linear, shape: tuple[int, ...], bias: bool) -> nn.Module:
+    """A 1x1 convolution, or a linear layer."""
     weight = module.weight
-    second: nn.Module
+    made: nn.Module
     if isinstance(module, nn.Linear):
-        second = nn.Linear(rank, out, edit.bias, device=weight.device, dtype=weight.dtype)
+        made = nn.Linear(shape[1], shape[0], bias, device=weight.device, dtype=weight.dtype)
     else:
         kind = nn.Conv1d if isinstance(module, nn.Conv1d) else nn.Conv2d
-        second = kind(rank, out, 1, bias=edit.bias, device=weight.device, dtype=weight.dtype)
-    return second.requires_grad_(weight.requires_grad)
+        made = kind(shape[1], shape[0], 1, bias=bias, device=weight.device, dtype=weight.dtype)
+    return made.requires_grad_(weight.requires_grad)
+
+
+def _second_side(module: nn.Conv2d, shape: tuple[int, ...], bias: bool) -> nn.Module:
+    """A convolution along the second spatial dimension, as far as a module looks along that."""
+    weight = module.weight
+    padding: str | tuple[int, int]
+    if module.padding_mode != "zeros":
+        padding = (0, 0)   # what is no zero is padded in front of the first convolution, on all sides
+    else:
+        padding = module.padding if isinstance(module.padding, str) else (0, module.padding[1])
+    made = nn.Conv2d(
+        shape[1], shape[0], (1, shape[3]), (1, module.stride[1]), padding, (1, module.dilation[1]), bias=bias,
+        device=weight.device, dtype=weight.dtype,
+    )
+    return made.requires_grad_(weight.requires_grad)
+
+
+def _look_along_columns(module: nn.Conv2d, shape: tuple[int, ...]) -> None:
+    """Let a convolution look along its first spatial dimension only."""
+    _resize_layer(module, shape, 1, bias=False)
+    module.kernel_size, module.stride = (shape[2], 1), (module.stride[0], 1)
+    module.dilation = (module.dilation[0], 1)
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        module.padding = (module.padding[0], 0)
 
 
 def _store_otherwise(module: nn.Module, edit: LayerEdit, shape: tuple[int, ...]) -> None:

@@ -140,13 +140,23 @@ class _Fit:
 
 def _second_window(fit: _Fit, first: Tensor, width: int) -> Tensor:
     """The best second kernel `(out, rank, width)`: least squares on the features that the first one makes."""
+    features = along_rows(first, width)
+    solution = _solve(features @ fit.metric @ features.T, fit.pulled @ features.T)
+    return solution.reshape(-1, len(first), width)
+
+
+def along_rows(first: Tensor, width: int) -> Tensor:
+    """The map `(rank width, in height width)` of a window to a row of what a first kernel makes of it.
+
+    Args:
+        first: `(rank, in, height)`.
+        width: Of the window.
+    """
     rank, inner, height = first.shape
     spread = torch.zeros(rank, width, inner, height, width, dtype=first.dtype)
     for column in range(width):
         spread[:, column, :, :, column] = first
-    features = spread.reshape(rank * width, -1)
-    solution = _solve(features @ fit.metric @ features.T, fit.pulled @ features.T)
-    return solution.reshape(-1, rank, width)
+    return spread.reshape(rank * width, -1)
 
 
 def _first_window(fit: _Fit, first: Tensor, second: Tensor) -> Tensor:

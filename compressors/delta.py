@@ -14,8 +14,17 @@ from torch.nn import Module
 
 from paretopress.compressors.held import Held, held_elsewhere, held_from_plain, held_to_plain
 from paretopress.compressors.resized_modules import resized_modules
-from paretopress.spaces.choices import Choice, Sparse, WeightFormat, choice_from_plain, choice_to_plain, conflict
+from paretopress.spaces.choices import (
+    Choice,
+    Factorised,
+    Sparse,
+    WeightFormat,
+    choice_from_plain,
+    choice_to_plain,
+    conflict,
+)
 from paretopress.spaces.errors import ArtifactError, PolicyError
+from paretopress.spaces.factor_forms import part_shapes
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
@@ -33,7 +42,7 @@ class LayerEdit:
         path: Path of its module.
         shape: Shape of its weight after pruning, before factorisation.
         groups: Convolution groups, 1 for linear.
-        rank: Inner width where it becomes two layers, else None.
+        factors: The smaller layers that it becomes, None where it stays one; ranks fit the shape.
         form: Format of its weights, None for 32-bit floats.
         sparse: Which of them are stored, None for all.
         bias: Whether it has a bias.
@@ -43,7 +52,7 @@ class LayerEdit:
     path: str
     shape: tuple[int, ...]
     groups: int
-    rank: int | None
+    factors: Factorised | None
     form: WeightFormat | None
     sparse: Sparse | None
     bias: bool
@@ -56,14 +65,12 @@ class LayerEdit:
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """`(path, weight shape by outputs)` of each real layer: one, or `PATH.0` and `PATH.1` when factorised."""
-        if self.rank is None:
+        """`(path, weight shape by outputs)` of each real layer: one, or `PATH.0`, `PATH.1`, ... when factorised."""
+        if self.factors is None:
             return ((self.path, self.shape),)
-        tail = (1,) * (len(self.shape) - 2)
-        first, second = (self.rank, *self.shape[1:]), (self.shape[0], self.rank, *tail)
-        if self.held is not None and self.held.kind is LayerKind.TRANSPOSED:
-            first, second = (self.rank, self.shape[1], *tail), (self.shape[0], self.rank, *self.shape[2:])
-        return (f"{self.path}.0", first), (f"{self.path}.1", second)
+        transposed = self.held is not None and self.held.kind is LayerKind.TRANSPOSED
+        shapes = part_shapes(self.factors, self.shape, transposed=transposed)
+        return tuple((f"{self.path}.{index}", shape) for index, shape in enumerate(shapes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +131,16 @@ def _layer_edits(plan: Plan) -> Iterator[LayerEdit]:
             held = held_elsewhere(layer_plan.layer)
             yield LayerEdit(
                 layer_plan.layer.name if held is None else held.path, layer_plan.shape, layer_plan.groups,
-                layer_plan.rank, layer_plan.form, layer_plan.sparse, layer_plan.has_bias, held,
+                layer_plan.factors, layer_plan.form, layer_plan.sparse, layer_plan.has_bias, held,
             )
 
 
 def _changes(layer_plan: LayerPlan) -> bool:
     layer = layer_plan.layer
     # A new bias is a change, and so is one that was shared with another layer.
-    own_bias = layer.part_tensors(factorised=False)[0][1] if layer_plan.has_bias else ""
+    own_bias = layer.part_tensors(1)[0][1] if layer_plan.has_bias else ""
     return (
-        layer_plan.shape != layer.shape or layer_plan.rank is not None or layer_plan.is_stored_otherwise
+        layer_plan.shape != layer.shape or layer_plan.factors is not None or layer_plan.is_stored_otherwise
         or layer.bias != own_bias
     )
 
@@ -268,10 +275,10 @@ def _coded(value: object, where: str) -> dict[str, tuple[int, int]]:
 def edit_to_plain(edit: Edit) -> dict[str, Any]:
     """Return an edit as plain data for JSON."""
     match edit:
-        case LayerEdit(path, shape, groups, rank, form, sparse, bias, held):
+        case LayerEdit(path, shape, groups, factors, form, sparse, bias, held):
             stored = {name: None if choice is None else choice_to_plain(choice)
                       for name, choice in (("format", form), ("sparsity", sparse))}
-            plain = {"shape": list(shape), "groups": groups, "rank": rank, **stored, "bias": bias}
+            plain = {"shape": list(shape), "groups": groups, "rank": _factors_to_plain(factors), **stored, "bias": bias}
             return {"layer": path, **plain, **({} if held is None else {"held": held_to_plain(held)})}
         case FoldEdit(path, channels):
             return {"fold": path, "channels": channels}
@@ -312,9 +319,35 @@ def edit_from_plain(value: object, where: str) -> Edit:
         raise ArtifactError(f"{where}: {plain['layer']!r}: {shown}")
     assert isinstance(form, WeightFormat | None)
     assert isinstance(sparse, Sparse | None)
-    rank = None if plain["rank"] is None else _size(plain["rank"], where)
     shape, groups = _shape(plain["shape"], where, lowest=1), _size(plain["groups"], where)
-    return LayerEdit(_text(plain["layer"], where), shape, groups, rank, form, sparse, plain["bias"], held)
+    factors = _factors(plain["rank"], shape, held, f"{where}: {plain['layer']!r}: rank")
+    return LayerEdit(_text(plain["layer"], where), shape, groups, factors, form, sparse, plain["bias"], held)
+
+
+def _factors_to_plain(factors: Factorised | None) -> object:
+    """A number for singular values, as earlier artefacts have it; the choice itself for other kinds."""
+    if factors is None:
+        return None
+    return factors.rank if factors.kind == "svd" else choice_to_plain(factors)
+
+
+def _factors(value: object, shape: tuple[int, ...], held: Held | None, where: str) -> Factorised | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        return Factorised("svd", _size(value, where))
+    choice = _choice(value, where)
+    if not isinstance(choice, Factorised) or not _is_possible(choice, shape, held):
+        raise ArtifactError(f"{where}: {value!r:.60} of a weight of {shape}")
+    return choice
+
+
+def _is_possible(factors: Factorised, shape: tuple[int, ...], held: Held | None) -> bool:
+    """Whether a layer can have factors of a kind that is written as a choice, all of its ranks given."""
+    if factors.kind == "nmf":
+        return held is None or held.kind in (LayerKind.CONV, LayerKind.LINEAR)
+    plain = len(shape) == 4 and held is None
+    return plain and (factors.kind == "spatial" or (factors.kind == "tucker" and factors.inner > 0))
 
 
 def _choice(value: object, where: str) -> Choice | None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from paretopress.compressors.calibration import Calibration
 from paretopress.compressors.channel_selection import kept_from_order
 from paretopress.compressors.curvature import relative_curvature
-from paretopress.compressors.factors import first_moments, inner_moments
 from paretopress.compressors.folding import pruned_state
 from paretopress.compressors.least_squares import refit_consumer
 from paretopress.compressors.matrices import (
@@ -38,7 +37,7 @@ from paretopress.compressors.network import (
 )
 from paretopress.compressors.program import Program
 from paretopress.compressors.ranking import IMPORTANCES, Importance, Ranking, rank_channels
-from paretopress.spaces.choices import WEIGHT_BITS, Binary, Weights
+from paretopress.spaces.choices import WEIGHT_BITS, Binary, Factorised, Weights
 from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
@@ -68,7 +67,9 @@ class Entries:
     _refitted: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _formed: dict[tuple[object, ...], Matrix] = field(default_factory=dict, repr=False)
     _quantised: dict[tuple[object, ...], dict[int, Matrix]] = field(default_factory=dict, repr=False)
-    _factored: dict[tuple[object, ...], tuple[Matrix, Matrix, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _factored: dict[tuple[object, ...], tuple[tuple[Matrix, ...], tuple[Tensor, ...], Tensor]] = field(
+        default_factory=dict, repr=False
+    )
 
     def selection(self, plan: Plan) -> Selection:
         """Kept channels of every pruned group of a plan."""
@@ -96,12 +97,12 @@ class Entries:
             table = select(self.calibration.folded[layer.node][0], axes, selection)
             return (table_in_format(table, layer_plan.form, layer_plan.sparse).part(layer_plan.shape),)
         key: tuple[object, ...] = (layer.name, self._level(axes[1], selection))
-        if layer_plan.rank is not None:
-            key = (*key, self._level(axes[0], selection), layer_plan.rank)
-            first, second, moments, inner = self._factors(key, layer, axes, selection, layer_plan.rank)
-            first = self._in_format((*key, "first"), layer_plan, first, first_moments(layer, moments))
-            second = self._in_format((*key, "second"), layer_plan, second, inner)
-            return real_parts(layer_plan, [first, second], moments)
+        if layer_plan.factors is not None:
+            key = (*key, self._level(axes[0], selection), layer_plan.factors)
+            matrices, read, moments = self._factors(key, layer, axes, selection, layer_plan.factors)
+            formed = [self._in_format((*key, index), layer_plan, matrix, inputs)
+                      for index, (matrix, inputs) in enumerate(zip(matrices, read, strict=True))]
+            return real_parts(layer_plan, formed, moments)
         weight, bias, moments = self._refit(key, layer, axes, selection)
         dense, rows = Matrix(weight, bias), axis_index(axes[0], selection)
         if layer_plan.form is None and layer_plan.sparse is None:
@@ -191,16 +192,15 @@ class Entries:
         return self._formed[whole]
 
     def _factors(
-        self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection, rank: int
-    ) -> tuple[Matrix, Matrix, Tensor, Tensor]:
-        """Both factors of a layer, the moments of its input and of the inner tensor."""
+        self, key: tuple[object, ...], layer: Layer, axes: tuple[Axis, ...], selection: Selection, form: Factorised
+    ) -> tuple[tuple[Matrix, ...], tuple[Tensor, ...], Tensor]:
+        """The factors of a layer, the moments of what each reads, and those of the layer's input."""
         if key not in self._factored:
             rows = axis_index(axes[0], selection)
             weight, bias, moments = self._refit((layer.name, self._level(axes[1], selection)), layer, axes, selection)
             if rows is not None:
                 weight, bias = weight[rows], bias[rows]
-            first, second = factorise(layer, Matrix(weight, bias), moments, rank)
-            self._factored[key] = (first, second, moments, inner_moments(first.weight, moments))
+            self._factored[key] = (*factorise(layer, Matrix(weight, bias), moments, form), moments)
         return self._factored[key]
 
     @property

@@ -1,37 +1,83 @@
-"""One layer as two smaller ones, in the metric of its inputs."""
+"""One layer as two or three smaller ones, in the metric of its inputs.
+
+Factors are matrices `(out, columns)` here, as all weights are: the columns of a convolution are its inputs times its
+window. Only the last one has a bias.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from paretopress.compressors.least_squares import refit_from_moments
+from paretopress.compressors.convolution_factors import along_rows, spatial_factors, tucker_factors
+from paretopress.compressors.least_squares import centred, refit_from_moments
 from paretopress.compressors.low_rank import whitened_svd
+from paretopress.compressors.nonnegative import sign_split_factors
+from paretopress.spaces.choices import Factorised
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import Layer, LayerKind
 
 DAMPING = 1e-3   # of the least squares that settles a transposed convolution's second factor
 
 
-def factors(layer: Layer, weight: Tensor, bias: Tensor, moments: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a layer's matrix in two by whitened singular value decomposition.
+Matrices = tuple[Tensor, ...]
+
+
+def factors(layer: Layer, form: Factorised, weight: Tensor, bias: Tensor, moments: Tensor) -> tuple[Matrices, Tensor]:
+    """Split a layer's matrix into those of smaller layers.
 
     Args:
         layer: The layer.
+        form: Kind and ranks, which fit the matrix.
         weight: `(out, columns)`, its pruned inputs left out.
         bias: `(out,)`.
         moments: `(columns + 1, columns + 1)` augmented second moments of its inputs.
-        rank: Inner width.
 
     Returns:
-        The first factor, the second, and the second's bias: `(rank, columns)` and `(out, rank)`, or `(rank, in)` and
-        `(out, rank * window)` of a transposed convolution.
+        The matrices in the order in which they are applied, and the bias of the last one, which keeps every mean
+        output.
     """
-    if layer.kind is not LayerKind.TRANSPOSED:
-        decomposition = whitened_svd(weight, moments)
-        first, second = decomposition.factors(rank)
-        return first, second, decomposition.bias(weight, bias, rank)
-    return _transposed_factors(weight, bias, moments, rank, product(layer.window))
+    if layer.kind is LayerKind.TRANSPOSED:
+        first, second, intercept = _transposed_factors(weight, bias, moments, form.rank, product(layer.window))
+        return (first, second), intercept
+    match form.kind:
+        case "svd":
+            decomposition = whitened_svd(weight, moments)
+            return decomposition.factors(form.rank), decomposition.bias(weight, bias, form.rank)
+        case "nmf":
+            found: Matrices = sign_split_factors(weight, form.rank)
+        case "spatial":
+            found = _flat(spatial_factors(_kernel(weight, layer), moments, form.rank).kernels)
+        case "tucker":
+            found = _flat(tucker_factors(_kernel(weight, layer), moments, (form.inner, form.rank)).kernels)
+    _, mean = centred(moments)
+    difference = weight.double() - composed(layer, form, found)
+    return found, (bias.double() + difference @ mean).float()
+
+
+def composed(layer: Layer, form: Factorised, matrices: Matrices) -> Tensor:
+    """The matrix `(out, columns)` float64 that smaller layers compute together; of no transposed convolution."""
+    first, second, *third = (matrix.double() for matrix in matrices)
+    if form.kind == "spatial":
+        return second @ _along_rows(first, layer)
+    if third:
+        first = torch.kron(first, torch.eye(product(layer.window), dtype=torch.float64))
+        second = third[0] @ second
+    return second @ first
+
+
+def _kernel(weight: Tensor, layer: Layer) -> Tensor:
+    return weight.reshape(len(weight), -1, *layer.window)
+
+
+def _flat(kernels: Matrices) -> Matrices:
+    return tuple(kernel.flatten(1) for kernel in kernels)
+
+
+def _along_rows(first: Tensor, layer: Layer) -> Tensor:
+    """The map of a whole window to what the second of two spatial factors reads."""
+    height, width = layer.window
+    return along_rows(first.double().reshape(len(first), -1, height), width)
 
 
 def _transposed_factors(
@@ -66,9 +112,28 @@ def position_moments(moments: Tensor, window: int) -> Tensor:
     return augmented
 
 
-def first_moments(layer: Layer, moments: Tensor) -> Tensor:
-    """Augmented second moments of what a layer's first factor reads."""
-    return position_moments(moments, product(layer.window)) if layer.kind is LayerKind.TRANSPOSED else moments
+def factor_moments(layer: Layer, form: Factorised, matrices: Matrices, moments: Tensor) -> Matrices:
+    """Augmented second moments of what each of the smaller layers reads, as its columns read it."""
+    if layer.kind is LayerKind.TRANSPOSED:
+        return position_moments(moments, product(layer.window)), inner_moments(matrices[0], moments)
+    match form.kind:
+        case "spatial":
+            spread = _augmented(_along_rows(matrices[0], layer))
+            return _mean_moments(moments, layer.window[1]), spread @ moments.double() @ spread.T
+        case "tucker":
+            core = inner_moments(matrices[0], moments)
+            return _mean_moments(moments, product(layer.window)), core, inner_moments(matrices[1], core)
+    return moments, inner_moments(matrices[0], moments)
+
+
+def _mean_moments(moments: Tensor, places: int) -> Tensor:
+    """Augmented second moments of one of the `places` that a window has along its end, averaged over them."""
+    columns = (len(moments) - 1) // places
+    augmented = moments.new_ones(columns + 1, columns + 1)
+    whole = moments[:-1, :-1].reshape(columns, places, columns, places)
+    augmented[:-1, :-1] = whole.diagonal(dim1=1, dim2=3).mean(dim=-1)
+    augmented[:-1, -1] = augmented[-1, :-1] = moments[:-1, -1].reshape(columns, places).mean(dim=1)
+    return augmented
 
 
 def inner_moments(first: Tensor, moments: Tensor) -> Tensor:
@@ -82,6 +147,11 @@ def _spread(first: Tensor, moments: Tensor) -> Tensor:
     columns = len(moments) - 1
     window = columns // first.shape[1]
     matrix = torch.kron(first.double(), torch.eye(window, dtype=torch.float64)) if window > 1 else first.double()
-    extended = torch.zeros(len(matrix) + 1, columns + 1, dtype=torch.float64)
+    return _augmented(matrix)
+
+
+def _augmented(matrix: Tensor) -> Tensor:
+    """A map that also keeps the constant 1."""
+    extended = torch.zeros(len(matrix) + 1, matrix.shape[1] + 1, dtype=torch.float64)
     extended[:-1, :-1], extended[-1, -1] = matrix, 1.0
     return extended

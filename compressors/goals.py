@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from paretopress.compressors.program import Program, call
+from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.spaces.arithmetic import moves_data
 from paretopress.spaces.fusion import ACTIVATIONS, is_residual_sum
 from paretopress.spaces.graph import Graph
+from paretopress.spaces.plan import Plan
 from paretopress.spaces.structure import Structure
 
 
@@ -77,13 +79,14 @@ def _known_before(graph: Graph, name: str, node: str) -> bool:
     return True
 
 
-def shortcut_value(program: Program, name: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def shortcut_value(program: Program, plan: Plan, name: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """The value of a goal's shortcut, moved to its place already where the program has not come to that."""
     if name in values:
         return values[name]
     node = program.graph.by_name[name]
     source = node.inputs[0]
-    return call(program, node, {**values, source: shortcut_value(program, source, values)})
+    moved = {**values, source: shortcut_value(program, plan, source, values)}
+    return call(program, node, moved, argument_changes(plan, node))   # channels that a padding adds may be pruned
 
 
 def _last_replaced(dense: Graph, structure: Structure, value: str) -> str:

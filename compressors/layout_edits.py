@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from paretopress.compressors.delta import LayerEdit
 from paretopress.compressors.held import Held
-from paretopress.compressors.network import part_layers
 from paretopress.compressors.stored import DTYPES, read_stored
 from paretopress.spaces.errors import ArtifactError, UnsupportedModelError
+from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.layers import Holder, Layer, LayerKind
 from paretopress.spaces.structure import is_size
 from paretopress.spaces.weight_layout import as_stored, by_outputs, stored_shape
@@ -46,7 +46,7 @@ def edit_held(module: nn.Module, edit: LayerEdit) -> nn.Module | None:
         raise ArtifactError(f"layer {edit.path!r}: {lacks}: the artefact is another model's")
     wanted = stored_shape(layer, edit.shape, edit.groups)
     fits = weight.ndim == len(wanted) and all(new <= old for new, old in zip(wanted, weight.shape, strict=True))
-    if not fits or edit.groups > edit.shape[0] or (edit.rank or 1) > min(layer.sides(edit.shape)):
+    if not fits or edit.groups > edit.shape[0] or _rank(edit) > min(layer.sides(edit.shape)):
         reason = f"a weight of {tuple(weight.shape)} cannot become {wanted}"
         raise ArtifactError(f"layer {edit.path!r}: {reason}: the artefact is another model's")
     if held.holder is Holder.CODE or held.kind is LayerKind.EMBEDDING:
@@ -59,7 +59,11 @@ def edit_held(module: nn.Module, edit: LayerEdit) -> nn.Module | None:
 
 def is_split_in_code(edit: LayerEdit) -> bool:
     """Whether a parameter that a larger module's code reads becomes two factors, for which that has no place."""
-    return edit.rank is not None and edit.held is not None and edit.held.holder is Holder.CODE
+    return edit.factors is not None and edit.held is not None and edit.held.holder is Holder.CODE
+
+
+def _rank(edit: LayerEdit) -> int:
+    return 1 if edit.factors is None else edit.factors.rank
 
 
 def _held(edit: LayerEdit) -> Held:
@@ -75,7 +79,7 @@ def _layer(edit: LayerEdit) -> Layer:
 
 def _edit_parameter(module: nn.Module, edit: LayerEdit, weight: Tensor) -> None:
     name = _held(edit).weight
-    if edit.rank is None:
+    if edit.factors is None:
         _set_weight(module, name, edit.shape, edit)
     else:
         for suffix, layer, (_, shape) in zip(("first", "second"), _part_layers(edit), edit.parts, strict=True):
@@ -87,13 +91,13 @@ def _edit_parameter(module: nn.Module, edit: LayerEdit, weight: Tensor) -> None:
 
 
 def _part_layers(edit: LayerEdit) -> tuple[Layer, ...]:
-    return part_layers(_layer(edit), edit.rank is not None)
+    return part_layers(_layer(edit), edit.factors)
 
 
 def _edit_own(module: nn.Module, edit: LayerEdit) -> nn.Module | None:
     name, bias = _held(edit).weight, _held(edit).bias
     out, inputs = by_outputs(_layer(edit), getattr(module, name), edit.groups).shape[:2]
-    if edit.rank is None:
+    if edit.factors is None:
         _set_weight(module, name, edit.shape, edit)
         _set_bias(module, edit)
         _set_sizes(module, (inputs, out), (edit.shape[1], edit.shape[0]))
@@ -104,7 +108,7 @@ def _edit_own(module: nn.Module, edit: LayerEdit) -> nn.Module | None:
         _set_sizes(part, (inputs, out), (shape[1], shape[0]))
     _set_bias(parts[1], edit)
     if bias:   # the class adds one: the first factor adds zeros
-        zeros = getattr(parts[1], bias).detach().new_zeros(edit.rank)
+        zeros = getattr(parts[1], bias).detach().new_zeros(edit.parts[0][1][0])
         delattr(parts[0], bias)
         parts[0].register_buffer(bias, zeros, persistent=False)
     return nn.Sequential(*parts).train(module.training)
@@ -117,12 +121,12 @@ def _edit_transposed(module: nn.Module, edit: LayerEdit) -> nn.Module | None:
     weight = module.weight
     inputs = edit.shape[1] * edit.groups
     first: nn.Module | None = None
-    if edit.rank is not None:
+    if edit.factors is not None:
         kind = nn.Conv1d if isinstance(module, nn.ConvTranspose1d) else nn.Conv2d
-        first = kind(inputs, edit.rank, 1, bias=False, device=weight.device, dtype=weight.dtype)
+        first = kind(inputs, edit.factors.rank, 1, bias=False, device=weight.device, dtype=weight.dtype)
         first.requires_grad_(weight.requires_grad)
         _set_weight(first, "weight", edit.parts[0][1], edit, _part_layers(edit)[0])
-        inputs = edit.rank
+        inputs = edit.factors.rank
     _set_weight(module, "weight", edit.parts[-1][1], edit)
     bias = nn.Parameter(weight.detach().new_zeros(edit.shape[0]), weight.requires_grad) if edit.bias else None
     module.register_parameter("bias", bias)
@@ -173,7 +177,7 @@ def _set_sizes(module: nn.Module, dense: tuple[int, int], wanted: tuple[int, int
 
 def held_places(model: nn.Module, edit: LayerEdit) -> list[tuple[nn.Module, str, Layer, tuple[int, ...]]]:
     """Module, attribute, layout and shape by outputs of the weight of each real layer of an edit."""
-    places = _layer(edit).part_tensors(edit.rank is not None)
+    places = _layer(edit).part_tensors(len(edit.parts))
     in_code = _held(edit).holder is Holder.CODE
     return [
         (model.get_submodule(edit.path if in_code else path), name.rpartition(".")[2], layer, shape)

@@ -15,14 +15,14 @@ from torch import Tensor
 from paretopress.compressors.affine import Affine, affine
 from paretopress.compressors.binary import binarise
 from paretopress.compressors.clustering import cluster, shared_weights
-from paretopress.compressors.factors import factors, first_moments, inner_moments
+from paretopress.compressors.factors import factor_moments, factors
 from paretopress.compressors.least_squares import centred
 from paretopress.compressors.network import InputSigns, Part
 from paretopress.compressors.quantisation import corrected_bias, gptq, round_to_nearest, row_scales
 from paretopress.compressors.sparse_storage import Pattern
 from paretopress.compressors.sparsity import block_mask, compensated_sparse, largest, pattern_mask
 from paretopress.compressors.stored import Floats, Integers, Shared, SparseWeight, StoredWeight
-from paretopress.spaces.choices import UNSTRUCTURED, Binary, Clustered, Half, Sparse, WeightFormat, Weights
+from paretopress.spaces.choices import UNSTRUCTURED, Binary, Clustered, Factorised, Half, Sparse, WeightFormat, Weights
 from paretopress.spaces.errors import PolicyError
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import Layer
@@ -167,22 +167,25 @@ def _with(dense: Matrix, moments: Tensor, stored: StoredWeight) -> Matrix:
     return Matrix(weight, corrected_bias(dense.weight, dense.bias, moments, weight), stored)
 
 
-def factorise(layer: Layer, dense: Matrix, moments: Tensor, rank: int) -> tuple[Matrix, Matrix]:
-    """Split a layer's matrix in two by whitened singular value decomposition."""
+def factorise(
+    layer: Layer, dense: Matrix, moments: Tensor, form: Factorised
+) -> tuple[tuple[Matrix, ...], tuple[Tensor, ...]]:
+    """Split a layer's matrix into those of smaller layers, each with the augmented moments of what it reads."""
     assert dense.bias is not None
-    first, second, bias = factors(layer, dense.weight, dense.bias, moments, rank)
-    return Matrix(first, None), Matrix(second, bias)
+    found, bias = factors(layer, form, dense.weight, dense.bias, moments)
+    *others, last = found
+    matrices = (*(Matrix(weight, None) for weight in others), Matrix(last, bias))
+    return matrices, factor_moments(layer, form, found, moments)
 
 
 def layer_parts(layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> tuple[Part, ...]:
     """Bring one pruned layer into the form of its plan."""
     layer, form, sparse = layer_plan.layer, layer_plan.form, layer_plan.sparse
-    if layer_plan.rank is None:
+    if layer_plan.factors is None:
         return real_parts(layer_plan, [in_format(dense, moments, form, sparse)], moments)
-    first, second = factorise(layer, dense, moments, layer_plan.rank)
-    inner = inner_moments(first.weight, moments)
-    first = in_format(first, first_moments(layer, moments), form, sparse)
-    return real_parts(layer_plan, [first, in_format(second, inner, form, sparse)], moments)
+    matrices, read = factorise(layer, dense, moments, layer_plan.factors)
+    formed = [in_format(matrix, inputs, form, sparse) for matrix, inputs in zip(matrices, read, strict=True)]
+    return real_parts(layer_plan, formed, moments)
 
 
 def real_parts(layer_plan: LayerPlan, matrices: Sequence[Matrix], moments: Tensor) -> tuple[Part, ...]:

@@ -17,11 +17,12 @@ from paretopress.compressors.program import Program, Values, apply_layer, call
 from paretopress.compressors.quantisation import quantise_tensor
 from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.compressors.stored import StoredWeight
-from paretopress.spaces.arithmetic import FIRST
+from paretopress.spaces.arithmetic import INNER
 from paretopress.spaces.coupling import Axis
+from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.graph import Node
 from paretopress.spaces.kernels import product
-from paretopress.spaces.layers import Layer, LayerKind
+from paretopress.spaces.layers import Layer
 from paretopress.spaces.plan import LayerPlan, Plan
 from paretopress.spaces.weight_layout import by_outputs
 from paretopress.spaces.weights_applied import source_of
@@ -51,7 +52,7 @@ class InputSigns:
 
 @dataclass(frozen=True)
 class Part:
-    """One real layer: a whole layer or one of its two factors.
+    """One real layer: a whole layer or one of its factors.
 
     Attributes:
         weight: Float weights that are computed with, `(out, in / groups, *window)`.
@@ -120,7 +121,7 @@ class Network:
 
     Attributes:
         plan: What they realise.
-        parts: Layer node to its part, or to its two parts when factorised.
+        parts: Layer node to its part, or to its two or three parts when factorised.
         state: Every other parameter, buffer and constant, at its pruned size.
         ranges: Range of every tensor in `plan.arithmetic.ranges`.
         selection: Kept channels of every pruned group.
@@ -223,38 +224,17 @@ def apply_parts(network: Network, layer: LayerPlan, x: Tensor, quantise: Quantis
     """Apply a layer's part or parts to its (already quantised) input."""
     parts = network.parts[layer.layer.node]
     x = as_read(layer.layer, parts[0], x)
-    if len(parts) == 1:
-        return apply_layer(layer.layer, x, parts[0].weight, parts[0].bias, layer.groups)
-    first, second = factor_layers(layer.layer)
-    inner = apply_layer(first, x, parts[0].weight, parts[0].bias, layer.groups)
-    if layer.activation_bits == 8:
-        inner = quantise(layer.layer.node + FIRST, inner)
-    return apply_layer(second, inner, parts[1].weight, parts[1].bias, 1)
+    operations = part_layers(layer.layer, layer.factors)
+    for index, (operation, part) in enumerate(zip(operations, parts, strict=True)):
+        x = apply_layer(operation, x, part.weight, part.bias, layer.groups)
+        if layer.activation_bits == 8 and index < len(parts) - 1:
+            x = quantise(layer.layer.node + INNER[index], x)
+    return x
 
 
 def as_read(layer: Layer, part: Part, x: Tensor) -> Tensor:
     """A layer's input as its first part reads it: signs, where it does."""
     return x if part.inputs is None else part.inputs.of(x, 1 if layer.window else x.ndim - 1)
-
-
-def factor_layers(layer: Layer) -> tuple[Layer, Layer]:
-    """The operations of a factorised layer's two parts.
-
-    One has the window and the other is pointwise (window 1, stride 1, no padding): the second, but the first of a
-    transposed convolution, because its inputs are fewer than its outputs.
-    """
-    ones, zeros = (1,) * len(layer.window), (0,) * len(layer.window)
-    kind = LayerKind.CONV if layer.window else layer.kind
-    pointwise = replace(
-        layer, kind=kind, shape=(*layer.shape[:2], *ones), stride=ones, padding=zeros, dilation=ones, groups=1,
-        output_padding=(),
-    )
-    return (pointwise, layer) if layer.kind is LayerKind.TRANSPOSED else (layer, pointwise)
-
-
-def part_layers(layer: Layer, factorised: bool) -> tuple[Layer, ...]:
-    """The operation of each real layer."""
-    return factor_layers(layer) if factorised else (layer,)
 
 
 def forward(program: Program, network: Network, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401

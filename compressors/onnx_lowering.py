@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.affine import Affine
-from paretopress.compressors.network import InputSigns, Network, Part, part_layers
+from paretopress.compressors.network import InputSigns, Network, Part
 from paretopress.compressors.program import Program, Values, operator_weight
 from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.compressors.stored import Floats, Integers, Shared
-from paretopress.spaces.arithmetic import FIRST
+from paretopress.spaces.arithmetic import INNER
+from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan
@@ -164,7 +165,7 @@ class Lowering(Generic[T]):
     def _layer(self, plan: LayerPlan, node: Node, values: Values) -> T:
         layer, parts = plan.layer, self.network.parts[node.name]
         source, integer = source_of(node), plan.activation_bits == 8
-        applied = part_layers(layer, len(parts) > 1)
+        applied = part_layers(layer, plan.factors)
         x: T = self._read(source, values) if integer else values[source]
         if layer.kind is LayerKind.EMBEDDING and parts[0].rows is not None:
             return self._look_up(node.name, layer, x, parts[0])
@@ -172,15 +173,14 @@ class Lowering(Generic[T]):
             x = self._signs(layer, x, parts[0].inputs)
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
-            name = node.name if last else node.name + FIRST
-            groups = plan.groups if len(parts) == 1 else 1
+            name = node.name if last else node.name + INNER[index]
             if plan.runs_in_blocks and isinstance(part.stored, Affine):
                 x = self._block_product(name, f"{layer.name}.{index}", x, part, part.stored)
                 continue
             if not integer:
-                x = self._apply_float(name, f"{layer.name}.{index}", applied[index], x, part, groups)
+                x = self._apply_float(name, f"{layer.name}.{index}", applied[index], x, part, plan.groups)
                 continue
-            x = self._apply_integer(name, f"{layer.name}.{index}", applied[index], x, part, source, groups)
+            x = self._apply_integer(name, f"{layer.name}.{index}", applied[index], x, part, source, plan.groups)
             if not last:
                 source = name
                 x = self._dequantise(source, self._quantise(source, x))

@@ -14,11 +14,12 @@ from paretopress.compressors.apply_edits import apply_edits, load_tensors, store
 from paretopress.compressors.compressed_model import CompressedModel, delta_of
 from paretopress.compressors.delta import LayerEdit, module_edits
 from paretopress.compressors.layout_edits import is_split_in_code
-from paretopress.compressors.network import Network, Part, apply_parts, part_layers, runner
+from paretopress.compressors.network import Network, Part, apply_parts, runner
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.stored import written
 from paretopress.spaces.choices import Binary
 from paretopress.spaces.errors import UnsupportedModelError
+from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.weight_layout import as_stored
 
@@ -69,9 +70,9 @@ def network_tensors(network: Network, realised: nn.Module) -> dict[str, Tensor]:
 
 def _layer_tensors(layer_plan: LayerPlan, parts: tuple[Part, ...]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    layer, factorised = layer_plan.layer, len(parts) > 1
-    names = layer.part_tensors(factorised)
-    for applied, (name, _), part in zip(part_layers(layer, factorised), names, parts, strict=True):
+    names = layer_plan.layer.part_tensors(len(parts))
+    applied_layers = part_layers(layer_plan.layer, layer_plan.factors)
+    for applied, (name, _), part in zip(applied_layers, names, parts, strict=True):
         if part.stored is None:
             tensors[name] = as_stored(applied, part.weight, layer_plan.groups)
             continue

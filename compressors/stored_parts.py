@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from paretopress.compressors.network import InputSigns, PackedPart, Part, part_layers
+from paretopress.compressors.network import InputSigns, PackedPart, Part
 from paretopress.compressors.stored import StoredWeight, read_stored
+from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.weight_layout import by_outputs
 
@@ -25,8 +26,8 @@ def read_parts(layer_plan: LayerPlan, tensors: Mapping[str, Tensor]) -> tuple[Pa
         dense = by_outputs(layer, tensors[layer.weight], layer.groups)
         return (Part(dense, tensors[layer.bias] if layer.bias else dense.new_zeros(len(dense))),)
     parts = []
-    factorised = layer_plan.rank is not None
-    named = zip(part_layers(layer, factorised), layer.part_tensors(factorised), layer_plan.parts, strict=True)
+    shapes = layer_plan.parts
+    named = zip(part_layers(layer, layer_plan.factors), layer.part_tensors(len(shapes)), shapes, strict=True)
     for applied, (name, bias_name), (_, shape) in named:
         weight = by_outputs(applied, tensors[name], layer_plan.groups) if name in tensors else None
         bias = tensors.get(bias_name)

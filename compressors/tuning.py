@@ -20,7 +20,7 @@ from paretopress.compressors.network import Network, Part, Range, apply_parts, a
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.quantisation import mse_range, quantise_tensor
 from paretopress.compressors.statistics_match import match_statistics
-from paretopress.spaces.arithmetic import FIRST
+from paretopress.spaces.arithmetic import INNER
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.weights_applied import source_of
 
@@ -56,7 +56,7 @@ class Tuning:
     def _target(self, layer: LayerPlan, goal: Goal, values: Values) -> Tensor:
         """The output a layer should have, with what the shortcut or a dropped branch behind it is missing."""
         axis = 1 if layer.layer.window else self.dense[goal.value].ndim - 1
-        shortcut = shortcut_value(self.left, goal.shortcut, values) if goal.shortcut else None
+        shortcut = shortcut_value(self.left, self.network.plan, goal.shortcut, values) if goal.shortcut else None
         return goal.target(self.dense, shortcut, self._kept(layer), axis)
 
     def quantise(self, tensor: str, value: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def with_integer_biases(network: Network) -> Network:
         node = layer.layer.node
         if layer.activation_bits != 8:
             continue
-        source = source_of(graph.by_name[node]) if len(parts[node]) == 1 else node + FIRST
+        source = source_of(graph.by_name[node]) if len(parts[node]) == 1 else node + INNER[len(parts[node]) - 2]
         last = parts[node][-1]
         if last.bias is not None and last.rows is not None:
             grid = last.rows[1] * network.ranges[arithmetic.range_of(source)][0]

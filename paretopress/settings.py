@@ -54,6 +54,7 @@ class SpaceSection(_Strict):
 
     keep: list[Fraction] = list(SpaceSettings().keep)
     rank: list[Fraction] = list(SpaceSettings().rank)
+    rank_kinds: list[Literal["svd", "nmf", "spatial", "tucker"]] = ["svd"]
     bits: list[Literal[2, 3, 4, 8]] = list(SpaceSettings().bits)  # type: ignore[arg-type]
     end_bits: Literal[2, 3, 4, 8] = SpaceSettings().end_bits  # type: ignore[assignment]
     schemes: list[Literal["symmetric", "asymmetric", "tensor"]] = ["symmetric"]
@@ -256,6 +257,7 @@ def _space(section: SpaceSection, source: str) -> SpaceSettings:
     return SpaceSettings(
         keep=tuple(section.keep),
         rank=tuple(section.rank),
+        rank_kinds=tuple(section.rank_kinds),
         bits=tuple(section.bits),
         end_bits=section.end_bits,
         schemes=tuple(section.schemes),

@@ -11,6 +11,7 @@ from paretopress.compressors.probe import own_code_failures
 from paretopress.evaluators.costs import integer_policy
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.problem import Problem, reachable
+from paretopress.spaces.arithmetic import INNER
 from paretopress.spaces.choices import describe
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.coupling import ChannelGroup
@@ -221,7 +222,7 @@ def _priced(device: DeviceProfile, name: str, model: str, view: CostView) -> Pri
     total = device.relative_cost(view) or 1.0
     by_layer: defaultdict[str, float] = defaultdict(float)
     by_node: defaultdict[str, float] = defaultdict(float)
-    uses = Counter(kernel.layer for kernel in view.kernels if not kernel.name.endswith(":first"))
+    uses = Counter(kernel.layer for kernel in view.kernels if not kernel.name.endswith(INNER))
     for kernel, price in zip(view.kernels, device.kernel_cost(view.kernels), strict=True):
         if kernel.layer:
             by_layer[kernel.layer] += float(price) / total

@@ -25,7 +25,7 @@ MOVES = frozenset((
     "view", "reshape", "flatten", "squeeze", "unsqueeze", "dropout", "contiguous", "alias", "clone", "slice",
     "pad", "constant_pad_nd", "permute", "transpose", "max_pool2d",
 ))
-FIRST = ":first"   # suffix of the tensor between the two layers of a factorised one
+FIRST, SECOND = INNER = ":first", ":second"   # suffixes of the tensors between the layers of a factorised one
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Arithmetic:
 
 
 def choose_arithmetic(
-    structure: Structure, integer_layers: frozenset[str], factorised: frozenset[str]
+    structure: Structure, integer_layers: frozenset[str], inner: Mapping[str, int]
 ) -> Arithmetic:
     """Place quantisation for the layers that compute in integers.
 
     Args:
         structure: The dense model.
         integer_layers: Nodes of the layers with 8-bit activations.
-        factorised: Nodes of the layers split in two.
+        inner: Nodes of factorised layers, with how many tensors there are between their parts.
     """
     if not integer_layers:
         return Arithmetic(frozenset(), (), {}, frozenset())
@@ -88,8 +88,7 @@ def choose_arithmetic(
         if node.name in integer_layers:
             integer.add(node.name)
             quantise_input(activations[0])
-            if node.name in factorised:
-                ranges.append(node.name + FIRST)
+            ranges += (node.name + suffix for suffix in INNER[: inner.get(node.name, 0)])
             kernel = kernels[node.name]
             linear = kernel.layer is not None and kernel.layer.kind is LayerKind.LINEAR
             if not linear or kernel.output in wanted:
@@ -145,7 +144,8 @@ def _quantised_before_moving(graph: Graph, absorbed: Mapping[str, str], placed: 
         shared.update({name: owner for name, other in shared.items() if other == node.name})
     if integer == placed.integer_kernels:
         return placed
-    ranges.sort(key=lambda name: graph.position[name.removesuffix(FIRST)])   # stable: an inner tensor stays in front
+    # Stable: an inner tensor stays in front of its layer's output.
+    ranges.sort(key=lambda name: graph.position[name.removesuffix(FIRST).removesuffix(SECOND)])
     return Arithmetic(frozenset(integer), tuple(ranges), shared, frozenset(sources))
 
 

@@ -13,6 +13,7 @@ WEIGHT_BITS = (2, 3, 4, 8)
 CLUSTER_BITS = (2, 3, 4, 5, 6, 7, 8)
 BASES = (1, 2, 3)
 HALVES = ("fp16", "bf16")
+FACTORISATIONS = ("svd", "nmf", "spatial", "tucker")
 UNSTRUCTURED = "unstructured"
 SCHEMES = ("symmetric", "asymmetric", "tensor")
 
@@ -36,21 +37,30 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Factorised:
-    """Replace a layer by two smaller ones.
+    """Replace a layer by two or three smaller ones (`spaces/factor_forms.py` has their shapes).
 
     Attributes:
-        kind: `"svd"`: activation-whitened singular value decomposition.
-        rank: Inner width, at least 1.
+        kind: `"svd"`: activation-whitened singular value decomposition. `"nmf"`: non-negative factors, a pair for the
+            positive and one for the negative weights. `"spatial"`: a convolution along the rows, then one along the
+            columns. `"tucker"`: 1x1, the window on fewer channels, 1x1.
+        rank: Inner width, at least 1: of `"nmf"` that of each pair, of `"tucker"` the channels that the window makes.
+        inner: Of `"tucker"` the channels that the window reads; 0: `rank` times inputs / outputs of the dense layer,
+            rounded, at least 1. Else 0.
     """
 
     kind: str
     rank: int
+    inner: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind != "svd":
-            raise PolicyError(unknown_name("factorisation", self.kind, ["svd"]))
+        if self.kind not in FACTORISATIONS:
+            raise PolicyError(unknown_name("factorisation", self.kind, FACTORISATIONS))
         if self.rank < 1:
             raise PolicyError(f"rank {self.rank} is below 1")
+        if self.inner < 0:
+            raise PolicyError(f"inner rank {self.inner} is below 1 (0: in proportion to the rank)")
+        if self.inner and self.kind != "tucker":
+            raise PolicyError(f"{self.kind} factors have one rank, no inner one (allowed: tucker)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +246,9 @@ def describe(choice: Choice) -> str:
             return "drop the branch"
         case Keep(ratio):
             return f"keep {ratio:g}"
-        case Factorised(_, rank):
-            return f"rank {rank}"
+        case Factorised(kind, rank, inner):
+            shown = f"rank {rank}" if not inner else f"ranks {inner} and {rank}"
+            return shown if kind == "svd" else f"{kind} {shown}"
         case Sparse(density, pattern):
             return f"sparse {pattern}" if ":" in pattern else f"sparse {density:g}" + (
                 "" if pattern == UNSTRUCTURED else f" in blocks of {pattern}")
@@ -259,8 +270,8 @@ def choice_to_plain(choice: Choice) -> dict[str, Any]:
     match choice:
         case Keep(ratio):
             return {"keep": ratio}
-        case Factorised(kind, rank):
-            return {"factorised": kind, "rank": rank}
+        case Factorised(kind, rank, inner):
+            return {"factorised": kind, "rank": rank, **({"inner": inner} if inner else {})}
         case Sparse(density, pattern):
             return {"sparse": density, "pattern": pattern}
         case Weights(bits, activations, scheme, group):
@@ -302,8 +313,10 @@ def choice_from_plain(value: object, where: str) -> Choice:
 _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[Any, Any], str], Choice]]] = {
     "keep": (("keep",), lambda value, where: Keep(_number(value["keep"], where))),
     "factorised": (
-        ("factorised", "rank"),
-        lambda value, where: Factorised(str(value["factorised"]), _integer(value.get("rank"), where)),
+        ("factorised", "rank", "inner"),
+        lambda value, where: Factorised(
+            str(value["factorised"]), _integer(value.get("rank"), where), _integer(value.get("inner", 0), where)
+        ),
     ),
     "sparse": (
         ("sparse", "pattern"),

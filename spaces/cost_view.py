@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from paretopress.spaces.arithmetic import INNER
+from paretopress.spaces.factor_forms import convolved, part_layers
 from paretopress.spaces.fusion import FusedKernel, convolution_pads, is_free
 from paretopress.spaces.graph import Graph
 from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
@@ -37,8 +39,9 @@ def cost_view(plan: Plan) -> CostView:
 
 def _loaded_bytes(layer: LayerPlan) -> int:
     """Bytes of a layer's weights in the file the runtime loads: integers stay at 8 bits there."""
-    scales = 4 * layer.shape[0] if layer.loaded_bits == 8 else 0
-    return sum(product(shape) * layer.loaded_bits // 8 + scales for _, shape in layer.parts) + 4 * layer.shape[0]
+    scale = 4 if layer.loaded_bits == 8 else 0   # of every row
+    return sum(product(shape) * layer.loaded_bits // 8 + scale * shape[0] for _, shape in layer.parts) + (
+        4 * layer.shape[0])
 
 
 def merged_sums(plan: Plan) -> dict[str, str]:
@@ -82,11 +85,7 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
         tail = (*tail, "add", *_absorbed_names(plan.structure.graph, addition))
         output = addition.output
         extra = product(plan.shape(fused.output))
-    if layer.rank is None:
-        yield _layer_kernel(plan, layer, fused.main, output, 0, tail, extra)
-    else:
-        yield _layer_kernel(plan, layer, fused.main, output, 1, (), 0)
-        yield _layer_kernel(plan, layer, fused.main, output, 2, tail, extra)
+    yield from _layer_kernels(plan, layer, fused.main, output, tail, extra)
 
 
 def _is_rectified_in_quantising(plan: Plan, name: str) -> bool:
@@ -108,38 +107,33 @@ def _absorbed_names(graph: Graph, fused: FusedKernel) -> tuple[str, ...]:
     return tuple(name for name in names if name != "batch_norm")
 
 
-def _layer_kernel(
-    plan: Plan, layer: LayerPlan, main: str, output: str, part: int, tail: tuple[str, ...], extra: int
-) -> Kernel:
-    """The kernel of a whole layer (`part` 0) or of its first or second factor (1, 2)."""
+def _layer_kernels(
+    plan: Plan, layer: LayerPlan, main: str, output: str, tail: tuple[str, ...], extra: int
+) -> Iterator[Kernel]:
+    """The kernel of each real layer; `tail` and the `extra` elements read are the last one's."""
     graph = plan.structure.graph
-    before, after = plan.shape(_unpadded(graph, source_of(graph.by_name[main]))), plan.shape(main)
+    source = source_of(graph.by_name[main])
+    before, after = plan.shape(_unpadded(graph, source)), plan.shape(main)
     is_linear = layer.layer.kind is LayerKind.LINEAR
-    window, stride = layer.layer.window, layer.layer.stride
-    input_size = () if is_linear else before[2:]
-    output_size = () if is_linear else after[2:]
-    cin, cout, rank = layer.shape[1] * layer.groups, layer.shape[0], layer.rank or 0
-    input_elements, output_elements = product(before), product(after)
     rows = product(after[:-1]) if is_linear else 1
-    inner = rank * (rows if is_linear else product(output_size))
-    name, family = output, Family(layer.layer.kind.value)
-    if family is Family.TRANSPOSED and part:   # a 1x1 convolution first, the window second
-        inner = rank * product(input_size)
-        if part == 1:
-            family, cout, output_elements, name = Family.CONV, rank, inner, f"{layer.layer.name}:first"
-            window, stride, output_size = (1,) * len(window), (1,) * len(stride), input_size
+    size, elements = () if is_linear else before[2:], product(before)
+    # What is computed on, where the padding in front is the first convolution's: the size between is of that.
+    padded = () if is_linear else plan.shape(source)[2:]
+    operations = part_layers(layer.layer, layer.factors)
+    for index, (operation, (_, shape)) in enumerate(zip(operations, layer.parts, strict=True)):
+        last = index == len(operations) - 1
+        if last:
+            name, made, written = output, () if is_linear else after[2:], product(after)
         else:
-            cin, input_elements = rank, inner
-    elif part == 1:
-        cout, output_elements, name = rank, inner, f"{layer.layer.name}:first"
-    elif part == 2:
-        cin, input_elements, input_size = rank, inner, output_size
-        window, stride = (1,) * len(window), (1,) * len(stride)
-    return Kernel(
-        name, family, layer.layer.name, layer.weight_bits, layer.activation_bits,
-        cin, cout, window, stride, layer.groups, input_size, output_size, rows, tail,
-        input_elements + extra, output_elements,
-    )
+            name, made = f"{layer.layer.name}{INNER[index]}", convolved(operation, padded)
+            written = shape[0] * (rows if is_linear else product(made))
+        yield Kernel(
+            name, Family(operation.kind.value), layer.layer.name, layer.weight_bits, layer.activation_bits,
+            shape[1] * layer.groups, shape[0], operation.window, operation.stride, layer.groups, size, made, rows,
+            tail if last else (), elements + (extra if last else 0), written,
+        )
+        size = padded = made
+        elements = written
 
 
 def _unpadded(graph: Graph, tensor: str) -> str:
@@ -200,13 +194,12 @@ def _lifetimes(plan: Plan, kernels: list[Kernel], read_at: Mapping[str, int]) ->
     written = {kernel.name: index for index, kernel in enumerate(kernels)}
     buffers = [node.name for node in graph.nodes if node.op == "input"] + [k.name for k in kernels]
     for name in buffers:
-        is_first_factor = name not in graph.by_name
         first = written.get(name, -1)
-        width = 1 if plan.arithmetic.is_quantised(name) and name not in plan.arithmetic.sources else 4
-        if is_first_factor:
-            kernel = kernels[first]
-            yield Lifetime(name, kernel.output_elements * width, first, first + 1)
+        if name not in graph.by_name:   # between the parts of a factorised layer
+            width = 1 if kernels[first].activation_bits == 8 else 4
+            yield Lifetime(name, kernels[first].output_elements * width, first, first + 1)
             continue
+        width = 1 if plan.arithmetic.is_quantised(name) and name not in plan.arithmetic.sources else 4
         readers = list(_readers(plan, name))
         last = max((len(kernels) if r == "output" else read_at[r] for r in readers), default=first)
         yield Lifetime(name, product(plan.shape(name)) * width, first, last)

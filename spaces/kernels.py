@@ -33,7 +33,7 @@ class Kernel:
         name: The node whose value the kernel produces (after its fused tail).
         family: Which cost model prices it.
         layer: Name of the layer it belongs to, `""` for kernels without weights. A factorised layer
-            gives two kernels with the same layer, the first named `NAME:first`.
+            gives two or three kernels with the same layer, those before the last named `NAME:first`, `NAME:second`.
         weight_bits: Stored width of its weights, 32 where they are not quantised.
         activation_bits: 8 where its inputs and output are quantised tensors, else 32. What these
             widths execute as is the device's business (`DeviceProfile.executes`).

@@ -145,16 +145,17 @@ class Layer:
             return shape[0] * product(shape[2:]), shape[1]
         return shape[0], product(shape[1:])
 
-    def part_tensors(self, factorised: bool) -> tuple[tuple[str, str], ...]:
-        """State names of weight and bias of each real layer, `""` for no bias."""
+    def part_tensors(self, count: int) -> tuple[tuple[str, str], ...]:
+        """State names of weight and bias of each of `count` real layers, `""` for no bias."""
         if self.holder is Holder.CODE:
-            if factorised:
+            if count > 1:
                 return (f"{self.weight}_first", ""), (f"{self.weight}_second", self.bias)
             return ((self.weight, self.bias),)
         bias = f"{self.name}.bias" if self.takes_bias and self.holder is Holder.MODULE else self.bias
-        if not factorised:
+        if count == 1:
             return ((f"{self.name}.weight", bias),)
-        return (f"{self.name}.0.weight", ""), (f"{self.name}.1.weight", f"{self.name}.1.bias" if bias else "")
+        last = (f"{self.name}.{count - 1}.weight", f"{self.name}.{count - 1}.bias" if bias else "")
+        return (*((f"{self.name}.{index}.weight", "") for index in range(count - 1)), last)
 
 
 def layer_name(target: str) -> str:

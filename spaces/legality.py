@@ -18,6 +18,16 @@ from paretopress.spaces.choices import (
     describe,
 )
 from paretopress.spaces.coupling import ChannelGroup
+from paretopress.spaces.factor_forms import (
+    break_even,
+    factor_weights,
+    own_inner,
+    part_shapes,
+    why_not_factorised,
+    why_too_large,
+    with_inner,
+)
+from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer
 from paretopress.spaces.stored_weights import value_bits
 
@@ -145,26 +155,66 @@ def sparse_choices(wanted: Sequence[str | float]) -> tuple[list[Sparse], Refused
 
 
 def rank_choices(
-    layer: Layer, devices: Sequence[Capabilities], fractions: Sequence[float]
+    layer: Layer, devices: Sequence[Capabilities], fractions: Sequence[float], kinds: Sequence[str] = ("svd",)
 ) -> tuple[list[Factorised], Refused]:
-    """Return the ranks of a layer that have fewer weights than it: `r (m + n) < m n` for an m x n matrix."""
-    step = math.lcm(1, *(device.rank_step for device in devices))
-    rows, columns = layer.sides(layer.shape)
-    break_even = rows * columns / (rows + columns)
-    ranks: set[int] = set()
-    refused: Refused = []
-    for fraction in sorted(set(fractions), reverse=True):
-        rank = round(fraction * break_even / step) * step
-        if 0 < rank < break_even:
-            ranks.add(rank)
-        elif rank == 0:
-            reason = f"{fraction:g} of the break-even rank {break_even:.3g} rounds to none of its steps of {step}"
-            refused.append((f"rank at {fraction:g}", reason))
-        else:
-            reason = f"{rank} x ({rows} + {columns}) weights are no fewer than {rows} x {columns}"
-            refused.append((f"rank {rank}", reason))
+    """Return the ranks of a layer that have fewer weights than it, of every kind of factors that it can have.
+
+    Args:
+        layer: The layer.
+        devices: The targets.
+        fractions: Of the rank at which factors of a kind hold as many weights as the layer.
+        kinds: Of factors that the user wants offered.
+    """
     if not fractions:
         return [], [("*", "space.rank is empty")]
+    if not kinds:
+        return [], [("*", "space.rank_kinds is empty")]
+    legal: list[Factorised] = []
+    refused: Refused = []
+    for kind in dict.fromkeys(kinds):
+        every = "*" if len(kinds) == 1 else kind
+        if reason := why_not_factorised(layer, kind):
+            refused.append((every, reason))
+            continue
+        found, why = _ranks_of_kind(layer, kind, devices, fractions, every)
+        legal += found
+        refused += why
+    return legal, refused
+
+
+def _ranks_of_kind(
+    layer: Layer, kind: str, devices: Sequence[Capabilities], fractions: Sequence[float], every: str
+) -> tuple[list[Factorised], Refused]:
+    step = math.lcm(1, *(device.rank_step for device in devices))
+    if kind == "nmf":
+        step //= math.gcd(step, 2)   # the layers between which it is are twice as wide
+    even, total = break_even(kind, layer), product(layer.shape)
+    ranks: set[Factorised] = set()
+    refused: Refused = []
+    for fraction in sorted(set(fractions), reverse=True):
+        rank = round(fraction * even / step) * step
+        if rank == 0:
+            reason = f"{fraction:g} of the break-even rank {even:.3g} rounds to none of its steps of {step}"
+            refused.append((f"{'' if kind == 'svd' else f'{kind} '}rank at {fraction:g}", reason))
+            continue
+        choice = Factorised(kind, rank)
+        if kind == "tucker" and own_inner(rank, layer.shape) % step:
+            choice = Factorised(kind, rank, max(step, round(rank * layer.shape[1] / layer.shape[0] / step) * step))
+        # Weights are counted at the rank that is asked for: above the layer's own it has no factors at all.
+        too_many = why_too_large(choice, layer) or factor_weights(choice, layer, layer.shape) >= total
+        if too_many or rank >= even:
+            refused.append((describe(choice), _why_too_many(choice, layer)))
+        else:
+            ranks.add(choice)
     if not ranks:
-        return [], [("*", f"no rank that is a multiple of {step} has fewer weights than the dense layer")]
-    return [Factorised("svd", rank) for rank in sorted(ranks, reverse=True)], refused
+        shown = "" if kind == "svd" else f"{kind} "
+        return [], [(every, f"no {shown}rank that is a multiple of {step} has fewer weights than the dense layer")]
+    return sorted(ranks, key=lambda choice: -choice.rank), refused
+
+
+def _why_too_many(choice: Factorised, layer: Layer) -> str:
+    if choice.kind != "svd":
+        count = sum(map(product, part_shapes(with_inner(choice, layer), layer.shape, transposed=False)))
+        return f"{count} weights of {describe(choice)} are no fewer than the {product(layer.shape)} of the layer"
+    rows, columns = layer.sides(layer.shape)
+    return f"{choice.rank} x ({rows} + {columns}) weights are no fewer than {rows} x {columns}"

@@ -26,6 +26,7 @@ from paretopress.spaces.choices import (
 )
 from paretopress.spaces.coupling import Axis, ChannelGroup, Segment
 from paretopress.spaces.errors import PolicyError, unknown_name
+from paretopress.spaces.factor_forms import fitted, part_shapes, why_not_factorised, why_too_large
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer, LayerKind
 from paretopress.spaces.policy import Policy
@@ -43,7 +44,7 @@ class LayerPlan:
         layer: The dense layer.
         shape: Shape of its weight after pruning (before factorisation).
         groups: Convolution groups after pruning.
-        rank: Inner width of the two factors, None where it stays one layer.
+        factors: The smaller layers in its place, None where it stays one; ranks fit the shape.
         form: Format of its weights, None for 32-bit floats.
         sparse: Which of them are stored, None for all.
         has_bias: Whether a bias is stored.
@@ -53,11 +54,16 @@ class LayerPlan:
     layer: Layer
     shape: tuple[int, ...]
     groups: int
-    rank: int | None
+    factors: Factorised | None
     form: WeightFormat | None
     sparse: Sparse | None
     has_bias: bool
     touched: bool
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of its factors, None where it stays one layer."""
+        return None if self.factors is None else self.factors.rank
 
     @property
     def activation_bits(self) -> int:
@@ -100,16 +106,12 @@ class LayerPlan:
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """`(name, weight shape)` of each real layer: one, or `NAME.0` and `NAME.1` when factorised."""
+        """`(name, weight shape)` of each real layer: one, or `NAME.0`, `NAME.1`, ... when factorised."""
         name = self.layer.name
-        if self.rank is None:
+        if self.factors is None:
             return ((name, self.shape),)
-        tail = (1,) * len(self.layer.window)
-        if self.layer.kind is LayerKind.TRANSPOSED:
-            first, second = (self.rank, self.shape[1], *tail), (self.shape[0], self.rank, *self.layer.window)
-        else:
-            first, second = (self.rank, *self.shape[1:]), (self.shape[0], self.rank, *tail)
-        return (f"{name}.0", first), (f"{name}.1", second)
+        shapes = part_shapes(self.factors, self.shape, transposed=self.layer.kind is LayerKind.TRANSPOSED)
+        return tuple((f"{name}.{index}", shape) for index, shape in enumerate(shapes))
 
     @property
     def stored_bytes(self) -> int:
@@ -223,8 +225,8 @@ def plan(structure: Structure, policy: Policy) -> Plan:
     structure = structure.without([name for name, count in kept.items() if count == 0])
     layers = tuple(plan_layer(structure, policy, kept, layer) for layer in structure.layers)
     integer = frozenset(p.layer.node for p in layers if p.activation_bits == 8)
-    factorised = frozenset(p.layer.node for p in layers if p.rank is not None)
-    return Plan(structure, policy, kept, layers, choose_arithmetic(structure, integer, factorised))
+    inner = {p.layer.node: len(p.parts) - 1 for p in layers if p.factors is not None}
+    return Plan(structure, policy, kept, layers, choose_arithmetic(structure, integer, inner))
 
 
 def plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], layer: Layer) -> LayerPlan:
@@ -238,18 +240,16 @@ def plan_layer(structure: Structure, policy: Policy, kept: Mapping[str, int], la
         source = source_of(structure.graph.by_name[layer.node])
         inputs = structure.coupling.values[source][1]
         groups = (groups * layer.shape[1] if inputs is None else axis_size(inputs, kept)) // shape[1]
-    rank_choice = policy.choices.get(f"{layer.name}/rank")
-    rank = rank_choice.rank if isinstance(rank_choice, Factorised) else None
+    choice = policy.choices.get(f"{layer.name}/rank")
+    factors = fitted(choice, layer, shape) if isinstance(choice, Factorised) else None
     form, sparse = (policy.choices.get(f"{layer.name}/{kind}") for kind in ("weights", "sparsity"))
     assert form is None or isinstance(form, WeightFormat)
     assert sparse is None or isinstance(sparse, Sparse)
-    if rank is not None:
-        rank = min(rank, *layer.sides(shape))
-    touched = rank is not None or form is not None or sparse is not None or shape[1:] != layer.shape[1:]
+    touched = factors is not None or form is not None or sparse is not None or shape[1:] != layer.shape[1:]
     touched |= layer.groups > 1 and shape != layer.shape
     # Tuning corrects the mean output of every free layer behind a change, so each of them has a bias if it can.
     has_bias = bool(layer.bias) or (not policy.is_dense and not layer.frozen and layer.takes_bias)
-    return LayerPlan(layer, shape, groups, rank, form, sparse, has_bias, touched)
+    return LayerPlan(layer, shape, groups, factors, form, sparse, has_bias, touched)
 
 
 def check_units(structure: Structure, policy: Policy) -> None:
@@ -264,9 +264,7 @@ def check_units(structure: Structure, policy: Policy) -> None:
             raise PolicyError(f"unit {name!r} cannot keep no channel: {reason}")
         if isinstance(choice, Factorised):
             layer = structure.layer(name.rpartition("/")[0])
-            limit = min(layer.sides(layer.shape)) - 1
-            if choice.rank > limit:
-                reason = f"rank {choice.rank} is not below full rank (allowed: 1 to {limit})"
+            if reason := why_not_factorised(layer, choice.kind) or why_too_large(choice, layer):
                 raise PolicyError(f"unit {name!r}: {reason}")
         if name.endswith(("/weights", "/sparsity")):
             layer = structure.layer(name.rpartition("/")[0])

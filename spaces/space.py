@@ -45,6 +45,7 @@ class SpaceSettings:
     Attributes:
         keep: Fractions of channels offered (1 is always offered as dense).
         rank: Fractions of a layer's break-even rank offered.
+        rank_kinds: Kinds of factors offered: `"svd"`, `"nmf"`, `"spatial"`, `"tucker"`.
         bits: Weight widths offered, those the device allows.
         end_bits: Fewest weight bits of the first and the last layers, 2 for no difference. A `pin` of such a
             layer's weights goes before it; where all of `bits` are fewer, the widest of them is offered.
@@ -61,6 +62,7 @@ class SpaceSettings:
 
     keep: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
     rank: tuple[float, ...] = (0.25, 0.5, 0.75)
+    rank_kinds: tuple[str, ...] = ("svd",)
     bits: tuple[int, ...] = (8, 4, 3, 2)
     end_bits: int = 8
     schemes: tuple[str, ...] = ("symmetric",)
@@ -188,7 +190,7 @@ def _choices(
     if kind == "sparsity":
         return sparse_choices(settings.sparsity)
     if kind == "rank":
-        return rank_choices(structure.layer(subject), devices, settings.rank)
+        return rank_choices(structure.layer(subject), devices, settings.rank, settings.rank_kinds)
     keeps, refused = keep_choices(structure.group(subject), devices, settings.keep)
     why_not = _keeps_branch(structure, subject, settings)
     if why_not:

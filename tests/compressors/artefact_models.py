@@ -16,10 +16,10 @@ from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.tuning import tune
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Binary, Choice, Clustered, Half, Sparse, Weights
+from paretopress.spaces.choices import FACTORISATIONS, Binary, Choice, Clustered, Half, Sparse, Weights
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
-from paretopress.spaces.space import build_space
+from paretopress.spaces.space import SpaceSettings, build_space
 
 SAMPLES = 48
 INTEGERS = tuple(Weights(bits, activations) for bits in (8, 4, 3, 2) for activations in (8, 32))
@@ -160,6 +160,23 @@ class FixedBatchNet(nn.Module):
         return self.out(hidden)
 
 
+class WindowNet(nn.Module):
+    """Windows, strides, paddings and dilations that differ between rows and columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.bn1 = nn.Conv2d(3, 10, (3, 5), (1, 2), (1, 2), bias=False), nn.BatchNorm2d(10)
+        self.apart = nn.Conv2d(10, 8, (3, 2), (2, 1), (2, 0), (2, 1))
+        self.same = nn.Conv2d(8, 8, 3, padding="same")
+        self.mirrored = nn.Conv2d(8, 8, 3, padding=(1, 2), padding_mode="reflect")
+        self.row, self.head = nn.Conv2d(8, 6, (1, 3)), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.relu(self.apart(F.relu(self.bn1(self.wide(x)))))
+        x = x + F.relu(self.same(x))
+        return self.head(F.relu(self.row(self.mirrored(F.pad(x, (1, 1, 0, 1))))).mean((2, 3)))
+
+
 IMAGE = (3, 8, 8)
 MODELS = {
     "resnet": (PadResNet, {"x": IMAGE}),
@@ -173,6 +190,7 @@ MODELS = {
     "fixed_batch": (FixedBatchNet, {"x": (6,)}),
     **LAYOUTS,
 }
+BESIDE = {"windows": (WindowNet, {"x": (3, 9, 11)})}   # for tests of their own, not under every policy
 PLAIN = ("resnet", "depthwise", "mlp", "group_norm", "conv1d", *LAYOUTS)
 
 
@@ -200,7 +218,7 @@ class Prepared:
 def build(name):
     """A model with random weights and statistics that are not trivial, in eval mode."""
     torch.manual_seed(0)
-    model = MODELS[name][0]()
+    model = {**MODELS, **BESIDE}[name][0]()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
@@ -214,7 +232,7 @@ def build(name):
 @functools.cache
 def prepared(name) -> Prepared:
     model = build(name)
-    shapes = MODELS[name][1]
+    shapes = {**MODELS, **BESIDE}[name][1]
     samples = {
         key: torch.randint(WORDS[name], (SAMPLES, *shape)) if name in WORDS else torch.randn(SAMPLES, *shape)
         for key, shape in shapes.items()
@@ -228,7 +246,7 @@ def prepared(name) -> Prepared:
     program = build_program(model, tuple(tensor[:size] for tensor in args), examples)
     calibration = calibrate(program, [program.flatten_inputs(args, kwargs)])
     device = Capabilities("any", formats=tuple((choice.bits, choice.activations) for choice in INTEGERS))
-    options = dict(build_space(program.structure, [device]).options)
+    options = dict(build_space(program.structure, [device], SpaceSettings(rank_kinds=FACTORISATIONS)).options)
     # The space drops formats that do not pay; an artefact can hold them all the same.
     takers = {choice: program.structure.takers(choice) for choice in FORMATS}
     options |= {
@@ -248,6 +266,8 @@ def choices_of(item: Prepared, *, keep=False, rank=False, bits=None, activations
         kind = unit.rpartition("/")[2]
         wanted = {"channels": keep, "rank": rank, "sparsity": sparse is not None, "weights": form is not None}[kind]
         legal = [option for option in options if option is not None]
+        if kind == "rank":
+            legal = [option for option in legal if option.kind == (rank if isinstance(rank, str) else "svd")]
         if kind in ("weights", "sparsity"):
             legal = [option for option in legal if option == (form if kind == "weights" else sparse)]
         if wanted and legal:
@@ -290,6 +310,17 @@ POLICIES = {
     "blocks fp16": {"sparse": Sparse(0.4, "2x3"), "form": Half("fp16")},
     "sparse clustered": {"sparse": Sparse(0.5), "form": Clustered(2), "keep": True},
 }
+
+
+FACTORS = {
+    "nmf w4": {"rank": "nmf", "bits": 4, "keep": True},
+    "spatial": {"rank": "spatial", "keep": True},
+    "spatial w8a8": {"rank": "spatial", "bits": 8, "activations": 8},
+    "tucker": {"rank": "tucker"},
+    "tucker w4a8": {"rank": "tucker", "bits": 4, "activations": 8, "keep": True},
+    "tucker sparse fp16": {"rank": "tucker", "form": Half("fp16"), "sparse": Sparse(0.5)},
+}
+FACTORED = ("resnet", "group_norm", "windows")   # models with convolutions that have all kinds of factors
 
 
 def same(one, other):

@@ -10,7 +10,19 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from artefact_models import MODELS, PLAIN, POLICIES, build, cases, choices_of, prepared, same, without_conflicts
+from artefact_models import (
+    FACTORED,
+    FACTORS,
+    MODELS,
+    PLAIN,
+    POLICIES,
+    build,
+    cases,
+    choices_of,
+    prepared,
+    same,
+    without_conflicts,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -55,6 +67,22 @@ def test_a_policy_is_computed_stored_and_reloaded_exactly(name, policy, tmp_path
     assert loaded.plan.stored_bytes == compressed.size_bytes
     assert not loaded.training
     assert not loaded.network.training
+
+
+@pytest.mark.parametrize("policy", FACTORS)
+@pytest.mark.parametrize("name", FACTORED)
+def test_every_kind_of_factors_is_computed_stored_and_reloaded_exactly(name, policy, tmp_path):
+    item = prepared(name)
+    choices = choices_of(item, **FACTORS[policy])
+    kind = FACTORS[policy]["rank"]
+    assert sum(unit.endswith("/rank") and choice.kind == kind for unit, choice in choices.items()) > 1
+    compressed, loaded = check_artefact(item, choices, tmp_path / "artefact")
+    assert loaded.delta == compressed.delta
+    assert not compressed.delta.graph or "keep" in FACTORS[policy]   # sizes of shortcuts are written in code
+    shapes = {name: tuple(module.weight.shape) for name, module in compressed.network.named_modules()
+              if isinstance(module, nn.Conv2d | nn.Linear)}
+    planned = {name: shape for layer in compressed.plan.layers for name, shape in layer.parts}
+    assert shapes == planned
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

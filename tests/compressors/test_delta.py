@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from artefact_models import MODELS, POLICIES, build, choices_of, prepared
+from artefact_models import FACTORS, MODELS, POLICIES, build, choices_of, prepared
 from torch import nn
 
 from paretopress.compressors.apply_edits import apply_edits
@@ -36,7 +36,7 @@ def test_edits_say_what_changes_and_nothing_else():
         "expand": LayerEdit("expand", (4, 8, 1, 1), 1, None, None, None, bias=True),
         "depthwise": LayerEdit("depthwise", (4, 1, 3, 3), 4, None, None, None, bias=True),
         "reduce": LayerEdit("reduce", (8, 4, 1, 1), 1, None, None, None, bias=True),
-        "head": LayerEdit("head", (5, 128), 1, 3, None, None, bias=True),
+        "head": LayerEdit("head", (5, 128), 1, Factorised("svd", 3), None, None, bias=True),
         "stem.1": FoldEdit("stem.1", 8),
         "bn1": FoldEdit("bn1", 4),
         "bn2": FoldEdit("bn2", 4),
@@ -65,6 +65,19 @@ def test_a_delta_survives_json(name, policy):
         assert edit_from_plain(json.loads(json.dumps(edit_to_plain(edit))), "delta.json") == edit
 
 
+@pytest.mark.parametrize("policy", FACTORS)
+def test_factors_of_every_kind_survive_json(policy):
+    item = prepared("windows")
+    delta = delta_of(item.program, item.network(choices_of(item, **FACTORS[policy])))
+    assert Delta.from_plain(json.loads(json.dumps(delta.to_plain())), "delta.json") == delta
+
+
+def test_singular_values_are_written_as_in_earlier_artefacts():
+    assert edit_to_plain(LayerEdit("head", (5, 128), 1, Factorised("svd", 3), None, None, bias=True))["rank"] == 3
+    tucker = edit_to_plain(LayerEdit("conv", (8, 6, 3, 3), 1, Factorised("tucker", 3, 2), None, None, bias=True))
+    assert tucker["rank"] == {"factorised": "tucker", "rank": 3, "inner": 2}
+
+
 LAYER = {"layer": "head", "shape": [5, 128], "groups": 1, "rank": None, "format": None, "sparsity": None,
          "bias": True}
 
@@ -74,7 +87,10 @@ LAYER = {"layer": "head", "shape": [5, 128], "groups": 1, "rank": None, "format"
     [
         {"format": {"weights": 5}}, {"format": 8}, {"format": {"sparse": 0.5}}, {"sparsity": {"sparse": 0.0}},
         {"format": {"binary": 1}, "sparsity": {"sparse": 0.5}}, {"rank": 0}, {"rank": 2.0}, {"shape": [5, -1]},
-        {"shape": "5"}, {"bias": 1}, {"groups": True}, {"layer": 3}, {"shape": [1 << 40, 2]}, {"more": 1},
+        {"shape": "5"}, {"bias": 1}, {"groups": True}, {"layer": 3},
+        {"rank": {"factorised": "svd", "rank": 2}}, {"rank": {"factorised": "spatial", "rank": 2}},
+        {"rank": {"keep": 1}},
+        {"shape": [5, 8, 3, 3], "rank": {"factorised": "tucker", "rank": 2}}, {"shape": [1 << 40, 2]}, {"more": 1},
     ],
 )
 def test_malformed_edits_are_refused(change):
@@ -109,7 +125,9 @@ def test_malformed_deltas_are_refused(key, value):
         (LayerEdit("tail", (5, 128), 1, None, None, None, bias=True), "no module 'tail'"),
         (LayerEdit("head", (6, 128), 1, None, None, None, bias=True), "cannot become"),
         (LayerEdit("head", (5, 128, 1, 1), 1, None, None, None, bias=True), "cannot become"),
-        (LayerEdit("head", (5, 128), 1, 6, None, None, bias=True), "cannot become"),
+        (LayerEdit("head", (5, 128), 1, Factorised("svd", 6), None, None, bias=True), "cannot become"),
+        (LayerEdit("stem.0", (8, 3, 3, 3), 1, Factorised("spatial", 10), None, None, bias=True), "cannot become"),
+        (LayerEdit("stem.0", (8, 3, 3, 3), 1, Factorised("tucker", 2, 4), None, None, bias=True), "cannot become"),
         (ResizeEdit("bn1", {}, {"bn1.gamma": (4,)}), "tensor 'bn1.gamma'"),
         (ResizeEdit("bn1", {}, {"bn1.weight": (17,)}), "tensor 'bn1.weight'"),
     ],
@@ -141,7 +159,7 @@ def test_subclasses_gradients_and_padding_modes_stay():
     model[0].requires_grad_(False)
     changed = copy.deepcopy(model)
     smaller = LayerEdit("1", (8, 5, 1, 1), 1, None, None, None, bias=True)
-    apply_edits(changed, [LayerEdit("0", (5, 4, 3, 3), 1, 2, None, None, bias=True), smaller])
+    apply_edits(changed, [LayerEdit("0", (5, 4, 3, 3), 1, Factorised("svd", 2), None, None, bias=True), smaller])
     first, second = changed[0]
     assert type(first) is Named
     assert (first.stride, first.padding, first.padding_mode, first.bias) == ((2, 2), (1, 1), "reflect", None)

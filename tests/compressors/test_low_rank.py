@@ -1,10 +1,15 @@
 """Whitened SVD: exact truncation losses, optimality, and the mean."""
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paretopress.compressors.least_squares import centred, reconstruction_error
-from paretopress.compressors.low_rank import pays, whitened_svd
+from paretopress.compressors.low_rank import Spectrum, budget_ranks, energy_rank, pays, whitened_svd
+from paretopress.spaces.errors import DataError
 
 ALL = torch.arange(12)
 
@@ -96,3 +101,68 @@ def test_pays():
     assert pays(28, 64, 64 * 1) is True
     assert pays(32, 64, 64) is False
     assert pays(31, 64, 64) is True
+
+
+def brute_force(spectra, budget):
+    """The least energy that any ranks lose within a budget, None where none fit."""
+    combinations = itertools.product(*(spectrum.options for spectrum in spectra))
+    sums = [(sum(one[0] for one in some), sum(one[1] for one in some)) for some in combinations]
+    return min((lost for weights, lost in sums if weights <= budget), default=None)
+
+
+@st.composite
+def some_spectra(draw):
+    found = []
+    for _ in range(draw(st.integers(1, 3))):
+        out, columns = draw(st.integers(2, 9)), draw(st.integers(2, 9))
+        values = draw(st.lists(st.floats(0, 4), min_size=min(out, columns), max_size=min(out, columns)))
+        found.append(Spectrum(torch.tensor(sorted(values, reverse=True)), out, columns))
+    return found
+
+
+@given(some_spectra(), st.integers(0, 250))
+@settings(max_examples=200, deadline=None)
+def test_ranks_of_a_budget_are_the_best_up_to_one_step(spectra, budget):
+    best = brute_force(spectra, budget)
+    if best is None:
+        with pytest.raises(DataError, match="fewer than the"):
+            budget_ranks(spectra, budget)
+        return
+    chosen = [next(option for option in spectrum.options if option[2] == rank)
+              for spectrum, rank in zip(spectra, budget_ranks(spectra, budget), strict=True)]
+    used, lost = sum(option[0] for option in chosen), sum(option[1] for option in chosen)
+    assert used <= budget
+    assert lost >= best - 1e-6
+    assert lost <= best + max(spectrum.options[0][1] for spectrum in spectra) + 1e-6   # the largest step there is
+    if used == sum(spectrum.out * spectrum.columns for spectrum in spectra):
+        assert lost == 0.0
+
+
+@given(st.integers(0, 10**6), st.floats(1e-3, 0.1))
+@settings(max_examples=60, deadline=None)
+def test_ranks_of_a_budget_are_optimal_where_all_steps_above_some_gain_fit(seed, price):
+    generator = torch.Generator().manual_seed(seed)
+    sides = torch.randint(3, 10, (3, 2), generator=generator).tolist()
+    spectra = [Spectrum(torch.rand(min(side), generator=generator).sort(descending=True).values, *side)
+               for side in sides]
+    budget = sum(min(spectrum.options, key=lambda one: one[1] + price * one[0])[0] for spectrum in spectra)
+    ranks = budget_ranks(spectra, budget)
+    lost = sum(next(lost for _, lost, one in spectrum.options if one == rank)
+               for spectrum, rank in zip(spectra, ranks, strict=True))
+    assert lost == pytest.approx(brute_force(spectra, budget), abs=1e-9)
+    assert budget_ranks(spectra, 10**6) == [None, None, None]
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=12), st.floats(0.01, 1.0))
+def test_the_rank_of_an_energy_is_the_smallest_that_keeps_it(values, share):
+    sigma = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
+    rank, energy = energy_rank(sigma, share), sigma.square()
+    assert energy[:rank].sum() >= share * energy.sum() - 1e-9
+    assert rank == 1 or energy[: rank - 1].sum() < share * energy.sum() + 1e-9
+
+
+def test_shares_of_the_energy_by_hand():
+    sigma = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    assert [energy_rank(sigma, share) for share in (0.5, 9 / 14, 0.65, 0.95, 1.0)] == [1, 1, 2, 3, 3]
+    with pytest.raises(DataError, match="outside"):
+        energy_rank(sigma, 0.0)

@@ -15,6 +15,7 @@ from paretopress.compressors.entries import Entries
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
 from paretopress.compressors.network import forward
 from paretopress.compressors.program import build_program
+from paretopress.compressors.refit import refit
 from paretopress.compressors.tuning import tune
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.cost_view import cost_view, kernels_of
@@ -147,6 +148,22 @@ def test_a_pruned_padding_is_a_narrower_convolution(tmp_path):
     (outputs,) = run_session(session(path), [x])
     step = max(scale for scale, _ in network.ranges.values())
     assert (outputs - expected).abs().median() < step
+
+
+def test_layers_in_front_of_a_pruned_padding_are_solved_again():
+    """The shortcut is moved after the layer that is solved for it: its padding must be the pruned one there too."""
+    torch.manual_seed(0)
+    model, x = Shortcut(option_a).eval(), torch.randn(64, 3, 8, 8)
+    program = build_program(model, (x[:2],))
+    entries = Entries(program, calibrate(program, [(x,)]))
+    planned = plan(program.structure, Policy.of({
+        unit: Keep(0.5) for unit, reason in program.structure.units.items() if unit.endswith("/channels") and not reason
+    }))
+    solved = refit(program, entries, planned, [x])
+    tuned_only = tune(program, entries.stitch(planned), entries.calibration)[0]
+    with torch.no_grad():
+        errors = [(forward(program, network, [x]) - model(x)).square().mean() for network in (solved, tuned_only)]
+    assert errors[0] < errors[1]
 
 
 def test_float_export_keeps_slices(tmp_path):

@@ -14,7 +14,7 @@ from paretopress.compressors.network import forward
 from paretopress.compressors.program import apply_layer, build_program
 from paretopress.compressors.realise import realise
 from paretopress.compressors.tuning import tune
-from paretopress.spaces.choices import Keep, Weights
+from paretopress.spaces.choices import Factorised, Keep, Weights
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
@@ -151,7 +151,7 @@ def test_two_factors_are_the_truncated_decomposition(window, stride, rank):
     layer = described(module)
     rows = by_outputs(layer, module.weight.detach(), 1)
     moments = torch.eye(layer.columns + 1, dtype=torch.float64)
-    first, second, bias = factors(layer, rows.flatten(1), module.bias.detach(), moments, rank)
+    (first, second), bias = factors(layer, Factorised("svd", rank), rows.flatten(1), module.bias.detach(), moments)
     assert first.shape == (rank, 6)
     assert second.shape == (5, rank * window**2)
     # Independently, on PyTorch's own layout: (in, out * window).
@@ -173,7 +173,7 @@ def test_the_second_factor_knows_of_overlapping_windows():
     accumulate(moments, layer, x, torch.Generator().manual_seed(0), groups=1)
     rows, bias = by_outputs(layer, module.weight.detach(), 1), module.bias.detach()
     second_moments = moments.second_moments()[0]
-    first, second, shift = factors(layer, rows.flatten(1), bias, second_moments, 3)
+    (first, second), shift = factors(layer, Factorised("svd", 3), rows.flatten(1), bias, second_moments)
     matrix = module.weight.detach().double().reshape(8, -1)
     U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
     plain = ((U[:, :3] * sigma[:3]) @ Vh[:3]).reshape(8, 6, 3, 3).float()

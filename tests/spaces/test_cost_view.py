@@ -1,5 +1,7 @@
 """What a device prices: operations against torch's own counter, buffers against brute force."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +12,11 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from paretopress.spaces.arithmetic import INNER
 from paretopress.spaces.capture import capture
-from paretopress.spaces.choices import Factorised, Keep, Weights
+from paretopress.spaces.choices import FACTORISATIONS, Factorised, Keep, Weights
 from paretopress.spaces.cost_view import cost_view
+from paretopress.spaces.factor_forms import why_not_factorised
 from paretopress.spaces.kernels import Family
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
@@ -175,7 +179,9 @@ def brute_force_reads(view, planned):
     """For every kernel the buffers it reads: walk back from what it produces to the nearest buffers."""
     graph = planned.structure.graph
     buffers = {kernel.name for kernel in view.kernels} | set(graph.inputs)
-    factorised = {x.layer.node: f"{x.layer.name}:first" for x in planned.layers if x.rank is not None}
+    inner = {x.layer.node: [x.layer.name + suffix for suffix in INNER[: len(x.parts) - 1]] for x in planned.layers}
+    factorised = {node: names[-1] for node, names in inner.items() if names}
+    before = {name: other for names in inner.values() for other, name in itertools.pairwise(names)}
 
     def walk(start):
         found, todo = set(), list(start)
@@ -189,11 +195,13 @@ def brute_force_reads(view, planned):
                 todo += node.inputs
         return found
 
-    main_of = {first: main for main, first in factorised.items()}
+    main_of = {names[0]: main for main, names in inner.items() if names}
     reads = []
     for kernel in view.kernels:
         if kernel.name in main_of:
             reads.append(walk(graph.by_name[main_of[kernel.name]].inputs))
+        elif kernel.name in before:
+            reads.append({before[kernel.name]})
         elif kernel.name in factorised:
             reads.append({factorised[kernel.name]})
         else:
@@ -214,8 +222,11 @@ def policies(draw):
             choices[unit] = Keep(draw(st.sampled_from([0.25, 0.5, 0.75])))
         elif kind == "weights":
             choices[unit] = Weights(draw(st.sampled_from([8, 4])), draw(st.sampled_from([8, 32])))
-        elif min(structure.layer(unit.removesuffix("/rank")).shape[:2]) > 1:
-            choices[unit] = Factorised("svd", 1)
+        elif kind == "rank":
+            layer = structure.layer(unit.removesuffix("/rank"))
+            if min(layer.shape[:2]) > 1:
+                kinds = [one for one in FACTORISATIONS if not why_not_factorised(layer, one)]
+                choices[unit] = Factorised(draw(st.sampled_from(kinds)), 1)
     return plan(structure, Policy.of(choices))
 
 

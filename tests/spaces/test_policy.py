@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretopress.spaces.choices import (
+    FACTORISATIONS,
     WEIGHT_BITS,
     Factorised,
     Keep,
@@ -19,7 +20,10 @@ from paretopress.spaces.policy import DENSE, SCHEMA, Policy
 
 CHOICES = {
     "channels": st.floats(0, 1, exclude_min=True).map(Keep),
-    "rank": st.integers(1, 10**6).map(lambda rank: Factorised("svd", rank)),
+    "rank": st.one_of(
+        st.builds(Factorised, st.sampled_from(FACTORISATIONS), st.integers(1, 10**6)),
+        st.builds(Factorised, st.just("tucker"), st.integers(1, 10**6), st.integers(0, 10**6)),
+    ),
     "weights": st.builds(Weights, st.sampled_from(WEIGHT_BITS), st.sampled_from([8, 32])),
 }
 SUBJECTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"]), max_size=12)
@@ -99,6 +103,8 @@ def test_choice_round_trip(choice):
         (lambda: Keep(float("nan")), "outside [0, 1]"),
         (lambda: Factorised("svd", 0), "rank 0 is below 1"),
         (lambda: Factorised("sdv", 2), "did you mean 'svd'"),
+        (lambda: Factorised("tucker", 2, -1), "inner rank -1 is below 1"),
+        (lambda: Factorised("spatial", 2, 3), "spatial factors have one rank, no inner one (allowed: tucker)"),
         (lambda: Weights(5), "5 weight bits are not offered (allowed: 2, 3, 4, 8)"),
         (lambda: Weights(8, 16), "16 activation bits"),
         (lambda: Weights(8, 8, "symetric"), "did you mean 'symmetric'"),
@@ -135,6 +141,8 @@ def test_values_out_of_range_are_refused(make, message):
         ({"units": {"a/channels": {"keep": 0.5, "rank": 2}}}, "unknown field 'rank'"),
         ({"units": {"a/rank": {"factorised": "svd"}}}, "expected an integer, got None"),
         ({"units": {"a/rank": {"factorised": "svd", "rank": 2.0}}}, "expected an integer, got 2.0"),
+        ({"units": {"a/rank": {"factorised": "tucker", "rank": 2, "inner": 1.5}}}, "expected an integer, got 1.5"),
+        ({"units": {"a/rank": {"factorised": "svd", "rank": 2, "inner": 1}}}, "svd factors have one rank"),
         ({"units": {"a/weights": {"weights": 8, "activation": 8}}}, "did you mean 'activations'"),
         ({"units": {"a/weights": {"keep": 0.5}}}, "'a/weights' takes Weights"),
     ],
