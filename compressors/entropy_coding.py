@@ -58,8 +58,10 @@ def encoded(tensors: Mapping[str, Tensor], widths: Mapping[str, int]) -> tuple[d
         if tensor.dtype != torch.uint8 or tensor.ndim != 1 or bits == 1 or not tensor.numel():
             found[name] = tensor
             continue
-        values = unpack_unsigned(tensor.cpu(), bits, tensor.numel() * BYTE // bits).numpy()
-        stream = encode(values, 1 << bits)
+        values = unpack_unsigned(tensor.cpu(), bits, tensor.numel() * BYTE // bits)
+        if not torch.equal(pack_unsigned(values, bits), tensor.cpu()):   # the last bits are not padding
+            bits, values = BYTE, unpack_unsigned(tensor.cpu(), BYTE, tensor.numel())
+        stream = encode(values.numpy(), 1 << bits)
         if stream.size_bytes >= tensor.numel():
             found[name] = tensor
             continue

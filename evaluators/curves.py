@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from paretopress.evaluators.sensitivity import WORST_LOSS, SensitivityTable, amount, kind_of
-from paretopress.spaces.choices import Choice, Factorised, Half, Weights, choice_to_plain, describe
+from paretopress.spaces.choices import Binary, Choice, Factorised, Half, Weights, choice_to_plain, describe
 from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.structure import Structure
 
@@ -96,10 +96,12 @@ def family_name(choice: Choice) -> str:
     kind = kind_of(choice)
     if isinstance(choice, Half):
         return "16-bit floats"
-    if kind[0] in ("weights", "binary"):
-        base = "integers" if isinstance(choice, Weights) else "signs"
-        scheme = "" if kind[2:] in ((), ("symmetric",)) else f" {' '.join(kind[2:])}"
-        return f"{base}{scheme}" + ("" if kind[1] == "32" else f", {kind[1]}-bit activations")
+    if isinstance(choice, Weights):
+        layout = {"symmetric": "integers", "asymmetric": "integers with zero points", "tensor": "integers, one scale"}
+        text = layout[choice.scheme] + (f", groups of {choice.group}" if choice.group else "")
+        return text + ("" if choice.activations == 32 else f", {choice.activations}-bit activations")
+    if isinstance(choice, Binary):
+        return "signs" + ("" if choice.activations == 32 else f", {choice.activations}-bit activations")
     return _FAMILIES.get(kind, " ".join(kind))
 
 
