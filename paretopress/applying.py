@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from paretopress.compressors.calibration import base_network
 from paretopress.compressors.compressed_model import CompressedModel, network_of
 from paretopress.compressors.distillation import DistillationSettings, distil
-from paretopress.compressors.entries import IMPORTANCES
+from paretopress.compressors.entries import IMPORTANCES, Entries
 from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program
 from paretopress.evaluators.batches import Batches, Set, normalise_set
@@ -44,6 +44,13 @@ APART = 4                 # every fourth sample is kept from the fit where there
 
 Distil = bool | int | str
 Decide = Policy | Callable[[Structure], Assignment]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What makes the policy once the channels can be ranked."""
+
+    decide: Callable[[Entries], Assignment]
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Sets:
 def apply_policy(
     model: nn.Module,
     data: Data | Set,
-    decide: Decide,
+    decide: Decide | Ranked,
     *,
     refit: bool = True,
     distillation: DistillationSettings | None = None,
@@ -94,7 +101,7 @@ def apply_policy(
     Args:
         model: The dense model; it is not changed.
         data: A `Data`, or calibration inputs.
-        decide: The policy, or what makes it from the captured model's structure.
+        decide: The policy, or what makes it from the captured model's structure, or from the calibrated model.
         refit: Whether the refit pass is tried as well.
         distillation: How the result is distilled, None for not at all.
         importance: How channels are ranked.
@@ -112,14 +119,15 @@ def apply_policy(
         torch.manual_seed(seed)
         watcher.stage("capture", None)
         program = captured(model, sets.fitted)
-        assignment = None if isinstance(decide, Policy) else decide(program.structure)
-        policy = decide if isinstance(decide, Policy) else assignment.policy  # type: ignore[union-attr]
-        if assignment is not None and policy.is_dense:
-            _warn_of_nothing(assignment)
-        plan(program.structure, policy)   # refuses what the model does not have, before anything is spent
+        # What the model does not have is refused before anything is spent.
+        decided = None if isinstance(decide, Ranked) else _decided(program.structure, decide)
         watcher.stage("calibrate", len(sets.fitted.first(CALIBRATION_SAMPLES)))
         entries = calibrated(program, sets.fitted, importance, seed=seed,
                              progress=lambda *_: watcher.advance())
+        if isinstance(decide, Ranked):
+            decided = _decided(program.structure, lambda _: decide.decide(entries))
+        assert decided is not None
+        policy, assignment = decided
         if refit:
             watcher.stage("refit", None)
             inputs = flat_inputs(program, sets.fitted.first(REFIT_SAMPLES))
@@ -131,6 +139,16 @@ def apply_policy(
         compressed = realised(model, program, network)
     compressed.tier, compressed.assignment = tier, assignment
     return compressed
+
+
+def _decided(structure: Structure, decide: Decide) -> tuple[Policy, Assignment | None]:
+    assignment = None if isinstance(decide, Policy) else decide(structure)
+    policy = assignment.policy if assignment is not None else decide
+    assert isinstance(policy, Policy)
+    if assignment is not None and policy.is_dense:
+        _warn_of_nothing(assignment)
+    plan(structure, policy)
+    return policy, assignment
 
 
 def distil_further(
@@ -213,7 +231,7 @@ def with_time(settings: DistillationSettings, steps: int | None, time: str | Non
 
 def _warn_of_nothing(assignment: Assignment) -> None:
     first = "; ".join(f"{unit}: {reason}" for unit, reason in assignment.left_dense[:1])
-    warnings.warn(f"nothing was changed ({first}); left_dense has every reason", UserWarning, stacklevel=5)
+    warnings.warn(f"nothing was changed ({first}); left_dense has every reason", UserWarning, stacklevel=6)
 
 
 def _check_model(model: object) -> None:

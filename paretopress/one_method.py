@@ -9,7 +9,7 @@ and knows its bytes. The model that is given is not changed. What cannot have th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.methods import (
@@ -55,7 +55,8 @@ def apply(
             to the dense model's outputs on samples that nothing was fitted to.
         distil: Train the result against the dense model's outputs, without labels, on the `train` set or the
             calibration inputs: True, a number of steps, or a time such as `"5m"`.
-        importance: How channels are ranked: `"obs"`, `"taylor"`, `"l2"` or `"l1"`.
+        importance: How channels are ranked: `"obs"`, `"taylor"`, `"fisher"`, `"hessian"`, `"bn_scale"`, `"fpgm"`,
+            `"l2"` or `"l1"`.
         seed: Of everything that is drawn: with the same seed, number of threads and no time the result is the same.
 
     Returns:
@@ -77,7 +78,8 @@ def apply(
 
 
 def prune(
-    model: nn.Module, data: Data | Set, ratio: float | Mapping[str, float | None] = 0.5, *, importance: str = "obs",
+    model: nn.Module, data: Data | Set, ratio: float | Mapping[str, float | None] = 0.5, *,
+    scope: Literal["each", "global", "threshold"] = "each", importance: str = "obs",
     exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
     """Really remove channels; what is left makes up for them.
@@ -87,6 +89,9 @@ def prune(
         data: As for `apply`.
         ratio: Fraction of each group's channels that is kept, in (0, 1); or globs of groups, or of layers that make
             their channels, to fractions. There, 0 drops the residual branch that a group is the inside of.
+        scope: What the ratio is of: `"each"` group; `"global"`: all channels together, of which the least important
+            ones go wherever they are; `"threshold"`: the importance, relative to the average channel of a group, below
+            which channels go. Of these two at most nine tenths of a group go.
         importance: As for `apply`.
         exclude: Globs of layers and groups that stay as they are.
         refit: As for `apply`.
@@ -97,7 +102,14 @@ def prune(
         ConfigError: A ratio outside its range, or a glob that matches nothing (with the nearest).
         PolicyError: None of what a glob names can be pruned, with the reason. Others as `apply`.
     """
-    return _by(pruning(ratio), model, data, exclude, refit=refit, distil=distil, seed=seed, importance=importance)
+    if scope == "each":
+        return _by(pruning(ratio), model, data, exclude, refit=refit, distil=distil, seed=seed, importance=importance)
+    from paretopress.applying import Ranked, apply_policy, distillation_settings
+    from paretopress.ranked_pruning import ranked_pruning
+
+    decide = Ranked(ranked_pruning(ratio, scope, exclude))   # type: ignore[arg-type]   # it refuses mappings
+    settings = distillation_settings(distil)
+    return apply_policy(model, data, decide, refit=refit, distillation=settings, importance=importance, seed=seed)
 
 
 def quantize(

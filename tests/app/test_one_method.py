@@ -164,6 +164,35 @@ def test_what_stays_dense_is_named_with_its_reason(demo):
     assert "classifier/weights" not in dict(applied.left_dense)
 
 
+@pytest.mark.parametrize("importance", ["l1", "obs"])
+def test_one_ranking_decides_how_much_each_group_loses(demo, importance):
+    pruned = paretopress.prune(*demo, 0.5, scope="global", importance=importance, refit=False)
+    groups = {group.name: group for group in pruned.program.structure.coupling.groups if not group.frozen}
+    free = {name: group for name, group in groups.items() if f"{name}/channels" not in dict(pruned.left_dense)}
+    kept = {name: pruned.plan.kept[name] for name in free}
+    assert 0.5 <= sum(kept.values()) / sum(group.size for group in free.values()) < 0.52
+    assert len({round(kept[name] / group.size, 3) for name, group in free.items()}) > 2
+    assert all(kept[name] >= 0.1 * group.size for name, group in free.items())
+    assert pruned.size_bytes == pruned.plan.stored_bytes
+
+
+def test_channels_below_a_threshold_go(demo):
+    few, many = (paretopress.prune(*demo, level, scope="threshold", importance="l1", refit=False, exclude=["stem.0"])
+                 for level in (0.9, 1.1))
+    assert many.size_bytes < few.size_bytes
+    assert many.plan.kept["stem.0"] == many.program.structure.group("stem.0").size
+    assert ("stem.0/channels", "excluded by 'stem.0'") in many.left_dense
+
+
+@pytest.mark.parametrize(("ratio", "scope", "text"), [
+    ({"*": 0.5}, "global", "none of scope 'global'"), (1.5, "global", "a fraction in"), (0.0, "threshold", "above 0"),
+    (0.5, "globl", "unknown scope 'globl'; did you mean 'global'"),
+])
+def test_rankings_that_are_none(demo, ratio, scope, text):
+    with pytest.raises(ConfigError, match=text):
+        paretopress.prune(*demo, ratio, scope=scope)
+
+
 def test_depth_goes_by_name(demo):
     model, data = demo
     shallow = paretopress.prune(model, data, {"stage1.1.conv1.0": 0})
