@@ -18,6 +18,7 @@ from paretopress.compressors.folding import folded_layers, remaining_state
 from paretopress.compressors.moments import Moments
 from paretopress.compressors.network import Network, Part, apply_parts, runner
 from paretopress.compressors.program import Program, Values
+from paretopress.compressors.quantisation import RangeMethod
 from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.errors import DataError
 from paretopress.spaces.layers import Layer, LayerKind
@@ -52,6 +53,7 @@ class Calibration:
         base: The folded dense network.
         inputs: The samples that candidates are tuned on, one tensor per model input.
         values: Values of every node of the folded dense network on `inputs`.
+        ranges: How ranges of quantised activations are chosen.
     """
 
     folded: Mapping[str, tuple[Tensor, Tensor]]
@@ -59,6 +61,7 @@ class Calibration:
     base: Network
     inputs: tuple[Tensor, ...]
     values: Mapping[str, Any]
+    ranges: RangeMethod = "mse"
 
     def taylor(self, program: Program, group: ChannelGroup) -> Tensor:
         """Gradient times activation per sample and channel of a group, `(samples, channels)`.
@@ -154,6 +157,7 @@ def calibrate(
     *,
     tuning_samples: int = 256,
     seed: int = 0,
+    ranges: RangeMethod = "mse",
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Run the dense model over calibration inputs once.
@@ -163,6 +167,7 @@ def calibrate(
         batches: Inputs per batch, in the order of the graph's input nodes.
         tuning_samples: Samples whose node values are kept; candidates are tuned on them.
         seed: Seed of the output positions that convolutions are sampled at.
+        ranges: How ranges of quantised activations are chosen.
         progress: Called with batches done and in all.
 
     Raises:
@@ -195,7 +200,7 @@ def calibrate(
     first = tuning_inputs(batches, tuning_samples)
     return Calibration(
         {node: (parts[0].weight, parts[0].bias) for node, parts in base.parts.items()},  # type: ignore[misc]
-        layers, base, first, all_values(program, base, first),
+        layers, base, first, all_values(program, base, first), ranges,
     )
 
 

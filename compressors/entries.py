@@ -206,7 +206,8 @@ class Entries:
     @property
     def identity(self) -> Mapping[str, object]:
         """What the entries depend on besides model and data."""
-        return {"importance": self.importance, "compensate": self.compensate, "seed": self.seed}
+        return {"importance": self.importance, "compensate": self.compensate, "seed": self.seed,
+                "ranges": self.calibration.ranges}
 
 
 def _of_groups(moments: Tensor, rows: Tensor, layer: Layer) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ from paretopress.spaces.errors import DataError
 _SCALE_GRID = 80
 _SMALLEST_SHRINK = 0.2
 _RANGE_GRID = 64
+OUTLIERS = 1e-3   # of the values at either end, which a range by percentiles leaves out
+
+RangeMethod = Literal["mse", "minmax", "percentile"]
+RANGE_METHODS: tuple[RangeMethod, ...] = ("mse", "minmax", "percentile")
 
 
 def largest_level(bits: int) -> int:
@@ -212,6 +217,26 @@ def mse_range(values: Tensor, *, unsigned: bool) -> tuple[float, int]:
     if low == high:
         return activation_range(low, high)
     return mse_range_of_histogram(histogram(values, low, high), low, high, unsigned=unsigned)
+
+
+def range_by(values: Tensor, method: RangeMethod, *, unsigned: bool) -> tuple[float, int]:
+    """Choose a tensor's range: by the least squared error, from its least to its largest value, or without outliers.
+
+    Args:
+        values: Any shape.
+        method: `"mse"`; `"minmax"`; or `"percentile"`, which leaves out the outermost thousandth at either end.
+        unsigned: The tensor is never negative.
+
+    Raises:
+        DataError: The tensor is empty or holds NaN or infinities.
+    """
+    if method == "mse":
+        return mse_range(values, unsigned=unsigned)
+    if values.numel() == 0 or not bool(torch.isfinite(values).all()):
+        raise DataError("calibration: activation values are empty or not finite")
+    flat = values.detach().float().flatten().sort().values
+    cut = 0 if method == "minmax" else int(OUTLIERS * len(flat))
+    return activation_range(float(flat[cut]), float(flat[len(flat) - 1 - cut]))
 
 
 def mse_range_of_histogram(counts: Tensor, low: float, high: float, *, unsigned: bool) -> tuple[float, int]:

@@ -18,7 +18,7 @@ from paretopress.compressors.calibration import Calibration, LayerStatistics
 from paretopress.compressors.goals import Goal, layer_goals, shortcut_value
 from paretopress.compressors.network import Network, Part, Range, apply_parts, axis_index, runner
 from paretopress.compressors.program import Program, Values
-from paretopress.compressors.quantisation import mse_range, quantise_tensor
+from paretopress.compressors.quantisation import RangeMethod, quantise_tensor, range_by
 from paretopress.compressors.statistics_match import match_statistics
 from paretopress.spaces.arithmetic import INNER
 from paretopress.spaces.plan import LayerPlan
@@ -63,7 +63,7 @@ class Tuning:
         """Set the range of a tensor when it is first seen, and quantise it."""
         key = self.network.plan.arithmetic.range_of(tensor)
         if key not in self.ranges:
-            self.ranges[key] = tensor_range(value)
+            self.ranges[key] = tensor_range(value, self.calibration.ranges)
         return quantise_tensor(value, *self.ranges[key])
 
     def _correction(self, layer: LayerPlan, y: Tensor, values: Values) -> tuple[Tensor, Tensor]:
@@ -93,13 +93,13 @@ def _rows(statistics: LayerStatistics, rows: Tensor | None) -> tuple[Tensor, Ten
     return statistics.output_mean[rows], statistics.output_std[rows]
 
 
-def tensor_range(value: Tensor) -> Range:
-    """The 8-bit range of a tensor with the least squared error on an even sample of its values."""
+def tensor_range(value: Tensor, method: RangeMethod = "mse") -> Range:
+    """The 8-bit range of a tensor, by an even sample of its values, which holds the least and the largest."""
     flat = value.detach().reshape(-1)
     if len(flat) > RANGE_VALUES:
         low, high = flat.aminmax()
         flat = torch.cat([flat[:: len(flat) // RANGE_VALUES + 1], low.reshape(1), high.reshape(1)])
-    return mse_range(flat, unsigned=bool((flat >= 0).all()))
+    return range_by(flat, method, unsigned=bool((flat >= 0).all()))
 
 
 def tune(

@@ -14,6 +14,7 @@ from paretopress.compressors.compressed_model import CompressedModel, run_batche
 from paretopress.compressors.entries import Entries, Importance
 from paretopress.compressors.network import Network, dense_network
 from paretopress.compressors.program import Program, build_program
+from paretopress.compressors.quantisation import RangeMethod
 from paretopress.compressors.realise import realise
 from paretopress.compressors.refit import refit, settle
 from paretopress.evaluators.batches import Batches
@@ -57,7 +58,7 @@ def flat_inputs(program: Program, samples: Batches) -> tuple[Tensor, ...]:
 
 def calibrated(
     program: Program, samples: Batches, importance: Importance = "obs", *, seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    ranges: RangeMethod = "mse", progress: Callable[[int, int], None] | None = None,
 ) -> Entries:
     """Calibrate a captured model on the first samples of a set; its compressed layers are made on demand.
 
@@ -66,10 +67,12 @@ def calibrated(
         samples: Their first `CALIBRATION_SAMPLES` are used.
         importance: How channels are ranked.
         seed: Of the sampled positions.
+        ranges: How ranges of quantised activations are chosen.
         progress: Called with batches done and in all.
     """
     batches = [program.flatten_inputs(batch.args, batch.kwargs) for batch in samples.first(CALIBRATION_SAMPLES)]
-    calibration = calibrate(program, batches, tuning_samples=TUNING_SAMPLES, seed=seed, progress=progress)
+    calibration = calibrate(program, batches, tuning_samples=TUNING_SAMPLES, seed=seed, ranges=ranges,
+                            progress=progress)
     return Entries(program, calibration, importance, seed=seed)
 
 

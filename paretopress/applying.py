@@ -15,6 +15,7 @@ from paretopress.compressors.distillation import DistillationSettings, distil
 from paretopress.compressors.entries import IMPORTANCES, Entries
 from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program
+from paretopress.compressors.quantisation import RANGE_METHODS, RangeMethod
 from paretopress.evaluators.batches import Batches, Set, normalise_set
 from paretopress.evaluators.construction import (
     CALIBRATION_SAMPLES,
@@ -93,6 +94,7 @@ def apply_policy(
     refit: bool = True,
     distillation: DistillationSettings | None = None,
     importance: str = "obs",
+    ranges: RangeMethod = "mse",
     seed: int = 0,
     observer: ProgressObserver | None = None,
 ) -> CompressedModel:
@@ -105,6 +107,7 @@ def apply_policy(
         refit: Whether the refit pass is tried as well.
         distillation: How the result is distilled, None for not at all.
         importance: How channels are ranked.
+        ranges: How ranges of quantised activations are chosen.
         seed: Of everything that is drawn.
         observer: Hears about progress.
 
@@ -114,6 +117,8 @@ def apply_policy(
     _check_model(model)
     if importance not in IMPORTANCES:
         raise ConfigError(unknown_name("importance", str(importance), IMPORTANCES))
+    if ranges not in RANGE_METHODS:
+        raise ConfigError(unknown_name("choice of ranges", str(ranges), RANGE_METHODS))
     watcher, sets = observer or ProgressObserver(), Sets.of(data)
     with torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -122,7 +127,7 @@ def apply_policy(
         # What the model does not have is refused before anything is spent.
         decided = None if isinstance(decide, Ranked) else _decided(program.structure, decide)
         watcher.stage("calibrate", len(sets.fitted.first(CALIBRATION_SAMPLES)))
-        entries = calibrated(program, sets.fitted, importance, seed=seed,
+        entries = calibrated(program, sets.fitted, importance, seed=seed, ranges=ranges,
                              progress=lambda *_: watcher.advance())
         if isinstance(decide, Ranked):
             decided = _decided(program.structure, lambda _: decide.decide(entries))

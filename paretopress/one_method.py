@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from paretopress.applying import Distil
     from paretopress.compressors.compressed_model import CompressedModel
+    from paretopress.compressors.quantisation import RangeMethod
     from paretopress.evaluators.batches import Set
     from paretopress.evaluators.data import Data
     from paretopress.spaces.structure import Structure
@@ -114,8 +115,8 @@ def prune(
 
 def quantize(
     model: nn.Module, data: Data | Set, bits: int | Mapping[str, int | None] = 8, activations: int = 8, *,
-    scheme: str = "symmetric", group: int = 0, end_bits: int = END_BITS, exclude: Sequence[str] = (),
-    refit: bool = True, distil: Distil = False, seed: int = 0,
+    scheme: str = "symmetric", group: int = 0, ranges: RangeMethod = "mse", end_bits: int = END_BITS,
+    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
     """Store weights as packed integers, and compute in 8-bit integers where asked.
 
@@ -128,6 +129,8 @@ def quantize(
             all weights of a layer.
         group: Inputs that share a scale, a power of two from 16, with 32 activation bits; 0 for all of an output. ONNX
             Runtime computes linear layers on 4-bit weights in groups as they are.
+        ranges: Of quantised activations: `"mse"` (least squared error), `"minmax"`, or `"percentile"` (without the
+            outermost thousandth at either end).
         end_bits: Fewest bits of the first and the last layers, but for those that `bits` names; 2 for no difference.
         exclude: Globs of layers that stay as they are.
         refit: As for `apply`.
@@ -139,7 +142,7 @@ def quantize(
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
     """
     method = quantisation(bits, activations, end_bits, scheme, group)
-    return _by(method, model, data, exclude, refit=refit, distil=distil, seed=seed)
+    return _by(method, model, data, exclude, refit=refit, distil=distil, seed=seed, ranges=ranges)
 
 
 def factorize(
@@ -291,7 +294,7 @@ def distill(
 
 def _by(
     method: Method, model: nn.Module, data: Data | Set, exclude: Sequence[str], *, refit: bool, distil: Distil,
-    seed: int, importance: str = "obs",
+    seed: int, importance: str = "obs", ranges: RangeMethod = "mse",
 ) -> CompressedModel:
     from paretopress.applying import apply_policy, distillation_settings
 
@@ -302,4 +305,5 @@ def _by(
     def decide(structure: Structure) -> Assignment:
         return method.assign(structure, exclude)
 
-    return apply_policy(model, data, decide, refit=refit, distillation=settings, importance=importance, seed=seed)
+    return apply_policy(
+        model, data, decide, refit=refit, distillation=settings, importance=importance, ranges=ranges, seed=seed)

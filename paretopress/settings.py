@@ -43,6 +43,7 @@ class SearchSection(_Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
     importance: Literal["obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"] = "obs"
+    ranges: Literal["mse", "minmax", "percentile"] = "mse"
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
     finalists: Annotated[int, Field(ge=1)] = 22
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -192,6 +193,7 @@ def search_settings(
         executor=executor,
         sampler=search.sampler,
         importance=search.importance,
+        ranges=search.ranges,
         distil=search.distil,
         finalists=search.finalists,
         space=_space(document.space, source),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paretopress.compressors.program import Program
+from paretopress.compressors.quantisation import RangeMethod
 from paretopress.evaluators.anchors import anchored
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.budgets import Budget, parse_budget
@@ -58,6 +59,7 @@ class SearchSettings:
         executor: `"serial"`, `"process"` or `"ray"`.
         sampler: `"nsga2"`, `"tpe"` or `"random"`.
         importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
+        ranges: How ranges of quantised activations are chosen.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
             on the train set where the data has one.
         finalists: How many candidates are verified, beside the baseline and the comparisons.
@@ -76,6 +78,7 @@ class SearchSettings:
     executor: str = "serial"
     sampler: str = "nsga2"
     importance: str = "obs"
+    ranges: RangeMethod = "mse"
     distil: str = "auto"
     finalists: int = 22
     space: SpaceSettings = field(default_factory=SpaceSettings)
@@ -205,7 +208,7 @@ class Problem:
     def fingerprints(self) -> dict[str, str]:
         """What the results of a run depend on."""
         settings = self.settings
-        evaluator = [settings.importance, settings.distil, settings.sampler, settings.finalists,
+        evaluator = [settings.importance, settings.ranges, settings.distil, settings.sampler, settings.finalists,
                      settings.executor == "serial",
                      [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
         return {

@@ -167,7 +167,7 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     fitted, importance = problem.data.fitted, cast("Importance", problem.settings.importance)   # `_check_settings`
     observer.stage("calibrate", len(fitted.first(CALIBRATION_SAMPLES)))
     entries = calibrated(
-        problem.program, fitted, importance, seed=problem.settings.seed,
+        problem.program, fitted, importance, seed=problem.settings.seed, ranges=problem.settings.ranges,
         progress=lambda _done, _total: observer.advance(),
     )
     if importance == "hessian":   # once, for all workers

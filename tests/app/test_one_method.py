@@ -54,7 +54,7 @@ def captured_once(demo):
         return programs[samples.fingerprint]
 
     def calibrated(program, samples, importance, **options):
-        key = (id(program), samples.fingerprint, importance, options["seed"])
+        key = (id(program), samples.fingerprint, importance, options["seed"], options["ranges"])
         if key not in entries:
             entries[key] = calibrate(program, samples, importance, **options)
         return entries[key]
@@ -191,6 +191,15 @@ def test_channels_below_a_threshold_go(demo):
 def test_rankings_that_are_none(demo, ratio, scope, text):
     with pytest.raises(ConfigError, match=text):
         paretopress.prune(*demo, ratio, scope=scope)
+
+
+def test_ranges_of_activations_are_chosen(demo):
+    scales = {ranges: paretopress.quantize(*demo, 8, ranges=ranges, refit=False).activation_scale
+              for ranges in ("mse", "minmax", "percentile")}
+    assert bool((scales["minmax"] >= scales["percentile"]).all())
+    assert not torch.equal(scales["minmax"], scales["mse"])
+    with pytest.raises(ConfigError, match="unknown choice of ranges 'min'"):
+        paretopress.quantize(*demo, 8, ranges="min")
 
 
 def test_depth_goes_by_name(demo):

@@ -18,6 +18,7 @@ from paretopress.compressors.quantisation import (
     mse_range,
     mse_range_of_histogram,
     quantise_tensor,
+    range_by,
     round_to_nearest,
     row_scales,
 )
@@ -254,3 +255,15 @@ def test_parameters_that_require_gradients_are_only_read():
     assert not scales.requires_grad
     assert torch.equal(W, before)
     assert not corrected_bias(W, torch.zeros(12), G, dequantise(integers, scales)).requires_grad
+
+
+def test_ranges_by_extremes_and_by_percentiles():
+    values = torch.cat([torch.linspace(-1.0, 3.0, 9998), torch.tensor([-100.0, 400.0])])
+    assert range_by(values, "minmax", unsigned=False) == activation_range(-100.0, 400.0)
+    scale, zero_point = range_by(values, "percentile", unsigned=False)
+    assert scale == pytest.approx(4.0 / 255, rel=0.01)
+    assert zero_point == pytest.approx(64, abs=1)
+    assert range_by(values, "mse", unsigned=False) == mse_range(values, unsigned=False)
+    for bad in (torch.empty(0), torch.tensor([1.0, torch.nan])):
+        with pytest.raises(DataError, match="not finite"):
+            range_by(bad, "minmax", unsigned=False)
