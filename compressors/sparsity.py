@@ -19,6 +19,7 @@ from torch import Tensor
 from paretopress.compressors.least_squares import centred, damped_cholesky
 from paretopress.compressors.sparse_storage import Pattern
 from paretopress.spaces.errors import DataError
+from paretopress.spaces.stored_weights import kept_of
 
 ITERATIONS = 60         # of conjugate gradients at most
 SOLVED = 1e-8           # relative squared residual
@@ -44,7 +45,7 @@ def largest(scores: Tensor, density: float) -> Tensor:
         bool, shaped like the scores.
     """
     check_density(density)
-    count = max(1, round(density * scores.numel()))
+    count = kept_of(density, scores.numel())
     order = scores.flatten().sort(descending=True, stable=True).indices[:count]
     return torch.zeros(scores.numel(), dtype=torch.bool).index_fill_(0, order, True).reshape(scores.shape)
 

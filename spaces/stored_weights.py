@@ -73,6 +73,11 @@ def width_of(largest: int) -> int:
     return max(0, largest).bit_length()
 
 
+def kept_of(density: float, count: int) -> int:
+    """How many of `count` are kept: the one place where this is rounded, masks included."""
+    return max(1, round(density * count))
+
+
 def sparse_plan(sparse: Sparse, rows: int, columns: int, value_bits: int) -> SparsePlan:
     """How a sparse matrix is stored.
 
@@ -83,7 +88,7 @@ def sparse_plan(sparse: Sparse, rows: int, columns: int, value_bits: int) -> Spa
         value_bits: Bits of a stored value.
     """
     if sparse.pattern == UNSTRUCTURED:
-        kept = max(1, round(sparse.density * rows * columns))
+        kept = kept_of(sparse.density, rows * columns)
         layouts: tuple[Layout, ...] = ("bitmap", "csr")
         found = min(layouts, key=lambda layout: places_size(layout, sparse, rows, columns, kept))
         return SparsePlan(found, kept, kept)
@@ -98,7 +103,7 @@ def sparse_plan(sparse: Sparse, rows: int, columns: int, value_bits: int) -> Spa
         if plain[best] < places_size("n:m", sparse, rows, columns, stored) + packed_size(stored, value_bits):
             return SparsePlan("bitmap" if best == "bitmap" else "csr", exact, exact)
         return SparsePlan("n:m", stored, exact)
-    blocks = max(1, round(sparse.density * math.ceil(rows / first) * math.ceil(columns / second)))
+    blocks = kept_of(sparse.density, math.ceil(rows / first) * math.ceil(columns / second))
     return SparsePlan("blocks", blocks * first * second, blocks)
 
 

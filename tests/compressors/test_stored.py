@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paretopress.compressors.matrices import Matrix, in_format, plain_mask, table_in_format
@@ -75,6 +75,17 @@ def test_tables_are_stored_alike(sparse, form, rows, columns, seed):
     again = read_stored(form, sparse, (rows, columns), written(matrix.stored).__getitem__)
     assert torch.equal(again.weight(), matrix.weight)
     assert torch.equal(matrix.weight != 0, (matrix.weight != 0) & plain_mask(weight, sparse))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([0.1, 0.3, 0.5, 0.7]), st.sampled_from(["unstructured", "2x3", "1x1"]), st.integers(1, 12),
+       st.integers(1, 20))
+@example(0.1, "unstructured", 3, 15)   # 4.5 of 45: products of three factors round otherwise
+def test_as_many_weights_are_kept_as_are_planned(density, pattern, rows, columns):
+    sparse = Sparse(density, pattern)
+    matrix = table_in_format(torch.randn(rows, columns), None, sparse)
+    assert {name: tuple(t.shape) for name, t in written(matrix.stored).items()} == {
+        name: one.shape for name, one in stored_forms(None, sparse, rows, columns).items()}
 
 
 def test_what_cannot_be_is_refused():
