@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from paretopress.compressors.network import Selection, select
 from paretopress.compressors.program import Program, call
 from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.spaces.arithmetic import moves_data
+from paretopress.spaces.coupling import Axis
 from paretopress.spaces.fusion import ACTIVATIONS, is_residual_sum
 from paretopress.spaces.graph import Graph
 from paretopress.spaces.plan import Plan
@@ -33,17 +35,18 @@ class Goal:
     stands_in: bool
 
     def target(
-        self, dense: Mapping[str, Tensor], shortcut: Tensor | None, rows: Tensor | None, axis: int
+        self, dense: Mapping[str, Tensor], shortcut: Tensor | None, axes: Sequence[Axis], selection: Selection
     ) -> Tensor:
         """What the layer's output should be.
 
         Args:
             dense: Values of the dense model.
             shortcut: Value of the shortcut in the model in the making, None where there is none.
-            rows: Channels kept, None for all.
-            axis: The dimension of channels.
+            axes: Of the value's dimensions: not only the layer's own outputs may be pruned, but what it is applied
+                to at every position as well.
+            selection: Channels kept of every pruned group.
         """
-        wanted = dense[self.value] if rows is None else dense[self.value].index_select(axis, rows)
+        wanted = select(dense[self.value], axes, selection)
         return wanted if shortcut is None else wanted - shortcut
 
 

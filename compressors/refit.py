@@ -81,7 +81,7 @@ class _Refit(Tuning):
 
     def _solve(self, layer: LayerPlan, x: Tensor, values: Values) -> tuple[Part, ...] | None:
         goal = self.goals.get(layer.layer.node, Goal(layer.layer.node, "", stands_in=False))
-        target = self._target(layer, goal, values)
+        target = self._target(goal, values)
         moments, reads = Moments(), self.network.parts[layer.layer.node][0]
         x = as_read(layer.layer, reads, x)
         accumulate(moments, layer.layer, x, self.generator, groups=layer.groups, targets=target)

@@ -53,11 +53,11 @@ class Tuning:
         """Output channels of a layer that are kept, None where all are."""
         return axis_index(self.network.plan.structure.weight_axes(layer.layer)[0], self.network.selection)
 
-    def _target(self, layer: LayerPlan, goal: Goal, values: Values) -> Tensor:
+    def _target(self, goal: Goal, values: Values) -> Tensor:
         """The output a layer should have, with what the shortcut or a dropped branch behind it is missing."""
-        axis = 1 if layer.layer.window else self.dense[goal.value].ndim - 1
         shortcut = shortcut_value(self.left, self.network.plan, goal.shortcut, values) if goal.shortcut else None
-        return goal.target(self.dense, shortcut, self._kept(layer), axis)
+        axes = self.network.plan.structure.coupling.values.get(goal.value) or ()
+        return goal.target(self.dense, shortcut, axes, self.network.selection)
 
     def quantise(self, tensor: str, value: Tensor) -> Tensor:
         """Set the range of a tensor when it is first seen, and quantise it."""
@@ -75,7 +75,7 @@ class Tuning:
         mean, std = mean_and_std(y, axes)
         goal = self.goals.get(layer.layer.node)
         if goal is not None and goal.stands_in:
-            return torch.ones_like(mean), self._target(layer, goal, values).mean(dim=axes) - mean
+            return torch.ones_like(mean), self._target(goal, values).mean(dim=axes) - mean
         if layer.layer.name in structure.folded_layers:
             return match_statistics(wanted_mean, wanted_std, mean, std)
         return torch.ones_like(mean), wanted_mean - mean

@@ -251,11 +251,6 @@ def _space(section: SpaceSection, source: str) -> SpaceSettings:
     pins = {
         unit: choice_from_plain(choice, f"{source}: space.pin.{unit}") for unit, choice in section.pin.items()
     }
-    for index, text in enumerate(section.sparsity):
-        try:
-            Sparse.of(text)
-        except PolicyError as error:
-            raise ConfigError(f"{source}: space.sparsity[{index}]: {error}") from None
     return SpaceSettings(
         keep=tuple(section.keep),
         rank=tuple(section.rank),
@@ -284,9 +279,15 @@ def _validate(plain: object, source: str) -> Document:
                 f"pass --{key} package.module:function on the command line"
             )
     try:
-        return Document.model_validate(dict(plain))
+        document = Document.model_validate(dict(plain))
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_problem(error)}") from None
+    for index, text in enumerate(document.space.sparsity):
+        try:
+            Sparse.of(text)
+        except PolicyError as error:
+            raise ConfigError(f"{source}: space.sparsity[{index}]: {error}") from None
+    return document
 
 
 _EXPECTED = {

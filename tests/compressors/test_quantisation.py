@@ -109,7 +109,7 @@ def test_gptq_is_near_the_best_integers_of_an_exhaustive_search():
 def test_block_updates_and_stacking_do_not_change_the_result(monkeypatch):
     W, G = _layer(columns=37, out=5)
     together = gptq(W, G, [3, 4])
-    monkeypatch.setattr("paretopress.compressors.quantisation._SWEEP_BLOCK", 8)
+    monkeypatch.setattr("paretopress.compressors.error_feedback.BLOCK", 8)
     for bits in (3, 4):
         integers, scales = gptq(W, G, [bits])[bits]
         assert torch.equal(integers, together[bits][0])
