@@ -147,25 +147,28 @@ def quantize(
 
 def factorize(
     model: nn.Module, data: Data | Set, rank: int | float | Mapping[str, int | float | None] = 0.5, *,
+    kind: Literal["svd", "nmf", "spatial", "tucker"] = "svd",
     exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
-    """Replace layers by two smaller ones: singular values of the outputs that calibration inputs give.
+    """Replace layers by smaller ones, fitted to the outputs that calibration inputs give.
 
     Args:
         model: As for `apply`.
         data: As for `apply`.
-        rank: A fraction in (0, 1) of the rank from which on two factors have no fewer weights than the layer, or a
+        rank: A fraction in (0, 1) of the rank from which on the factors have no fewer weights than the layer, or a
             whole number; or globs of layers to either.
+        kind: `"svd"`: two layers by singular values; `"spatial"`: windows (h, 1) and (1, w); `"tucker"`: 1x1, a
+            narrower window, 1x1; `"nmf"`: two layers of non-negative factors, one pair for each sign.
         exclude: Globs of layers that stay as they are.
         refit: As for `apply`.
         distil: As for `apply`.
         seed: As for `apply`.
 
     Raises:
-        PolicyError: A rank below 1, or none of what a glob names can have it.
+        PolicyError: A rank below 1, an unknown kind, or none of what a glob names can have it.
         ConfigError: A fraction outside (0, 1), or a glob that matches nothing (with the nearest). Others as `apply`.
     """
-    return _by(factorisation(rank), model, data, exclude, refit=refit, distil=distil, seed=seed)
+    return _by(factorisation(rank, kind), model, data, exclude, refit=refit, distil=distil, seed=seed)
 
 
 def sparsify(

@@ -24,6 +24,7 @@ from paretopress.spaces.choices import (
     Weights,
 )
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest
+from paretopress.spaces.factor_forms import break_even, why_not_factorised
 from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer
 from paretopress.spaces.left_dense import left_dense
 from paretopress.spaces.legality import keep_choices, rank_choices
@@ -160,34 +161,37 @@ def pruning(ratio: float | Mapping[str, float | None]) -> Method:
     return Method("prune", "channels", levels, offer, for_all)
 
 
-def factorisation(rank: int | float | Mapping[str, int | float | None]) -> Method:
-    """Two smaller layers: a whole number is a rank, a fraction in (0, 1) one of the rank that just would not pay.
+def factorisation(rank: int | float | Mapping[str, int | float | None], kind: str = "svd") -> Method:
+    """Smaller layers: a whole number is a rank, a fraction in (0, 1) one of the rank that just would not pay.
 
     Raises:
         ConfigError: Neither.
+        PolicyError: A kind of factors that there is not.
     """
     levels, for_all = _levels(rank, "rank")
+    Factorised(kind, 1)   # refuses an unknown kind
     for glob, value in levels.items():
         if value is None:
             continue
         number = _number("rank", value)
         if isinstance(value, int):
-            Factorised("svd", value)
+            Factorised(kind, value)
         elif not 0.0 < number < 1.0:
             raise ConfigError(f"factorize: rank{_of(glob, for_all)} {value!r} is neither a whole number from 1 nor a "
                               "fraction in (0, 1) of the break-even rank")
 
     def offer(structure: Structure, subject: str, value: object) -> Offer:
         layer = structure.layer(subject)
-        rows, columns = layer.sides(layer.shape)
-        break_even = rows * columns / (rows + columns)
-        share = value / break_even if isinstance(value, int) else float(value)  # type: ignore[arg-type]
-        found, _ = rank_choices(layer, (), (share,))
+        if reason := why_not_factorised(layer, kind):
+            return None, reason
+        even = break_even(kind, layer)
+        share = value / even if isinstance(value, int) else float(value)  # type: ignore[arg-type]
+        found, _ = rank_choices(layer, (), (share,), (kind,))
         if found:
             return found[0], ""
         if isinstance(value, int):
-            return None, f"rank {value} x ({rows} + {columns}) weights are no fewer than {rows} x {columns}"
-        return None, f"{value:g} of its break-even rank {break_even:.3g} rounds to none that pays"
+            return None, f"rank {value} is not below the break-even rank {even:.3g}: it has no fewer weights"
+        return None, f"{value:g} of its break-even rank {even:.3g} rounds to none that pays"
 
     return Method("factorize", "rank", levels, offer, for_all)
 

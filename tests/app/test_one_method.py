@@ -202,6 +202,17 @@ def test_ranges_of_activations_are_chosen(demo):
         paretopress.quantize(*demo, 8, ranges="min")
 
 
+@pytest.mark.parametrize("kind", ["spatial", "tucker", "nmf"])
+def test_other_kinds_of_factors_are_real_layers_too(demo, kind):
+    built = paretopress.factorize(*demo, 0.75, kind=kind, refit=False)
+    found = {choice.kind for _, choice in built.policy}
+    assert found == {kind}
+    assert built.size_bytes == built.plan.stored_bytes < 453_632
+    assert any("factors" in reason for _, reason in built.left_dense) or kind == "nmf"
+    with pytest.raises(PolicyError, match="tuckr"):
+        paretopress.factorize(*demo, 0.75, kind="tuckr")
+
+
 def test_depth_goes_by_name(demo):
     model, data = demo
     shallow = paretopress.prune(model, data, {"stage1.1.conv1.0": 0})
@@ -285,7 +296,7 @@ def test_keyword_inputs_and_layers_without_an_integer_kernel():
     [
         ("factorize", {"rank": 0}, PolicyError, "rank 0 is below 1"),
         ("factorize", {"rank": 0.0}, ConfigError, "rank 0.0 is neither a whole number from 1 nor a fraction"),
-        ("factorize", {"rank": {"stage2.0.pointwise.0": 40}}, PolicyError, "40 x .96 . 48. weights are no fewer than"),
+        ("factorize", {"rank": {"stage2.0.pointwise.0": 40}}, PolicyError, "rank 40 is not below the break-even rank 32"),
         ("factorize", {"rank": {"stage2.0.depthwise.0": 2}}, PolicyError, "a depthwise convolution has no low rank"),
         ("quantize", {"bits": 0}, PolicyError, "0 weight bits are not offered"),
         ("quantize", {"bits": 33}, PolicyError, "33 weight bits are not offered"),
