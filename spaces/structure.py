@@ -135,10 +135,13 @@ class Structure:
 
     def layer(self, name: str) -> Layer:
         """The layer of that name. Raises `PolicyError` with the nearest names."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise PolicyError(unknown_name("layer", name, [layer.name for layer in self.layers]))
+        if name not in self._layers_by_name:
+            raise PolicyError(unknown_name("layer", name, self._layers_by_name))
+        return self._layers_by_name[name]
+
+    @cached_property
+    def _layers_by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
 
     def group(self, name: str) -> ChannelGroup:
         """The channel group of that name."""
