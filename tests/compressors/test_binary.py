@@ -4,12 +4,15 @@ import itertools
 
 import pytest
 import torch
+from artefact_models import POLICIES, choices_of, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear
 
 from paretopress.compressors.binary import binarise, binary_conv2d, binary_linear
 from paretopress.compressors.least_squares import centred, damped_cholesky
+from paretopress.compressors.network import as_read
+from paretopress.compressors.program import apply_layer
 from paretopress.compressors.stored import Signs
 from paretopress.spaces.errors import DataError
 
@@ -112,3 +115,29 @@ def test_grouped_layers_use_the_moments_of_their_own_group():
 def test_impossible_bases_and_weights_are_refused(W, bases):
     with pytest.raises(DataError, match="binarisation"):
         binarise(W, bases)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mlp"])
+def test_layers_of_signs_are_products_of_bits(name):
+    """A layer whose weights and inputs are signs computes what exclusive-or and counting bits compute."""
+    item = prepared(name)
+    network = item.network(choices_of(item, **POLICIES["signs a1"]))
+    checked = 0
+    for layer in network.plan.layers:
+        part = network.parts[layer.layer.node][0]
+        if part.inputs is None or layer.groups > 1:
+            continue
+        channels, scale = layer.shape[1], float(part.inputs.scale)
+        sizes = (3, channels, *(9,) * len(layer.layer.window)) if layer.layer.window else (7, channels)
+        x = torch.randn(sizes, generator=generator(checked))
+        axis = 1 if layer.layer.window else x.ndim - 1
+        expected = apply_layer(layer.layer, as_read(layer.layer, part, x), part.weight, part.bias, 1)
+        above = x - part.inputs.thresholds.reshape([-1 if at == axis else 1 for at in range(x.ndim)])
+        if layer.layer.window:
+            geometry = {name: getattr(layer.layer, name) for name in ("stride", "padding", "dilation")}
+            found = binary_conv2d(above, part.stored, layer.layer.window, part.bias, scale, **geometry)
+        else:
+            found = binary_linear(above, part.stored, part.bias, scale)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        checked += 1
+    assert checked >= 3
