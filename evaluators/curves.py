@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from paretopress.evaluators.sensitivity import WORST_LOSS, SensitivityTable, amount, kind_of
 from paretopress.spaces.choices import Binary, Choice, Factorised, Half, Weights, choice_to_plain, describe
+from paretopress.spaces.factor_forms import factor_weights
+from paretopress.spaces.kernels import product
+from paretopress.spaces.layers import Layer
 from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.structure import Structure
 
@@ -75,7 +78,7 @@ def sensitivity_curves(structure: Structure, space: SearchSpace, table: Sensitiv
         space: The choices.
         table: Their losses.
     """
-    ranks = {f"{layer.name}/rank": min(layer.sides(layer.shape)) for layer in structure.layers}
+    layers = {f"{layer.name}/rank": layer for layer in structure.layers}
     found: dict[tuple[str, str], list[CurvePoint]] = {}
     for unit, options in space.options.items():
         for index, choice in enumerate(options):
@@ -83,7 +86,7 @@ def sensitivity_curves(structure: Structure, space: SearchSpace, table: Sensitiv
                 continue
             loss = table.losses[unit][index]
             point = CurvePoint(
-                describe(choice), choice_to_plain(choice), _compressed(choice, ranks.get(unit, 1)), loss,
+                describe(choice), choice_to_plain(choice), _compressed(choice, layers.get(unit)), loss,
                 (unit, index) in table.estimated, loss >= WORST_LOSS,
             )
             found.setdefault((unit, family_name(choice)), []).append(point)
@@ -109,11 +112,13 @@ def _axis(unit: str) -> Axis:
     return "bits" if unit.endswith("/weights") else "removed"
 
 
-def _compressed(choice: Choice, full_rank: int) -> float:
-    """The share that is removed, or the bits of a weight that are left."""
+def _compressed(choice: Choice, layer: Layer | None) -> float:
+    """The share that is removed, or the bits of a weight that are left; of factors but SVD the share of weights."""
     match choice:
-        case Factorised(_, rank):
-            return 1.0 - rank / full_rank
+        case Factorised("svd", rank) if layer is not None:
+            return 1.0 - rank / min(layer.sides(layer.shape))
+        case Factorised() if layer is not None:
+            return 1.0 - factor_weights(choice, layer, layer.shape) / product(layer.shape)
         case Half():
             return 16.0
         case _ if _is_format(choice):

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paretopress.compressors.entries import Entries
-from paretopress.compressors.refit import settle
-from paretopress.evaluators.divergence import divergence
+from paretopress.evaluators.construction import stitched
 from paretopress.spaces.choices import (
     UNSTRUCTURED,
     Binary,
@@ -28,7 +27,6 @@ from paretopress.spaces.choices import (
     Weights,
     choice_to_plain,
 )
-from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import Options, SearchSpace
 
@@ -228,10 +226,7 @@ def _share_activation_noise(
 
 def substitution_loss(entries: Entries, policy: Policy) -> float:
     """The divergence of the model under a policy, on the calibration's tuning samples."""
-    program, calibration = entries.program, entries.calibration
-    _, values = settle(entries, plan(program.structure, policy))
-    dense = [calibration.values[name] for name in program.graph.outputs]
-    return min(WORST_LOSS, divergence(dense, [values[name] for name in program.graph.outputs]))
+    return min(WORST_LOSS, stitched(entries, policy)[1])
 
 
 def is_weaker(one: Choice | None, other: Choice | None) -> bool:

@@ -17,6 +17,7 @@ from paretopress.spaces.choices import (
     choice_from_plain,
     describe,
 )
+from paretopress.spaces.layers import Layer, LayerKind
 
 OPTIONS = {
     "a/channels": (None, Keep(0.75), Keep(0.25), Keep(0.0)),
@@ -83,3 +84,14 @@ def test_plain_data_are_plain(curves):
         ],
     }
     assert isinstance(plain["points"], list)
+
+
+def test_factors_of_any_kind_remove_a_share_of_the_weights():
+    """Spatial ranks may be above the sides of the layer's matrix, which SVD ranks are counted against."""
+    layer = Layer("a", LayerKind.CONV, "a", "a.weight", "", (16, 16, 3, 3), (1, 1), (1, 1), (1, 1))
+    structure = SimpleNamespace(layers=(layer,))
+    options = (None, Factorised("spatial", 18), Factorised("tucker", 8, 8), Factorised("svd", 8))
+    space = SimpleNamespace(options={"a/rank": options})
+    curves = sensitivity_curves(structure, space, SensitivityTable({"a/rank": (0.0, 0.1, 0.2, 0.3)}))
+    assert {curve.family: [point.amount for point in curve.points] for curve in curves} == {
+        "factorised spatial": [0.25], "factorised tucker": [pytest.approx(1 - (128 + 576 + 128) / 2304)], "rank": [0.5]}

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretopress.compressors.tuning import changed_nodes, tune
-from paretopress.evaluators import sensitivity
+from paretopress.evaluators import construction
 from paretopress.evaluators.divergence import divergence
 from paretopress.evaluators.sensitivity import (
+    WORST_LOSS,
     assemble,
     cells_in_order,
     integer_choices,
@@ -137,9 +138,9 @@ def test_single_8_bit_losses_are_scaled_to_what_all_layers_in_8_bits_lose(small)
 
 
 def test_a_choice_whose_outputs_are_not_finite_is_the_worst(small, monkeypatch):
-    monkeypatch.setattr(sensitivity, "divergence", lambda *_: math.inf)
+    monkeypatch.setattr(construction, "divergence", lambda *_: math.inf)
     unit, choice = choices_of(small.space)[0]
-    assert substitution_loss(small.entries, Policy.of({unit: choice})) == sensitivity.WORST_LOSS
+    assert substitution_loss(small.entries, Policy.of({unit: choice})) == WORST_LOSS
 
 
 def test_plain_data_names_every_choice_with_its_loss(small):
