@@ -80,43 +80,9 @@ def _channel_step(group: ChannelGroup, devices: Sequence[Capabilities]) -> tuple
 
 
 def weight_choices(
-    layer: Layer, devices: Sequence[Capabilities], widths: Sequence[int], fewest: int = 0, end: str = ""
-) -> tuple[list[Weights], Refused]:
-    """Return the formats of a layer's weights that every device knows.
-
-    Args:
-        layer: The layer.
-        devices: The targets.
-        widths: Weight bits that the user wants offered.
-        fewest: Fewest bits of a layer at an end of the model.
-        end: Which end that is, `""` for a layer in between.
-    """
-    legal: list[Weights] = []
-    refused: Refused = [] if widths else [("*", "space.bits is empty")]
-    fewest = min(fewest, max(widths, default=0))   # where only narrow weights are wanted, the widest of them
-    for bits in widths:
-        for activations in (8, 32):
-            choice = Weights(bits, activations)
-            if activations == 8 and not layer.runs_in_integers:
-                refused.append((describe(choice), NO_INTEGER_KERNEL.format(kind=layer.kind)))
-                continue
-            why = [
-                f"{device.device}: {device.refused.get((bits, activations), 'no kernel for this format')}"
-                for device in devices if (bits, activations) not in device.formats
-            ]
-            if not why and end and bits < fewest:
-                why = [f"the {end} layer keeps at least {fewest} bits (space.end_bits)"]
-            if why:
-                refused.append((describe(choice), "; ".join(why)))
-            else:
-                legal.append(choice)
-    return legal, refused
-
-
-def float_formats(
     layer: Layer, devices: Sequence[Capabilities], wanted: Sequence[WeightFormat], fewest: int = 0, end: str = ""
 ) -> tuple[list[WeightFormat], Refused]:
-    """Return which of some formats a layer may have: other integers, 16-bit floats, shared values, signs.
+    """Return the formats of a layer's weights that every device knows.
 
     Args:
         layer: The layer.
@@ -126,27 +92,34 @@ def float_formats(
         end: Which end that is, `""` for a layer in between.
     """
     legal: list[WeightFormat] = []
-    refused: Refused = []
+    refused: Refused = [] if wanted else [("*", "space.bits is empty")]
+    # Where only narrow integers are wanted, the widest of them.
+    fewest = min(fewest, max((choice.bits for choice in wanted if isinstance(choice, Weights)), default=fewest))
     for choice in wanted:
-        integer = activation_bits(choice) == 8
-        why = [
-            f"{device.device}: {device.refused.get((8, 8), 'no kernel for 8-bit integers')}"
-            for device in devices if integer and (8, 8) not in device.formats
-        ]
-        if isinstance(choice, Weights):
-            why = [f"{device.device}: {device.refused.get((choice.bits, 32), 'no kernel for this format')}"
-                   for device in devices if (choice.bits, 32) not in device.formats]
-        if integer and not layer.runs_in_integers:
-            why = [NO_INTEGER_KERNEL.format(kind=layer.kind)]
-        if isinstance(choice, Binary) and layer.why_no_signs:
-            why = [layer.why_no_signs]
+        why = _why_no_format(layer, devices, choice)
         if not why and end and not isinstance(choice, Half) and value_bits(choice) < fewest:
-            why = [f"the {end} layer keeps at least {fewest} bits (space.end_bits)"]
+            why = f"the {end} layer keeps at least {fewest} bits (space.end_bits)"
         if why:
-            refused.append((describe(choice), "; ".join(why)))
+            refused.append((describe(choice), why))
         else:
             legal.append(choice)
     return legal, refused
+
+
+def _why_no_format(layer: Layer, devices: Sequence[Capabilities], choice: WeightFormat) -> str:
+    """Why a layer in between cannot have a format, `""` where it can: what stands for floats runs as floats."""
+    if activation_bits(choice) == 8 and not layer.runs_in_integers:
+        return NO_INTEGER_KERNEL.format(kind=layer.kind)
+    if isinstance(choice, Binary):
+        if layer.why_no_signs:
+            return layer.why_no_signs
+        widths = (8, 8) if choice.activations == 8 else None
+    else:
+        widths = (choice.bits, choice.activations) if isinstance(choice, Weights) else None
+    return "; ".join(
+        f"{device.device}: {device.refused.get(widths, 'no kernel for this format')}"
+        for device in devices if widths is not None and widths not in device.formats
+    )
 
 
 def sparse_choices(wanted: Sequence[str | float]) -> tuple[list[Sparse], Refused]:

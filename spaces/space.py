@@ -26,7 +26,6 @@ from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
 from paretopress.spaces.left_dense import left_dense
 from paretopress.spaces.legality import (
-    float_formats,
     keep_choices,
     rank_choices,
     sparse_choices,
@@ -177,16 +176,7 @@ def _choices(
     if kind == "weights":
         pinned = any(fnmatch.fnmatchcase(f"{subject}/weights", pattern) for pattern in settings.pin)
         end, fewest = structure.ends.get(subject, ""), 0 if pinned else settings.end_bits
-        legal, refused = weight_choices(structure.layer(subject), devices, settings.bits, fewest, end)
-        others: list[WeightFormat] = [
-            Weights(bits, 32, scheme, group) for bits in settings.bits for scheme in settings.schemes
-            for group in settings.groups if (scheme, group) != ("symmetric", 0) and not (scheme == "tensor" and group)
-        ]
-        others += [*map(Half, settings.halves), *map(Clustered, settings.clusters)]
-        others += [Binary(bases, activations) for bases in settings.binary
-                   for activations in ((8, 32) if bases == 1 else (32,))]
-        more, why = float_formats(structure.layer(subject), devices, others, fewest, end)
-        return [*legal, *more], [*refused, *why]
+        return weight_choices(structure.layer(subject), devices, _formats(settings), fewest, end)
     if kind == "sparsity":
         return sparse_choices(settings.sparsity)
     if kind == "rank":
@@ -196,6 +186,18 @@ def _choices(
     if why_not:
         return keeps, [*refused, (describe(Keep(0.0)), why_not)] if keeps else refused
     return [*keeps, Keep(0.0)], [(choice, reason) for choice, reason in refused if choice != "*"]
+
+
+def _formats(settings: SpaceSettings) -> list[WeightFormat]:
+    """All formats of weights that the user wants offered."""
+    wanted: list[WeightFormat] = [Weights(bits, activations) for bits in settings.bits for activations in (8, 32)]
+    wanted += [
+        Weights(bits, 32, scheme, group) for bits in settings.bits for scheme in settings.schemes
+        for group in settings.groups if (scheme, group) != ("symmetric", 0) and not (scheme == "tensor" and group)
+    ]
+    wanted += [*map(Half, settings.halves), *map(Clustered, settings.clusters)]
+    return wanted + [Binary(bases, activations) for bases in settings.binary
+                     for activations in ((8, 32) if bases == 1 else (32,))]
 
 
 def _keeps_branch(structure: Structure, group: str, settings: SpaceSettings) -> str:

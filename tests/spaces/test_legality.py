@@ -6,7 +6,7 @@ import pytest
 from space_zoo import ZOO, specimen
 
 from paretopress.spaces.capabilities import Capabilities
-from paretopress.spaces.choices import Binary, Factorised, Keep, Sparse, Weights, describe
+from paretopress.spaces.choices import Binary, Clustered, Factorised, Keep, Sparse, Weights, describe
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
@@ -130,6 +130,12 @@ def test_every_format_that_is_asked_for_is_offered():
     first = [describe(choice) for choice in built.options["features.0/weights"] if choice]
     assert "16 shared weights" not in first
     assert ("features.0/weights", "signs", "the first layer keeps at least 8 bits (space.end_bits)") in built.dropped
+
+
+def test_other_formats_need_no_integers():
+    built = build_space(specimen("vgg").structure, (FREE,), SpaceSettings(bits=(), clusters=(4,), end_bits=8))
+    assert built.options["features.3/weights"] == (None, Clustered(4))
+    assert not [drop for drop in built.dropped if drop[0] == "features.3/weights"]
 
 
 def test_a_pinned_choice_drops_what_does_not_go_with_it():
