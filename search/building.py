@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import State
 from paretopress.search.executors import Executor
-from paretopress.search.finalists import choose, next_builds
+from paretopress.search.finalists import choose, next_builds, surest
 from paretopress.search.outlook import outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
@@ -237,7 +237,12 @@ def _next_round(
         return []
     view = outlook(records, workshop.built, settings.limits, named, settings.samples, workshop.probes)
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
-    picked = next_builds(replace(view, prospects=sound), settings.objectives, settings.limits, size, settings.samples)
+    by_hand = {policy.hash for policy in named[1:]}
+    rivals = [one for one in records if one.policy.hash in by_hand and one.state is TrialState.COMPLETE]
+    picked = [one for one in surest(sound, rivals, settings.objectives) if not one.built][:size]
+    left = tuple(one for one in sound if one not in picked)
+    picked += next_builds(replace(view, prospects=left), settings.objectives, settings.limits, size - len(picked),
+                          settings.samples)
     return [one.record.policy for one in picked]
 
 

@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 NEARLY_AS_GOOD = 1.5     # times the lowest divergence
 MOST_WEIGHED = 1000      # candidates; what many others dominate is not worth the memory
 SMALLEST_COST = 1e-12    # a model without weights has no bytes
+CHEAPER = 0.95           # of a cost: less of a difference is not worth a point of the front
+SURE = 2                 # candidates: whether one of them keeps its accuracy elsewhere is partly luck
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,32 @@ def next_builds(
         waiting = [one for one in view.prospects if not one.built and one not in picked]
         picked += choose(waiting, objectives, limits, count - len(picked), samples)
     return picked
+
+
+def surest(
+    prospects: Sequence[Prospect], rivals: Sequence[TrialRecord], objectives: Mapping[str, str]
+) -> list[Prospect]:
+    """The candidates that are likeliest to beat what people would try by hand in every objective.
+
+    A front that a uniform width or precision beats is not worth its time, and what adds most to the front lies beyond
+    them: of the candidates that are cheaper than all of them in every cost, the least divergent ones.
+
+    Args:
+        prospects: All candidates within the budgets.
+        rivals: Trials of what people would try by hand.
+        objectives: Names and directions.
+
+    Returns:
+        At most `SURE`, the least divergent first; the same ones whatever has been built so far.
+    """
+    names = {name: way for name, way in objectives.items() if name != "accuracy"}
+    pool = [one for one in prospects if one.excess == 0.0]
+    if not pool or not rivals or not names:
+        return []
+    wanted = CHEAPER * costs_of(rivals, names).min(axis=0)
+    cheaper = (costs_of([one.record for one in pool], names) <= wanted).all(axis=1)
+    sure = [one for one, wins in zip(pool, cheaper, strict=True) if wins]
+    return sorted(sure, key=lambda one: one.record.values["divergence"])[:SURE]
 
 
 def choose(

@@ -15,7 +15,7 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
-from paretopress.search.finalists import choose, next_builds
+from paretopress.search.finalists import SURE, choose, next_builds, surest
 from paretopress.search.outlook import AccuracyCurve, expected_after_refit, outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
@@ -292,3 +292,24 @@ def test_nothing_reaches_beyond_the_finite():
     curve = AccuracyCurve.fit([0.1, 0.2, math.inf], [0.9, 0.8, 0.1], "max")
     assert curve.reach(0.5, "max") == curve.reach(0.0, "max") == 0.2
     assert curve.reach(0.85, "max") == pytest.approx(0.15)
+
+
+def test_the_least_divergent_that_beat_what_people_try_by_hand_are_built_first(tmp_path):
+    """Beating a uniform precision in every objective is what a front is for; what adds most lies far beyond it."""
+    records = trials(60)
+    rival = next(one for one in sorted(records, key=lambda one: -one.values["size"])
+                 if one.values["size"] < max(other.values["size"] for other in records))
+    known = prospects([one for one in records if one != rival], {}, LIMITS)
+    sure = surest(known, [rival], OBJECTIVES)
+    cheaper = [one.record for one in known if one.record.values["size"] <= 0.95 * rival.values["size"]]
+    assert [one.record for one in sure] == sorted(cheaper, key=lambda one: one.values["divergence"])[:SURE]
+    builder = Builder(records)
+    build_finalists(workshop(tmp_path, builder), [DENSE, rival.policy], records, settings_of())
+    assert builder.order[:2 + SURE] == [DENSE.hash, rival.policy.hash, *(one.record.policy.hash for one in sure)]
+
+
+def test_nothing_is_sure_where_nothing_is_cheaper_than_what_people_try():
+    records = trials(20)
+    known = prospects(records, {}, LIMITS)
+    assert surest(known, [min(records, key=lambda one: one.values["size"])], OBJECTIVES) == []
+    assert surest(known, [], OBJECTIVES) == []
