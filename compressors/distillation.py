@@ -89,8 +89,9 @@ def distil(
 ) -> Distilled:
     """Train a network's weights and biases against the dense model.
 
-    Everything else stays: the plan, scales, ranges and kept channels, and layers that are frozen. With the same
-    seed and one thread the result is the same, unless `settings.seconds` cuts it short.
+    The scales of integers, shared values and signs are trained with them. Everything else stays: the plan, ranges of
+    activations, codebooks and kept channels, and layers that are frozen. With the same seed and one thread the result
+    is the same, unless `settings.seconds` cuts it short.
 
     Args:
         program: The captured dense model, the teacher.

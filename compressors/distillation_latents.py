@@ -19,6 +19,7 @@ from paretopress.compressors.stored import Floats, Integers, Shared, Signs, Spar
 from paretopress.spaces.layers import LayerKind
 
 SIGN_REACH = 2.0   # times the scale: beyond it a latent weight takes no gradient that would move it further
+LEAST_STRETCH = 0.1
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -119,6 +120,12 @@ def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
             return replace(stored, values=kept)
 
 
+def _has_scales(stored: StoredWeight | None) -> bool:
+    """Whether rows are stored with scales that training may change."""
+    values = stored.values if isinstance(stored, SparseWeight) else stored
+    return values is not None and not isinstance(values, Floats)
+
+
 @dataclass(frozen=True)
 class TrainedSigns(InputSigns):
     """Signs of an input whose scale and thresholds are trained."""
@@ -147,7 +154,8 @@ class LatentPart:
         bias: Latent bias in units of `bias_unit`, or None.
         weight_unit: `(out, 1, ...)` root mean square of each row.
         bias_unit: `()` root mean square of the bias, at least that of the weights.
-        stretch: `(out, 1)` factor of each row's scales where weights are signs, else None.
+        stretch: `(out, 1)` factor of each row's scales, None where the weight is stored as floats. Its gradient is that
+            of Esser et al., "Learned Step Size Quantization", ICLR 2020: weights that would outgrow their grid widen it.
         signs: Scale and thresholds of the input in units of the scale, where it becomes signs.
     """
 
@@ -171,7 +179,7 @@ class LatentPart:
         unit = rows.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = None if part.bias is None else part.bias.detach().clone()
         bias_unit = overall if bias is None else torch.maximum(bias.square().mean().sqrt(), overall)
-        stretch = torch.ones(len(weight), 1, requires_grad=True) if isinstance(part.stored, Signs) else None
+        stretch = torch.ones(len(weight), 1, requires_grad=True) if _has_scales(part.stored) else None
         signs = None
         if part.inputs is not None:
             thresholds = part.inputs.thresholds / part.inputs.scale
@@ -193,8 +201,8 @@ class LatentPart:
         weight = self.weight * self.weight_unit
         bias = None if self.bias is None else self.bias * self.bias_unit
         if self.part.stored is not None:
-            values = projected(self.part.stored, weight.flatten(1))
-            values = values if self.stretch is None else values * self.stretch
+            stretch = self._stretch()
+            values = projected(self.part.stored, weight.flatten(1) / self._before(stretch)) * stretch
             weight = values.reshape(weight.shape)
         return replace(self.part, weight=weight, bias=bias, inputs=self._inputs(TrainedSigns))
 
@@ -206,11 +214,19 @@ class LatentPart:
         inputs = self._inputs(InputSigns)
         if self.part.stored is None:
             return replace(self.part, weight=weight, bias=bias, inputs=inputs)
-        stored = settled(self.part.stored, weight.flatten(1))
+        stretch = self._stretch()
+        stored = settled(self.part.stored, weight.flatten(1) / self._before(stretch))
         if self.stretch is not None:
-            stored = stored.scaled(self.stretch.flatten())
+            stored = stored.scaled(stretch.flatten())
         return replace(
             self.part, weight=stored.weight().reshape(weight.shape), bias=bias, stored=stored, inputs=inputs)
+
+    def _stretch(self) -> Tensor:
+        return torch.ones(()) if self.stretch is None else self.stretch.clamp_min(LEAST_STRETCH)
+
+    def _before(self, stretch: Tensor) -> Tensor:
+        """What latent weights are divided by before they are projected: the sign of a weight does not depend on it."""
+        return torch.ones(()) if isinstance(self.part.stored, Signs) else stretch
 
     def _inputs(self, kind: type[InputSigns]) -> InputSigns | None:
         if self.signs is None or self.part.inputs is None:
