@@ -155,7 +155,7 @@ class LatentPart:
         weight_unit: `(out, 1, ...)` root mean square of each row.
         bias_unit: `()` root mean square of the bias, at least that of the weights.
         stretch: `(out, 1)` factor of each row's scales, None where the weight is stored as floats. Its gradient is that
-            of Esser et al., "Learned Step Size Quantization", ICLR 2020: weights that would outgrow their grid widen it.
+            of Esser et al., "Learned Step Size Quantization", ICLR 2020: weights that outgrow their grid widen it.
         signs: Scale and thresholds of the input in units of the scale, where it becomes signs.
     """
 

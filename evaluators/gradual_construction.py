@@ -117,8 +117,8 @@ def stands_for_removal(entries: Entries, group: str) -> bool:
     zeros = in_dense_shapes(program, network, calibration.base)
     inputs = [tensor[:SAMPLES_COMPARED] if program.graph.dynamic_batch else tensor[: program.graph.batch]
               for tensor in calibration.inputs]
-    found = [_outputs(program, one, inputs) for one in (network, zeros)]
-    return float(output_loss(*found)) <= SAME
+    small, large = (_outputs(program, one, inputs) for one in (network, zeros))
+    return float(output_loss(small, large)) <= SAME
 
 
 def _outputs(program: Program, network: Network, inputs: Sequence[Tensor]) -> list[object]:

@@ -215,7 +215,7 @@ def gradual_settings(schedule: str, rounds: int, distillation: DistillationSetti
         raise ConfigError(f"rounds: got {rounds!r} (allowed: a whole number from 2; one cut is schedule 'one-shot')")
     if distillation is None:
         raise ConfigError(f"schedule {schedule!r} trains before the last cut: give distil=True, steps, or a time")
-    return Gradual(schedule, rounds, distillation)   # type: ignore[arg-type]   # it is one of APPROACHES
+    return Gradual(schedule, rounds, distillation)
 
 
 def _judge(program: Program, base: Network, sets: Sets) -> Callable[[Network], Scores]:
