@@ -235,8 +235,8 @@ def train(
     settings: DistillationSettings,
     progress: Callable[[int, int], None] | None = None,
     *,
-    peak: float | None = None,
-    after: Callable[[float, float], None] | None = None,
+    rate: Callable[[float], float] | None = None,
+    after: Callable[[float], None] | None = None,
 ) -> int:
     """Run the schedule and return the steps taken; a loss that is not finite ends it.
 
@@ -245,15 +245,20 @@ def train(
         augmenter: Gives the batches.
         settings: How.
         progress: Called with steps done and in all.
-        peak: Largest learning rate; by default as far as the student is from the teacher.
-        after: Called after every step with the fraction of the training done and the step's learning rate.
+        rate: Learning rate by the fraction of the training done; by default `schedule` up to a peak that is lower the
+            nearer the student is to the teacher.
+        after: Called after every step with the fraction of the training done.
     """
     graph = student.teacher_program.graph
     size = min(settings.batch_size, augmenter.count) if graph.dynamic_batch else graph.batch
     optimiser = Optimiser(student.trained)
     taken, start = 0, time.perf_counter()
-    if peak is None:
+    if rate is None:
         peak = settings.learning_rate * relative_step(student.distance(augmenter.batch(size)))
+
+        def rate(done: float) -> float:
+            return peak * schedule(done)
+
     for step in range(settings.steps):
         done = step / settings.steps
         if settings.seconds is not None:
@@ -265,10 +270,9 @@ def train(
         if not loss.requires_grad or not math.isfinite(float(loss.detach())):
             break
         loss.backward()  # type: ignore[no-untyped-call]
-        rate = peak * schedule(done)
-        optimiser.step(rate)
+        optimiser.step(rate(done))
         if after:
-            after(done, rate)
+            after(done)
         taken += 1
         if progress:
             progress(step + 1, settings.steps)

@@ -1,11 +1,11 @@
 """Training with the lasso: weights, or the weights that read a channel, are driven to zero before they are removed.
 
-A proximal step follows every step of the optimiser: each magnitude shrinks by the same amount, and what reaches zero
-stays there until its gradient is larger than that (Tibshirani, "Regression Shrinkage and Selection via the Lasso",
-1996; for channels the group lasso of Yuan and Lin, 2006, as Wen et al., "Learning Structured Sparsity in Deep Neural
-Networks", NeurIPS 2016, use it). The strength is not asked for: it follows the share of zeros, which is to grow as in
-gradual pruning. Once that is reached the zeros stay, and the others are trained without a penalty: what the penalty
-took from them comes back (Meinshausen, "Relaxed Lasso", 2007).
+A proximal step follows every step of the optimiser: each magnitude shrinks by the same amount, down to zero (the
+L1 penalty of Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996; for channels the group lasso of Yuan
+and Lin, 2006, as Wen et al., "Learning Structured Sparsity in Deep Neural Networks", NeurIPS 2016, use it). Only the
+smallest shrink, as many as are to go (the trimmed lasso of Bertsimas, Copenhaver and Mazumder, 2017): a penalty on all
+of them takes from those that stay what they then lack. Which ones these are may change on the way. The strength is
+not asked for: it is what brings the largest of them to zero in the time. Then the zeros stay and the rest is trained on.
 
 Channels are zero where they are read, in every layer that reads them: that is what removing them means.
 """
@@ -23,16 +23,12 @@ from paretopress.compressors.augmentation import Augmenter
 from paretopress.compressors.distillation import DistillationSettings, Student, train
 from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program
-from paretopress.compressors.thresholds import cumulative_keep
 from paretopress.spaces.choices import Keep, Sparse
 from paretopress.spaces.coupling import Axis, ChannelGroup
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 
-SHRINKING = 0.7     # of the training, in which the share of zeros grows to what is asked for
-SHARES = 100        # steps of that growth
-GENTLE = 0.3        # of the learning rate of a distillation: it starts at the dense model
-FASTER = 1.1        # factor of the strength while too few are zero, its inverse while enough are
+SHRINKING = 0.6     # of the training, in which what is to go becomes zero
 SMALLEST = 1e-12
 
 
@@ -42,18 +38,13 @@ class Shrunk:
 
     Attributes:
         zeros: How many are to be zero at the end.
-        strength: Of the penalty, in units of the mean magnitude at the start.
-        unit: Mean magnitude at the start.
+        done: Fraction of the training at the last step.
         gone: Which are zero for good, bool `(items,)`; None while the penalty is at work.
     """
 
     zeros: int
-    strength: float = 1.0
-    unit: float = field(init=False, default=1.0)
+    done: float = field(init=False, default=0.0)
     gone: Tensor | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self.unit = max(float(self.magnitudes().mean()), SMALLEST)
 
     @abstractmethod
     def magnitudes(self) -> Tensor:
@@ -64,25 +55,24 @@ class Shrunk:
         """Multiply each item by its factor, in place."""
 
     @torch.no_grad()
-    def shrink(self, done: float, rate: float) -> None:
+    def shrink(self, done: float) -> None:
         """Take a proximal step.
 
         Args:
             done: Fraction of the training done.
-            rate: Learning rate of the step before.
         """
-        if self.gone is None and done >= SHRINKING:
-            self.gone = torch.zeros(len(self.magnitudes()), dtype=torch.bool)
-            self.gone[self.magnitudes().sort(stable=True).indices[: self.zeros]] = True
-        if self.gone is not None:
-            self.multiply((~self.gone).float())
-            return
-        magnitudes = self.magnitudes()
-        wanted = self.zeros * (1.0 - cumulative_keep(min(SHARES, int(SHARES * done / SHRINKING)), SHARES, SMALLEST))
-        behind = int((magnitudes == 0.0).sum()) < wanted
-        self.strength *= FASTER if behind else 1.0 / FASTER
-        amount = self.strength * rate * self.unit
-        self.multiply(((magnitudes - amount) / magnitudes.clamp_min(SMALLEST)).clamp_min(0.0))
+        if self.gone is None:
+            magnitudes = self.magnitudes()
+            smallest = torch.zeros(len(magnitudes), dtype=torch.bool)
+            smallest[magnitudes.sort(stable=True).indices[: self.zeros]] = True
+            if done < SHRINKING:
+                share = (done - self.done) / (SHRINKING - self.done)
+                amount = share * float(magnitudes[smallest].max()) if self.zeros else 0.0
+                self.multiply(torch.where(smallest, 1.0 - amount / magnitudes.clamp_min(SMALLEST), 1.0).clamp_min(0.0))
+                self.done = done
+                return
+            self.gone = smallest
+        self.multiply((~self.gone).float())
 
 
 @dataclass
@@ -164,12 +154,16 @@ def trained_to_zero(
         student = Student(program, _with_true_biases(program, base), settings)
         channels, weights = _shrunk(program, student, policy)
 
-        def shrink(done: float, rate: float) -> None:
+        def shrink(done: float) -> None:
             for one in (*channels.values(), *weights):
-                one.shrink(done, rate)
+                one.shrink(done)
 
-        train(student, augmenter, settings, progress, peak=GENTLE * settings.learning_rate, after=shrink)
-        shrink(1.0, 0.0)
+        def rate(done: float) -> float:
+            left = 1.0 - max(0.0, done - SHRINKING) / (1.0 - SHRINKING)   # full until nothing is taken away any more
+            return settings.learning_rate * min(1.0, left)
+
+        train(student, augmenter, settings, progress, rate=rate, after=shrink)
+        shrink(1.0)
         gone = {name: one.gone.nonzero().flatten() for name, one in channels.items() if one.gone is not None}
         return _with_all_biases(student.finished()), gone
 

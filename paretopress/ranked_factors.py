@@ -45,7 +45,7 @@ def ranked_factors(level: float, scope: str, kind: str, exclude: Sequence[str]) 
 
     def decide(entries: Entries) -> Assignment:
         structure = entries.program.structure
-        offered = factorisation(0.999, kind).assign(structure, exclude)
+        offered = factorisation(0.5, kind).assign(structure, exclude)
         dense = dict(offered.left_dense)
         layers = [layer for layer in structure.layers if f"{layer.name}/rank" in offered.policy.choices]
         choices: dict[str, Choice] = {}

@@ -101,19 +101,19 @@ def test_blocks_follow_the_segments_of_an_axis():
     assert blocks_along(None, group) is None
 
 
-def test_a_proximal_step_shrinks_every_item_alike_and_zeros_stay_in_the_end():
-    weight = torch.tensor([[4.0, -3.0], [0.5, 0.1]])
+def test_a_proximal_step_shrinks_what_is_to_go_alike_and_zeros_stay_in_the_end():
+    weight = torch.tensor([[4.0, -3.0], [-0.8, 0.1]])
     shrunk = ShrunkWeights(2, latent=weight)
-    before = shrunk.magnitudes().clone()
-    shrunk.shrink(0.3, 0.1)
-    amounts = before - shrunk.magnitudes()
-    assert amounts[:2].tolist() == pytest.approx([shrunk.strength * 0.1 * shrunk.unit] * 2, rel=1e-4)
-    assert float(weight[0, 1]) < 0.0   # the sign stays
-    shrunk.shrink(0.7, 0.1)
-    assert (weight == 0.0).tolist() == [[False, False], [True, True]]
-    weight[1] += 1.0   # what training would give back
-    shrunk.shrink(0.9, 0.1)
-    assert (weight == 0.0).tolist() == [[False, False], [True, True]]
+    shrunk.shrink(0.3)   # half of the way: the larger of the two smallest is half of what it was
+    assert weight.flatten().tolist() == pytest.approx([4.0, -3.0, -0.4, 0.0])
+    weight[0, 1] = -0.2   # training made another one smaller: it goes instead
+    shrunk.shrink(0.45)
+    assert weight.flatten().tolist() == pytest.approx([4.0, -0.1, -0.4, 0.0])
+    shrunk.shrink(0.6)
+    assert (weight == 0.0).flatten().tolist() == [False, True, False, True]
+    weight += 1.0   # what training would give back
+    shrunk.shrink(0.9)
+    assert (weight == 0.0).flatten().tolist() == [False, True, False, True]
 
 
 def test_channels_are_measured_over_all_layers_that_read_them():
