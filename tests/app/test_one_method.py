@@ -214,8 +214,9 @@ def test_other_kinds_of_factors_are_real_layers_too(demo, kind):
 
 
 @pytest.mark.parametrize(("name", "level", "schedule", "least"), [
-    ("prune", 0.5, "iterative", 0.95), ("sparsify", 0.3, "lasso", 0.5),
+    ("prune", 0.5, "iterative", 0.95),
     pytest.param("prune", 0.5, "lasso", 0.5, marks=pytest.mark.slow),
+    pytest.param("sparsify", 0.3, "lasso", 0.5, marks=pytest.mark.slow),
     pytest.param("sparsify", 0.3, "iterative", 0.95, marks=pytest.mark.slow),
 ])
 def test_policies_are_approached_with_training_between(demo, tmp_path, name, level, schedule, least):
