@@ -3,9 +3,9 @@
 A proximal step follows every step of the optimiser: each magnitude shrinks by the same amount, down to zero (the
 L1 penalty of Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996; for channels the group lasso of Yuan
 and Lin, 2006, as Wen et al., "Learning Structured Sparsity in Deep Neural Networks", NeurIPS 2016, use it). Only the
-smallest shrink, as many as are to go (the trimmed lasso of Bertsimas, Copenhaver and Mazumder, 2017): a penalty on
-all takes from those that stay what they then lack. Which ones these are may change on the way. The strength is
-not asked for: it is what brings the largest of them to zero in the time. Then the zeros stay and the rest is trained on.
+smallest shrink, as many as are to go (the trimmed lasso of Bertsimas, Copenhaver and Mazumder, 2017): a penalty on all
+takes from those that stay what they then lack. Which ones these are may change on the way. The strength is not asked
+for: it is what brings the largest of them to zero in the time. Then the zeros stay and the rest is trained on.
 
 Channels are zero where they are read, in every layer that reads them: that is what removing them means.
 """
