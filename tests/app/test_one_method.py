@@ -54,7 +54,8 @@ def captured_once(demo):
         return programs[samples.fingerprint]
 
     def calibrated(program, samples, importance, **options):
-        key = (id(program), samples.fingerprint, importance, options["seed"], options["ranges"])
+        key = (id(program), samples.fingerprint, importance,
+               *(options[name] for name in ("seed", "ranges", "rounding", "equalise")))
         if key not in entries:
             entries[key] = calibrate(program, samples, importance, **options)
         return entries[key]
