@@ -107,6 +107,7 @@ def _measured(
         "onnx": None if onnx is None else str(onnx),
         "policy_hash": compressed.policy.hash,
         "tier": compressed.tier,
+        "equalised": compressed.equalised,
         "measured": {name: value for name, value in found["measured"].items() if not name.startswith(timed)},
         "parity_problem": found["parity_problem"],
         "left_dense": [{"unit": unit, "reason": reason} for unit, reason in compressed.left_dense],
