@@ -59,12 +59,15 @@ def test_the_layer_gains(bits):
     assert row_errors(W, G, dequantise(*learned)).sum() < 0.97 * row_errors(W, G, dequantise(*swept)).sum()
 
 
-@settings(max_examples=25)
-@given(columns=st.integers(1, 7), bits=st.integers(2, 5), seed=st.integers(0, 999))
-def test_it_is_near_the_best_of_all_choices_of_up_and_down(columns, bits, seed):
-    """Against every combination of the two nearest integers on the same grid."""
-    W, G = layer(columns, 6, seed=seed)
-    level, scales = float(largest_level(bits)), row_scales(W, bits).double()
+@pytest.mark.parametrize("columns", range(1, 8))
+def test_it_is_near_the_best_of_all_choices_of_up_and_down(columns):
+    """Every combination of the two nearest integers on the same grid: two of three rows have the best one.
+
+    What is lost against that is at most a fifth of what nearest rounding loses.
+    """
+    bits, out = 3, 100
+    W, G = layer(columns, out, seed=columns + 10)
+    level, scales = float(largest_level(bits)), row_scales(W, bits).double() * 1.1   # one column alone would be exact
     C, _ = centred(G.unsqueeze(0))
     steps, dense = scales.reshape(1, -1, 1), W.double().unsqueeze(0)
     start = round_to_nearest(W, scales.float(), bits).double().unsqueeze(0)
@@ -74,11 +77,12 @@ def test_it_is_near_the_best_of_all_choices_of_up_and_down(columns, bits, seed):
     tried = (down.transpose(0, 1) + choices) * steps.transpose(0, 1)   # (out, choices, columns)
     difference = tried - dense.transpose(0, 1)
     best = ((difference @ C) * difference).sum(dim=2).amin(dim=1)
-    found = row_errors(W, G, (codes * steps)[0])
-    assert bool((found >= best * (1.0 - 1e-9) - 1e-12).all())
-    if columns == 1:
-        torch.testing.assert_close(found, best)
-    assert found.sum() <= 1.25 * best.sum() + 1e-12
+    found, nearest = (row_errors(W, G, (one * steps)[0]) for one in (codes, start))
+    assert bool((found >= best * (1.0 - 1e-9)).all())
+    share = float((found <= best * (1.0 + 1e-9)).double().mean())
+    assert share == 1.0 if columns == 1 else share > 0.65
+    assert found.sum() <= 1.25 * best.sum()
+    assert (found - best).sum() <= 0.2 * (nearest - best).sum()
 
 
 def test_no_single_flip_lowers_the_error_of_a_row_that_was_learned():
@@ -105,7 +109,9 @@ def test_it_does_not_depend_on_chance_on_the_size_of_anything_or_on_what_is_besi
     again = learned_integers(W, G, [3, 4])[3]
     assert torch.equal(once[0], again[0])
     assert torch.equal(once[1], again[1])
-    larger, scales = learned_integers(W * 1024.0, G * 4096.0, [3])[3]
+    units = torch.ones(len(G), dtype=torch.float64)
+    units[:-1] = 64.0   # of the inputs, not of the constant 1 behind them
+    larger, scales = learned_integers(W * 1024.0, units.unsqueeze(1) * G * units, [3])[3]
     assert torch.equal(larger, once[0])
     torch.testing.assert_close(scales, once[1] * 1024.0)
 
