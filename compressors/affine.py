@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.error_feedback import swept
+from paretopress.compressors.learned_rounding import learned_codes
 from paretopress.compressors.least_squares import centred
+from paretopress.compressors.quantisation import RoundingMethod
 from paretopress.compressors.sparse_storage import pack_unsigned
 from paretopress.spaces.choices import Weights
 
@@ -87,7 +89,8 @@ def spread(values: Tensor, group: int, columns: int) -> Tensor:
 
 @torch.no_grad()
 def affine(
-    W: Tensor, form: Weights, G: Tensor | None = None, mask: Tensor | None = None, damping: float = 1e-2
+    W: Tensor, form: Weights, G: Tensor | None = None, mask: Tensor | None = None, damping: float = 1e-2, *,
+    rounding: RoundingMethod = "feedback",
 ) -> Affine:
     """Quantise a matrix with the grids of a format.
 
@@ -98,47 +101,65 @@ def affine(
             whose rows are split evenly over the groups; None to round each weight to the nearest.
         mask: `(out, columns)` bool: all other weights are zero.
         damping: Relative to the mean input variance.
+        rounding: `"nearest"` does not look at the moments; `"learned"` starts from what error feedback finds.
 
     Raises:
         DataError: The moments are not finite or not positive semi-definite.
     """
     out, columns = W.shape
+    G = None if rounding == "nearest" else G
     group, most = form.group or columns, (1 << form.bits) - 1
     covariance = torch.eye(columns, dtype=torch.float64).unsqueeze(0) if G is None else centred(
         G if G.ndim == 3 else G.unsqueeze(0))[0]
     variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(out // len(covariance), dim=0)
     scales, zeros = _grids(W.double(), form, variances, group)
-    steps, offsets = (spread(part, group, columns).double().expand(out, columns) for part in (scales, zeros))
+    shape = (len(covariance), -1, columns)
+    steps, offsets = (
+        spread(part, group, columns).double().expand(out, columns).reshape(shape) for part in (scales, zeros))
     least = 0.0 if form.scheme == "asymmetric" else 1.0   # codes are symmetric around the middle
-
-    def on_grid(values: Tensor, step: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        code = torch.clamp((values / step).round() + offset, least, float(most))
-        return code, (code - offset) * step
-
-    nearest, plain = on_grid(W.double(), steps, offsets)
-    codes = nearest
-    if G is not None:
-        shape = (len(covariance), -1, columns)
-        grouped = tuple(part.reshape(shape) for part in (steps, offsets))
-
-        def rounding(values: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-            index = column.reshape(-1, 1, 1).expand(-1, values.shape[1], 1)
-            step, offset = (part.gather(2, index).squeeze(2) for part in grouped)
-            return on_grid(values, step, offset)
-
-        marked = None if mask is None else mask.reshape(shape)
-        found = swept(W.double().reshape(shape), covariance, rounding, damping, mask=marked).reshape(out, columns)
-        better = _errors(W, (found - offsets) * steps, mask, covariance) < _errors(W, plain, mask, covariance)
-        codes = torch.where(better.unsqueeze(1), found, nearest)
-    codes = codes if mask is None else torch.where(mask, codes, offsets)
-    kept = zeros.to(torch.uint8) if form.scheme == "asymmetric" else None
-    return Affine(codes.to(torch.uint8).contiguous(), scales.float(), kept, form.bits, group)
+    grid = _Grid(steps, offsets, least, float(most))
+    dense, kept = W.double().reshape(shape), None if mask is None else mask.reshape(shape)
+    codes = grid.rounded(dense, steps, offsets)[0] if G is None else _fed_back(dense, grid, covariance, damping, kept)
+    codes = codes if kept is None else torch.where(kept, codes, offsets)
+    if rounding == "learned" and G is not None:
+        lowest, highest = least - offsets, most - offsets
+        codes = learned_codes(dense, steps, codes - offsets, lowest, highest, covariance, kept) + offsets
+    stored = zeros.to(torch.uint8) if form.scheme == "asymmetric" else None
+    return Affine(codes.to(torch.uint8).reshape(out, columns).contiguous(), scales.float(), stored, form.bits, group)
 
 
-def _errors(W: Tensor, values: Tensor, mask: Tensor | None, covariance: Tensor) -> Tensor:
-    difference = W.double() - (values if mask is None else values * mask)
-    difference = difference.reshape(len(covariance), -1, W.shape[1])
-    return ((difference @ covariance) * difference).sum(dim=2).flatten()
+@dataclass(frozen=True)
+class _Grid:
+    """The grid of every weight: steps and zero points `(groups, rows, columns)` float64, least and largest code."""
+
+    steps: Tensor
+    offsets: Tensor
+    least: float
+    most: float
+
+    def rounded(self, values: Tensor, steps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest codes, and what they stand for."""
+        codes = torch.clamp((values / steps).round() + offsets, self.least, self.most)
+        return codes, (codes - offsets) * steps
+
+    def column(self, values: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of one column of each group."""
+        index = column.reshape(-1, 1, 1).expand(-1, values.shape[1], 1)
+        return self.rounded(values, *(part.gather(2, index).squeeze(2) for part in (self.steps, self.offsets)))
+
+
+def _fed_back(dense: Tensor, grid: _Grid, covariance: Tensor, damping: float, mask: Tensor | None) -> Tensor:
+    """Codes by error feedback, or the nearest ones of rows whose output they serve better."""
+    nearest, plain = grid.rounded(dense, grid.steps, grid.offsets)
+    found = swept(dense, covariance, grid.column, damping, mask=mask)
+    fed_back = (found - grid.offsets) * grid.steps
+    better = _errors(dense, fed_back, mask, covariance) < _errors(dense, plain, mask, covariance)
+    return torch.where(better.unsqueeze(2), found, nearest)
+
+
+def _errors(dense: Tensor, values: Tensor, mask: Tensor | None, covariance: Tensor) -> Tensor:
+    difference = dense - (values if mask is None else values * mask)
+    return ((difference @ covariance) * difference).sum(dim=2)
 
 
 def _grids(W: Tensor, form: Weights, importance: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paretopress.compressors.equalisation import equalised
 from paretopress.compressors.folding import folded_layers, remaining_state
 from paretopress.compressors.moments import Moments
 from paretopress.compressors.network import Network, Part, apply_parts, runner
@@ -143,12 +144,13 @@ def _no_ranges(_: str, value: Tensor) -> Tensor:
     return value
 
 
-def base_network(program: Program) -> Network:
-    """The dense model with batch normalisation folded."""
+def base_network(program: Program, *, equalise: bool = False) -> Network:
+    """The dense model with batch normalisation folded, and with its layers equalised where asked."""
     folded = folded_layers(program)
     parts = {node: (Part(weight, bias),) for node, (weight, bias) in folded.items()}
     dense = plan(program.structure, DENSE)
-    return Network(dense, parts, remaining_state(program, folded=True), {}, {}, folded=True)
+    network = Network(dense, parts, remaining_state(program, folded=True), {}, {}, folded=True)
+    return equalised(network) if equalise else network
 
 
 def calibrate(
@@ -159,6 +161,7 @@ def calibrate(
     seed: int = 0,
     ranges: RangeMethod = "mse",
     base: Network | None = None,
+    equalise: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Run the dense model over calibration inputs once.
@@ -170,12 +173,14 @@ def calibrate(
         seed: Seed of the output positions that convolutions are sampled at.
         ranges: How ranges of quantised activations are chosen.
         base: Stands for the dense model, in its shapes; by default its own weights.
+        equalise: Whether layers are rescaled against those that read them first: everything is then taken of the
+            equalised network, which computes the same.
         progress: Called with batches done and in all.
 
     Raises:
         DataError: The activations are not finite.
     """
-    base = base or base_network(program)
+    base = base or base_network(program, equalise=equalise)
     free = [layer for layer in program.structure.layers if not layer.frozen and layer.kind is not LayerKind.EMBEDDING]
     moments = {layer.node: Moments() for layer in free}
     outputs = {layer.node: OutputStatistics() for layer in free}

@@ -128,6 +128,11 @@ class CompressedModel(nn.Module):
         """What got another choice than the method was asked for, `(unit, reason)`."""
         return () if self.assignment is None else self.assignment.adjusted
 
+    @property
+    def equalised(self) -> int:
+        """Pairs of layers that were rescaled against each other first; 0 where that was not asked or none could be."""
+        return self.delta.equalised
+
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:  # noqa: ANN401 - whatever the user's model returns
         """Compute what the artefact computes: in 8-bit steps where its activations are quantised.
 
@@ -230,6 +235,7 @@ def delta_of(program: Program, network: Network) -> Delta:
         ranges=realised.arithmetic.ranges,
         kept={name: tuple(index.tolist()) for name, index in network.selection.items()},
         versions={"paretopress": metadata.version("paretopress"), "torch": str(torch.__version__)},
+        equalised=network.equalised,
     )
 
 
@@ -277,7 +283,7 @@ def network_of(compressed: CompressedModel) -> Network:
     scales, zero_points = compressed.activation_scale.tolist(), compressed.activation_zero_point.tolist()
     ranges = dict(zip(compressed.delta.ranges, zip(scales, zero_points, strict=True), strict=True))
     selection = {name: torch.tensor(channels) for name, channels in compressed.delta.kept.items()}
-    return Network(planned, parts, state, ranges, selection, folded=True)
+    return Network(planned, parts, state, ranges, selection, folded=True, equalised=compressed.delta.equalised)
 
 
 def load(

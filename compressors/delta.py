@@ -205,6 +205,7 @@ class Delta:
         versions: Versions of the packages that wrote it.
         graph: Why it runs the captured graph and not the user's own code, `""` where it runs that.
         coded: Huffman-coded tensors of the file: bits of a value, and bytes when they are decoded.
+        equalised: Pairs of layers that were equalised first; written where there are any.
     """
 
     edits: tuple[Edit, ...]
@@ -217,6 +218,7 @@ class Delta:
     versions: Mapping[str, str]
     graph: str = ""
     coded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    equalised: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain data; `from_plain` reads it back unchanged."""
@@ -232,6 +234,7 @@ class Delta:
             "versions": dict(self.versions),
             "graph": self.graph,
             "coded": {name: list(sizes) for name, sizes in self.coded.items()},
+            **({"equalised": self.equalised} if self.equalised else {}),
         }
 
     @classmethod
@@ -242,7 +245,8 @@ class Delta:
             ArtifactError: A key or value is not what it must be; the message starts with `where`.
         """
         names = ("schema", "edits", "policy", "inputs", "structure", "state", "ranges", "kept", "versions")
-        plain = _mapping(value, (*names, "graph", "coded"), where)
+        optional = ("equalised",) if isinstance(value, Mapping) and "equalised" in value else ()
+        plain = _mapping(value, (*names, "graph", "coded", *optional), where)
         if plain["schema"] != SCHEMA:
             raise ArtifactError(f"{where}: schema {plain['schema']!r} is not supported (allowed: {SCHEMA})")
         try:
@@ -260,6 +264,7 @@ class Delta:
             {name: _text(text, where) for name, text in _named(plain["versions"], where).items()},
             _text(plain["graph"], f"{where}: graph"),
             _coded(plain["coded"], f"{where}: coded"),
+            _size(plain["equalised"], f"{where}: equalised") if optional else 0,
         )
 
 

@@ -138,7 +138,9 @@ class Student:
         self.latents = latent_parts(self.network)
         self.trained = [tensor for parts in self.latents.values() for part in parts for tensor in part.trained()]
         self.features = feature_nodes(program, network) if settings.features else ()
-        self.teacher_program, self.teacher = program, _with_channels_last(base_network(program))
+        # Of an equalised student the teacher is equalised as well: their values are compared inside the model too.
+        teacher = base_network(program, equalise=network.equalised > 0)
+        self.teacher_program, self.teacher = program, _with_channels_last(teacher)
         self.variances: dict[str, Tensor] = {}
 
     def with_parts(self, make: Callable[[LatentPart], Part]) -> Network:

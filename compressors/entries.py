@@ -36,6 +36,7 @@ from paretopress.compressors.network import (
     select,
 )
 from paretopress.compressors.program import Program
+from paretopress.compressors.quantisation import RoundingMethod
 from paretopress.compressors.ranking import IMPORTANCES, Importance, Ranking, rank_channels
 from paretopress.spaces.choices import WEIGHT_BITS, Binary, Factorised, Weights
 from paretopress.spaces.coupling import Axis, ChannelGroup
@@ -56,6 +57,7 @@ class Entries:
         compensate: Whether consumers are refitted by least squares after pruning.
         seed: Of the random vectors of the Hessian importance.
         gone: By group the blocks that are zero in the dense network already: they go first.
+        rounding: How weights find their integers.
     """
 
     program: Program
@@ -64,6 +66,7 @@ class Entries:
     compensate: bool = True
     seed: int = 0
     gone: Mapping[str, Tensor] = field(default_factory=dict)
+    rounding: RoundingMethod = "feedback"
     _rankings: dict[str, Ranking] = field(default_factory=dict, repr=False)
     _curvature: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _refitted: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -87,7 +90,8 @@ class Entries:
         selection = self.selection(plan)
         parts = {layer.layer.node: self.parts(layer, selection) for layer in plan.layers}
         state = pruned_state(self.program.under(plan.structure), selection)
-        return Network(plan, parts, state, {}, selection, folded=True)
+        equalised = self.calibration.base.equalised
+        return Network(plan, parts, state, {}, selection, folded=True, equalised=equalised)
 
     def parts(self, layer_plan: LayerPlan, selection: Selection) -> tuple[Part, ...]:
         """The real layers of one layer plan, from the dense statistics."""
@@ -110,7 +114,7 @@ class Entries:
         if layer_plan.form is None and layer_plan.sparse is None:
             matrix = dense.rows(rows)
         elif isinstance(layer_plan.form, Weights) and layer_plan.form.is_plain and layer_plan.sparse is None:
-            matrix = self._quantise(key, dense, moments)[layer_plan.form.bits].rows(rows)
+            matrix = self._quantise(key, dense, moments, layer_plan.form.bits).rows(rows)
         else:   # what rows share, or which of all are kept, depends on which rows there are
             key = (*key, self._level(axes[0], selection))
             moments = moments if rows is None or layer.groups == 1 else _of_groups(moments, rows, layer)
@@ -175,11 +179,13 @@ class Entries:
             self._refitted[key] = (matrix, bias, moments)
         return self._refitted[key]
 
-    def _quantise(self, key: tuple[object, ...], dense: Matrix, moments: Tensor) -> dict[int, Matrix]:
-        """The matrix at every offered width, from one error-feedback sweep."""
+    def _quantise(self, key: tuple[object, ...], dense: Matrix, moments: Tensor, bits: int) -> Matrix:
+        """The matrix at one width; one error-feedback sweep gives all that are offered, learning each costs its own."""
+        widths = (bits,) if self.rounding == "learned" else WEIGHT_BITS
+        key = (*key, widths)
         if key not in self._quantised:
-            self._quantised[key] = quantise_matrix(dense, moments, WEIGHT_BITS)
-        return self._quantised[key]
+            self._quantised[key] = quantise_matrix(dense, moments, widths, self.rounding)
+        return self._quantised[key][bits]
 
     def _in_format(self, key: tuple[object, ...], layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> Matrix:
         """A matrix in the format of its plan; all widths of integers come from one sweep."""
@@ -187,12 +193,12 @@ class Entries:
         if form is None and sparse is None:
             return dense
         if isinstance(form, Weights) and form.is_plain and sparse is None:
-            return self._quantise(key, dense, moments)[form.bits]
+            return self._quantise(key, dense, moments, form.bits)
         if isinstance(form, Weights | Binary):   # the same weights whatever they compute in
             form = replace(form, activations=32)
         whole = (*key, form, sparse)
         if whole not in self._formed:
-            self._formed[whole] = in_format(dense, moments, form, sparse)
+            self._formed[whole] = in_format(dense, moments, form, sparse, self.rounding)
         return self._formed[whole]
 
     def _factors(
@@ -211,7 +217,8 @@ class Entries:
     def identity(self) -> Mapping[str, object]:
         """What the entries depend on besides model and data."""
         return {"importance": self.importance, "compensate": self.compensate, "seed": self.seed,
-                "ranges": self.calibration.ranges}
+                "ranges": self.calibration.ranges, "rounding": self.rounding,
+                "equalised": self.calibration.base.equalised}
 
 
 def _of_groups(moments: Tensor, rows: Tensor, layer: Layer) -> Tensor:

@@ -16,9 +16,16 @@ from paretopress.compressors.affine import Affine, affine
 from paretopress.compressors.binary import binarise
 from paretopress.compressors.clustering import cluster, shared_weights
 from paretopress.compressors.factors import factor_moments, factors
+from paretopress.compressors.learned_rounding import learned_integers
 from paretopress.compressors.least_squares import centred
 from paretopress.compressors.network import InputSigns, Part
-from paretopress.compressors.quantisation import corrected_bias, gptq, round_to_nearest, row_scales
+from paretopress.compressors.quantisation import (
+    RoundingMethod,
+    corrected_bias,
+    gptq,
+    round_to_nearest,
+    row_scales,
+)
 from paretopress.compressors.sparse_storage import Pattern
 from paretopress.compressors.sparsity import block_mask, compensated_sparse, largest, pattern_mask
 from paretopress.compressors.stored import Floats, Integers, Shared, SparseWeight, StoredWeight
@@ -59,19 +66,48 @@ class Matrix:
         return Part(self.weight.reshape(shape), self.bias, self.stored)
 
 
-def quantise_matrix(dense: Matrix, moments: Tensor, widths: tuple[int, ...]) -> dict[int, Matrix]:
-    """Quantise a matrix to several widths in one error-feedback sweep.
+def quantise_matrix(
+    dense: Matrix, moments: Tensor, widths: tuple[int, ...], rounding: RoundingMethod = "feedback"
+) -> dict[int, Matrix]:
+    """Quantise a matrix to several widths; by error feedback all of them take one sweep.
 
     Args:
         dense: Float matrix `(out, columns)`.
         moments: Augmented second moments of its inputs, `(columns + 1, columns + 1)` or per group.
         widths: Bits.
+        rounding: How each weight finds its integer.
     """
-    swept = gptq(dense.weight, moments, widths)
-    return {bits: _with(dense, moments, Integers(*found, bits)) for bits, found in swept.items()}
+    found = rounded(dense.weight, moments, widths, rounding)
+    return {bits: _with(dense, moments, Integers(*one, bits)) for bits, one in found.items()}
 
 
-def in_format(dense: Matrix, moments: Tensor, form: WeightFormat | None, sparse: Sparse | None = None) -> Matrix:
+def rounded(
+    weight: Tensor, moments: Tensor, widths: Sequence[int], rounding: RoundingMethod, mask: Tensor | None = None
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Integers `(out, columns)` and scales `(out,)` of a matrix at every width.
+
+    Args:
+        weight: `(out, columns)`, zero where `mask` is false.
+        moments: Augmented second moments of its inputs, `(columns + 1, columns + 1)` or per group.
+        widths: Bits.
+        rounding: `"feedback"`: each error is made up for by the columns still to come; `"nearest"`: every weight on
+            its own, on the grid that is best for the weights; `"learned"`: up or down as is best for the row.
+        mask: Bool `(out, columns)` of the weights that are kept, None for all.
+    """
+    match rounding:
+        case "feedback":
+            return gptq(weight, moments, widths, mask=mask)
+        case "learned":
+            return learned_integers(weight, moments, widths, mask)
+        case "nearest":
+            grids = {bits: row_scales(weight, bits) for bits in widths}
+            return {bits: (round_to_nearest(weight, scales, bits), scales) for bits, scales in grids.items()}
+
+
+def in_format(
+    dense: Matrix, moments: Tensor, form: WeightFormat | None, sparse: Sparse | None = None,
+    rounding: RoundingMethod = "feedback",
+) -> Matrix:
     """Bring a matrix into a format.
 
     Args:
@@ -79,18 +115,19 @@ def in_format(dense: Matrix, moments: Tensor, form: WeightFormat | None, sparse:
         moments: Augmented second moments of its inputs, `(columns + 1, columns + 1)` or per group.
         form: Format of the values, None for 32-bit floats.
         sparse: Which of them are kept, None for all.
+        rounding: How weights find their integers, where they become integers.
     """
     if sparse is not None:
-        return _with(dense, moments, _sparse(dense.weight, moments, form, sparse))
+        return _with(dense, moments, _sparse(dense.weight, moments, form, sparse, rounding))
     match form:
         case None:
             return dense
         case Weights(bits) if form.is_plain:
-            return quantise_matrix(dense, moments, (bits,))[bits]
+            return quantise_matrix(dense, moments, (bits,), rounding)[bits]
         case Binary(bases):
             return _with(dense, moments, binarise(dense.weight, bases, moments))
         case _:
-            return _with(dense, moments, _values(dense.weight, moments, form, None))
+            return _with(dense, moments, _values(dense.weight, moments, form, None, rounding))
 
 
 def table_in_format(weight: Tensor, form: WeightFormat | None, sparse: Sparse | None) -> Matrix:
@@ -133,16 +170,18 @@ def plain_mask(weight: Tensor, sparse: Sparse) -> Tensor:
     return block_mask(weight.square(), sparse.density, sizes)
 
 
-def _sparse(weight: Tensor, moments: Tensor, form: WeightFormat | None, sparse: Sparse) -> SparseWeight:
+def _sparse(
+    weight: Tensor, moments: Tensor, form: WeightFormat | None, sparse: Sparse, rounding: RoundingMethod
+) -> SparseWeight:
     sizes = None if sparse.pattern == UNSTRUCTURED else pattern_sizes(sparse.pattern)
     pattern = Pattern(*sizes) if sizes and ":" in sparse.pattern else None
     block = sizes if sizes and pattern is None else None
     kept, mask = compensated_sparse(weight, moments, sparse.density, pattern, block=block)
-    return SparseWeight(_values(kept, moments, form, mask), mask, sparse, form)
+    return SparseWeight(_values(kept, moments, form, mask, rounding), mask, sparse, form)
 
 
 def _values(
-    weight: Tensor, moments: Tensor, form: WeightFormat | None, mask: Tensor | None
+    weight: Tensor, moments: Tensor, form: WeightFormat | None, mask: Tensor | None, rounding: RoundingMethod
 ) -> Integers | Affine | Floats | Shared:
     match form:
         case None:
@@ -150,9 +189,9 @@ def _values(
         case Half(kind):
             return Floats(weight.to(HALF_TYPES[kind]))
         case Weights() if not form.is_plain:
-            return affine(weight, form, moments, mask)
+            return affine(weight, form, moments, mask, rounding=rounding)
         case Weights(bits):
-            return Integers(*gptq(weight, moments, (bits,), mask=mask)[bits], bits)
+            return Integers(*rounded(weight, moments, (bits,), rounding, mask)[bits], bits)
         case Clustered(bits):
             return shared_weights(weight, moments, bits, mask)
         case Binary():
@@ -178,13 +217,15 @@ def factorise(
     return matrices, factor_moments(layer, form, found, moments)
 
 
-def layer_parts(layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> tuple[Part, ...]:
+def layer_parts(
+    layer_plan: LayerPlan, dense: Matrix, moments: Tensor, rounding: RoundingMethod = "feedback"
+) -> tuple[Part, ...]:
     """Bring one pruned layer into the form of its plan."""
     layer, form, sparse = layer_plan.layer, layer_plan.form, layer_plan.sparse
-    if layer_plan.factors is None:
-        return real_parts(layer_plan, [in_format(dense, moments, form, sparse)], moments)
-    matrices, read = factorise(layer, dense, moments, layer_plan.factors)
-    formed = [in_format(matrix, inputs, form, sparse) for matrix, inputs in zip(matrices, read, strict=True)]
+    matrices, read = ((dense,), (moments,)) if layer_plan.factors is None else factorise(
+        layer, dense, moments, layer_plan.factors)
+    formed = [in_format(matrix, inputs, form, sparse, rounding)
+              for matrix, inputs in zip(matrices, read, strict=True)]
     return real_parts(layer_plan, formed, moments)
 
 

@@ -126,6 +126,8 @@ class Network:
         ranges: Range of every tensor in `plan.arithmetic.ranges`.
         selection: Kept channels of every pruned group.
         folded: Whether `parts` have batch normalisation folded in.
+        equalised: Pairs of layers that were rescaled against each other before anything else was done to them; the
+            values between them are not the dense model's then (`compressors/equalisation.py`).
     """
 
     plan: Plan
@@ -134,6 +136,7 @@ class Network:
     ranges: Mapping[str, Range]
     selection: Selection
     folded: bool
+    equalised: int = 0
 
 
 Apply = Callable[[LayerPlan, Tensor, Values], Tensor]

@@ -27,6 +27,8 @@ OUTLIERS = 1e-3   # of the values at either end, which a range by percentiles le
 
 RangeMethod = Literal["mse", "minmax", "percentile"]
 RANGE_METHODS: tuple[RangeMethod, ...] = ("mse", "minmax", "percentile")
+RoundingMethod = Literal["feedback", "nearest", "learned"]
+ROUNDING_METHODS: tuple[RoundingMethod, ...] = ("feedback", "nearest", "learned")
 
 
 def largest_level(bits: int) -> int:
@@ -145,14 +147,20 @@ def gptq(
     for index, (bits, weighted) in enumerate(zip(bits_list, scales, strict=True)):
         rounded = found[:, index * rows : (index + 1) * rows].reshape(out, columns).to(torch.int8)
         plain = [(round_to_nearest(W, scale, bits), scale) for scale in (weighted, row_scales(W, bits))]
-        quantised[bits] = _best_rows(dense, [(rounded, weighted), *plain], covariance)
+        quantised[bits] = best_rows(dense, [(rounded, weighted), *plain], covariance)
     return quantised
 
 
-def _best_rows(
+def best_rows(
     dense: Tensor, candidates: Sequence[tuple[Tensor, Tensor]], covariance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give every candidate row its least-squares scale and choose each row's best candidate."""
+    """Give every candidate row its least-squares scale `(w C q) / (q C q)` and choose each row's best candidate.
+
+    Args:
+        dense: `(groups, rows, columns)` float64.
+        candidates: Integers `(out, columns)` and scales `(out,)`; of equal rows the first is chosen.
+        covariance: `(groups, columns, columns)` of the inputs, float64.
+    """
     projected = dense @ covariance
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for integers, scales in candidates:

@@ -96,7 +96,8 @@ class _Refit(Tuning):
             for one, inputs, prior in zip(cross, second, weight.chunk(len(second)), strict=True)
         ]
         matrix = Matrix(torch.cat([fitted for fitted, _ in solved]), torch.cat([intercept for _, intercept in solved]))
-        first, *others = layer_parts(layer, matrix, second[0] if layer.groups == 1 else second)
+        inputs = second[0] if layer.groups == 1 else second
+        first, *others = layer_parts(layer, matrix, inputs, self.entries.rounding)
         return (replace(first, inputs=reads.inputs), *others)
 
 

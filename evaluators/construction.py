@@ -14,7 +14,7 @@ from paretopress.compressors.compressed_model import CompressedModel, run_batche
 from paretopress.compressors.entries import Entries, Importance
 from paretopress.compressors.network import Network, dense_network
 from paretopress.compressors.program import Program, build_program
-from paretopress.compressors.quantisation import RangeMethod
+from paretopress.compressors.quantisation import RangeMethod, RoundingMethod
 from paretopress.compressors.realise import realise
 from paretopress.compressors.refit import refit, settle
 from paretopress.evaluators.batches import Batches
@@ -58,7 +58,8 @@ def flat_inputs(program: Program, samples: Batches) -> tuple[Tensor, ...]:
 
 def calibrated(
     program: Program, samples: Batches, importance: Importance = "obs", *, seed: int = 0,
-    ranges: RangeMethod = "mse", base: Network | None = None, progress: Callable[[int, int], None] | None = None,
+    ranges: RangeMethod = "mse", rounding: RoundingMethod = "feedback", equalise: bool = False,
+    base: Network | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Entries:
     """Calibrate a captured model on the first samples of a set; its compressed layers are made on demand.
 
@@ -69,12 +70,14 @@ def calibrated(
         seed: Of the sampled positions.
         ranges: How ranges of quantised activations are chosen.
         base: Stands for the dense model, in its shapes; by default its own weights.
+        rounding: How weights find their integers.
+        equalise: Whether layers are rescaled against those that read them first.
         progress: Called with batches done and in all.
     """
     batches = [program.flatten_inputs(batch.args, batch.kwargs) for batch in samples.first(CALIBRATION_SAMPLES)]
     calibration = calibrate(program, batches, tuning_samples=TUNING_SAMPLES, seed=seed, ranges=ranges,
-                            base=base, progress=progress)
-    return Entries(program, calibration, importance, seed=seed)
+                            equalise=equalise, base=base, progress=progress)
+    return Entries(program, calibration, importance, seed=seed, rounding=rounding)
 
 
 def stitched(entries: Entries, policy: Policy) -> tuple[Network, float]:

@@ -132,5 +132,5 @@ def _on(
     entries: Entries, base: Network, gone: dict[str, Tensor], samples: Batches, seed: int
 ) -> Entries:
     found = calibrated(entries.program, samples, entries.importance, seed=seed, ranges=entries.calibration.ranges,
-                       base=base)
+                       rounding=entries.rounding, base=base)
     return replace(found, gone=gone)

@@ -15,7 +15,7 @@ from paretopress.compressors.distillation import DistillationSettings, distil
 from paretopress.compressors.entries import IMPORTANCES, Entries
 from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program
-from paretopress.compressors.quantisation import RANGE_METHODS, RangeMethod
+from paretopress.compressors.quantisation import RANGE_METHODS, ROUNDING_METHODS, RangeMethod, RoundingMethod
 from paretopress.evaluators.batches import Batches, Set, normalise_set
 from paretopress.evaluators.construction import (
     CALIBRATION_SAMPLES,
@@ -98,6 +98,8 @@ def apply_policy(
     rounds: int = ROUNDS,
     importance: str = "obs",
     ranges: RangeMethod = "mse",
+    rounding: RoundingMethod = "feedback",
+    equalise: bool = False,
     seed: int = 0,
     observer: ProgressObserver | None = None,
 ) -> CompressedModel:
@@ -113,6 +115,8 @@ def apply_policy(
         rounds: Cuts of `"iterative"`.
         importance: How channels are ranked.
         ranges: How ranges of quantised activations are chosen.
+        rounding: How weights find their integers.
+        equalise: Whether layers are rescaled against those that read them first.
         seed: Of everything that is drawn.
         observer: Hears about progress.
 
@@ -124,6 +128,10 @@ def apply_policy(
         raise ConfigError(unknown_name("importance", str(importance), IMPORTANCES))
     if ranges not in RANGE_METHODS:
         raise ConfigError(unknown_name("choice of ranges", str(ranges), RANGE_METHODS))
+    if rounding not in ROUNDING_METHODS:
+        raise ConfigError(unknown_name("rounding", str(rounding), ROUNDING_METHODS))
+    if not isinstance(equalise, bool):
+        raise ConfigError(f"equalise: got {equalise!r} (allowed: True, False)")
     gradual = gradual_settings(schedule, rounds, distillation)
     watcher, sets = observer or ProgressObserver(), Sets.of(data)
     with torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
@@ -133,8 +141,8 @@ def apply_policy(
         # What the model does not have is refused before anything is spent.
         decided = None if isinstance(decide, Ranked) else _decided(program.structure, decide)
         watcher.stage("calibrate", len(sets.fitted.first(CALIBRATION_SAMPLES)))
-        entries = calibrated(program, sets.fitted, importance, seed=seed, ranges=ranges,
-                             progress=lambda *_: watcher.advance())
+        entries = calibrated(program, sets.fitted, importance, seed=seed, ranges=ranges, rounding=rounding,
+                             equalise=equalise, progress=lambda *_: watcher.advance())
         if isinstance(decide, Ranked):
             decided = _decided(program.structure, lambda _: decide.decide(entries))
         assert decided is not None

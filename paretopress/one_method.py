@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from paretopress.applying import Distil
     from paretopress.compressors.compressed_model import CompressedModel
-    from paretopress.compressors.quantisation import RangeMethod
+    from paretopress.compressors.quantisation import RangeMethod, RoundingMethod
     from paretopress.evaluators.batches import Set
     from paretopress.evaluators.data import Data
     from paretopress.spaces.structure import Structure
@@ -41,7 +41,8 @@ __all__ = ["apply", "binarize", "cluster", "distill", "factorize", "halve", "pru
 
 def apply(
     model: nn.Module, data: Data | Set, policy: Policy, *, refit: bool = True, distil: Distil = False,
-    schedule: str = "one-shot", rounds: int = 4, importance: str = "obs", seed: int = 0,
+    schedule: str = "one-shot", rounds: int = 4, importance: str = "obs", rounding: RoundingMethod = "feedback",
+    equalise: bool = False, seed: int = 0,
 ) -> CompressedModel:
     """Build one policy: any legal combination of the methods, in the order prune, factorise, sparsify, then a format.
 
@@ -62,6 +63,8 @@ def apply(
         rounds: Cuts of `"iterative"`.
         importance: How channels are ranked: `"obs"`, `"taylor"`, `"fisher"`, `"hessian"`, `"bn_scale"`, `"fpgm"`,
             `"l2"` or `"l1"`.
+        rounding: How weights find their integers: `"feedback"`, `"nearest"` or `"learned"`; see `quantize`.
+        equalise: Whether layers are rescaled against those that read them first; see `quantize`.
         seed: Of everything that is drawn: with the same seed, number of threads and no time the result is the same.
 
     Returns:
@@ -80,7 +83,7 @@ def apply(
         raise ConfigError(f"apply: expected a paretopress.Policy, got {kind} (Policy.load reads a file)")
     settings = distillation_settings(distil)
     return apply_policy(model, data, policy, refit=refit, distillation=settings, schedule=schedule, rounds=rounds,
-                        importance=importance, seed=seed)
+                        importance=importance, rounding=rounding, equalise=equalise, seed=seed)
 
 
 def prune(
@@ -124,8 +127,9 @@ def prune(
 
 def quantize(
     model: nn.Module, data: Data | Set, bits: int | Mapping[str, int | None] = 8, activations: int = 8, *,
-    scheme: str = "symmetric", group: int = 0, ranges: RangeMethod = "mse", end_bits: int = END_BITS,
-    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+    scheme: str = "symmetric", group: int = 0, ranges: RangeMethod = "mse", rounding: RoundingMethod = "feedback",
+    equalise: bool = False, end_bits: int = END_BITS, exclude: Sequence[str] = (), refit: bool = True,
+    distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
     """Store weights as packed integers, and compute in 8-bit integers where asked.
 
@@ -140,6 +144,12 @@ def quantize(
             Runtime computes linear layers on 4-bit weights in groups as they are.
         ranges: Of quantised activations: `"mse"` (least squared error), `"minmax"`, or `"percentile"` (without the
             outermost thousandth at either end).
+        rounding: How each weight finds its integer: `"feedback"` (GPTQ: the weights still to come make up for each
+            error), `"nearest"` (each on its own, on a grid chosen without the data), or `"learned"` (AdaRound: up or
+            down by gradient, from what error feedback finds; seconds per layer). Embeddings take the nearest.
+        equalise: Divide the channels of layers, and multiply them where they are read, so that the weights on either
+            side are of like size: for one scale or range that many channels share. The float model computes the
+            same; `CompressedModel.equalised` counts the pairs of layers.
         end_bits: Fewest bits of the first and the last layers, but for those that `bits` names; 2 for no difference.
         exclude: Globs of layers that stay as they are.
         refit: As for `apply`.
@@ -151,7 +161,8 @@ def quantize(
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
     """
     method = quantisation(bits, activations, end_bits, scheme, group)
-    return _by(method, model, data, exclude, refit=refit, distil=distil, seed=seed, ranges=ranges)
+    return _by(method, model, data, exclude, refit=refit, distil=distil, seed=seed, ranges=ranges, rounding=rounding,
+               equalise=equalise)
 
 
 def factorize(
@@ -319,7 +330,8 @@ def distill(
 
 def _by(
     method: Method, model: nn.Module, data: Data | Set, exclude: Sequence[str], *, refit: bool, distil: Distil,
-    seed: int, importance: str = "obs", ranges: RangeMethod = "mse", schedule: str = "one-shot", rounds: int = 4,
+    seed: int, importance: str = "obs", ranges: RangeMethod = "mse", rounding: RoundingMethod = "feedback",
+    equalise: bool = False, schedule: str = "one-shot", rounds: int = 4,
 ) -> CompressedModel:
     from paretopress.applying import apply_policy, distillation_settings
 
@@ -332,4 +344,4 @@ def _by(
 
     return apply_policy(
         model, data, decide, refit=refit, distillation=settings, schedule=schedule, rounds=rounds,
-        importance=importance, ranges=ranges, seed=seed)
+        importance=importance, ranges=ranges, rounding=rounding, equalise=equalise, seed=seed)

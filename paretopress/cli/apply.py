@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from paretopress.compressors.compressed_model import CompressedModel
+    from paretopress.compressors.quantisation import RoundingMethod
     from paretopress.evaluators.data import Data
     from paretopress.evaluators.primary_metric import PrimaryMetric
     from paretopress.progress import ProgressObserver
@@ -41,12 +42,16 @@ MOST_UNITS = 3   # named per reason
     "--importance", default="obs", show_default=True,
     help="How channels are ranked: obs, taylor, fisher, hessian, bn_scale, fpgm, l2, l1.",
 )
+@click.option("--rounding", default="feedback", show_default=True,
+              help="How weights find their integers: feedback, nearest, learned.")
+@click.option("--equalise", is_flag=True, help="First rescale layers against those that read them.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
 @click.option("--force", is_flag=True, help="Replace an earlier model and ONNX file there.")
 @common
 def apply_command(
     policy_file: Path, model: str, data: str, output: Path, onnx: Path | None, no_refit: bool, distil: bool,
-    time: str | None, schedule: str, rounds: int, importance: str, seed: int, force: bool, as_json: bool,
+    time: str | None, schedule: str, rounds: int, importance: str, rounding: RoundingMethod, equalise: bool, seed: int,
+    force: bool, as_json: bool,
 ) -> int:
     """Build one policy, store it, and measure it on the holdout data in a fresh process."""
     from paretopress.applying import apply_policy, distillation_settings
@@ -66,7 +71,7 @@ def apply_command(
         network, sets = load_model(model), load_data(data)
         compressed = apply_policy(
             network, sets, policy, refit=not no_refit, distillation=distillation, schedule=schedule, rounds=rounds,
-            importance=importance, seed=seed, observer=observer,
+            importance=importance, rounding=rounding, equalise=equalise, seed=seed, observer=observer,
         )
         stored = compressed.save(output, overwrite=force)
         if onnx is not None:
@@ -107,6 +112,7 @@ def _measured(
         "onnx": None if onnx is None else str(onnx),
         "policy_hash": compressed.policy.hash,
         "tier": compressed.tier,
+        "equalised": compressed.equalised,
         "measured": {name: value for name, value in found["measured"].items() if not name.startswith(timed)},
         "parity_problem": found["parity_problem"],
         "left_dense": [{"unit": unit, "reason": reason} for unit, reason in compressed.left_dense],

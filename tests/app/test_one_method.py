@@ -1,5 +1,6 @@
 """One method without a search: real models, exact bytes, one line for everything that cannot be."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -54,7 +55,8 @@ def captured_once(demo):
         return programs[samples.fingerprint]
 
     def calibrated(program, samples, importance, **options):
-        key = (id(program), samples.fingerprint, importance, options["seed"], options["ranges"])
+        key = (id(program), samples.fingerprint, importance,
+               *(options[name] for name in ("seed", "ranges", "rounding", "equalise")))
         if key not in entries:
             entries[key] = calibrate(program, samples, importance, **options)
         return entries[key]
@@ -200,6 +202,35 @@ def test_ranges_of_activations_are_chosen(demo):
     assert not torch.equal(scales["minmax"], scales["mse"])
     with pytest.raises(ConfigError, match="unknown choice of ranges 'min'"):
         paretopress.quantize(*demo, 8, ranges="min")
+
+
+def test_rounding_is_chosen(demo):
+    built = {rounding: paretopress.quantize(*demo, 3, 32, rounding=rounding, refit=False)
+             for rounding in ("feedback", "nearest", "learned")}
+    assert same(state_of(built["feedback"]), state_of(paretopress.quantize(*demo, 3, 32, refit=False)))
+    for one, other in itertools.combinations(built, 2):
+        assert not same(state_of(built[one]), state_of(built[other]))
+    assert len({one.size_bytes for one in built.values()}) == 1
+    assert accuracy(built["learned"]) > 0.97
+    composed = paretopress.apply(*demo, built["learned"].policy, rounding="learned", refit=False)
+    assert same(state_of(composed), state_of(built["learned"]))
+
+
+def test_equalised_models_are_models_like_any_other(demo, tmp_path):
+    model, data = demo
+    built = paretopress.quantize(model, data, 4, 32, scheme="tensor", equalise=True)
+    plain = paretopress.quantize(model, data, 4, 32, scheme="tensor")
+    assert (built.equalised, plain.equalised) == (5, 0)
+    assert built.size_bytes == plain.size_bytes
+    assert accuracy(built) > 0.95
+    built.save(tmp_path / "equal")
+    loaded = paretopress.load(tmp_path / "equal", factories.model)
+    with torch.inference_mode():
+        assert torch.equal(loaded(data.holdout[0]), built(data.holdout[0]))
+    trained = [paretopress.distill(one, model, data, steps=15) for one in (built, loaded)]
+    assert same(state_of(trained[0]), state_of(trained[1]))
+    assert trained[0].equalised == 5
+    assert paretopress.apply(model, data, paretopress.Policy(), equalise=True).equalised == 0   # the model as it was
 
 
 @pytest.mark.parametrize("kind", ["spatial", "tucker", "nmf"])
@@ -363,6 +394,8 @@ def test_keyword_inputs_and_layers_without_an_integer_kernel():
         ("quantize", {"bits": "8"}, ConfigError, "bits '8' is not a whole number"),
         ("quantize", {"activations": 16}, PolicyError, "16 activation bits are not offered"),
         ("quantize", {"end_bits": 5}, ConfigError, "end_bits 5 is not offered"),
+        ("quantize", {"rounding": "learnt"}, ConfigError, "unknown rounding 'learnt'; did you mean 'learned'"),
+        ("quantize", {"equalise": "yes"}, ConfigError, "equalise: got 'yes' .allowed: True, False."),
         ("quantize", {"bits": {"stage1.0.conv1": 4}}, ConfigError, "did you mean 'stage1.0.conv1.0'"),
         ("quantize", {"bits": {}}, ConfigError, "the mapping of layers to values is empty"),
         ("quantize", {"exclude": ("stemm.0",)}, ConfigError, "exclude: 'stemm.0' matches no .* mean 'stem.0'"),
@@ -524,11 +557,11 @@ def test_apply_stores_measures_and_says_what_stays_dense(cli, policy_file, tmp_p
     assert (tmp_path / "small.onnx").stat().st_size > 0
     assert cli(*arguments)[0] == 2
     assert cli(*arguments, "--force", "--schedule", "iterative", "--rounds", "2", "--distil", "--time", "1s")[0] == 0
-    code, text, err = cli(*arguments, "--force", "--no-refit", "--json")
+    code, text, err = cli(*arguments, "--force", "--no-refit", "--rounding", "learned", "--equalise", "--json")
     assert code == 0, err
     found = json.loads(text)
     measured = found["measured"]
-    assert found["tier"] == "entries"
+    assert (found["tier"], found["equalised"]) == ("entries", 2)
     assert found["left_dense"] == [{"unit": "first/weights", "reason": "the policy has no choice for it"}]
     assert found["parity_problem"] is None
     assert measured["parity"]["reloaded_equal"] is True
@@ -550,6 +583,7 @@ def test_apply_stores_measures_and_says_what_stays_dense(cli, policy_file, tmp_p
         ("units: {}", ("--schedule", "lasso"), "give distil=True"),
         ("units: {first/weights: {half: fp16}}", ("--schedule", "lasso", "--distil"), "removes no channels or weights"),
         ("units: {}", ("--importance", "obss"), "did you mean 'obs'?"),
+        ("units: {}", ("--rounding", "learnt"), "did you mean 'learned'?"),
         ("units: {}", ("--onnx", "nowhere/small.onnx"), "the folder nowhere does not exist"),
         ("units: {}", ("--onnx", "small/small.onnx"), "holds the model alone"),
         ("units: {}", ("--model", "small:modell"), "unknown function 'modell'"),
