@@ -8,7 +8,7 @@ and sparse layers and shared weights depend on the output level too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from paretopress.compressors.program import Program
 from paretopress.compressors.ranking import IMPORTANCES, Importance, Ranking, rank_channels
 from paretopress.spaces.choices import WEIGHT_BITS, Binary, Factorised, Weights
 from paretopress.spaces.coupling import Axis, ChannelGroup
+from paretopress.spaces.layer_formats import in_floats
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
 
@@ -185,7 +186,7 @@ class Entries:
         if isinstance(form, Weights) and form.is_plain and sparse is None:
             return self._quantise(key, dense, moments)[form.bits]
         if isinstance(form, Weights | Binary):   # the same weights whatever they compute in
-            form = replace(form, activations=32)
+            form = in_floats(form)
         whole = (*key, form, sparse)
         if whole not in self._formed:
             self._formed[whole] = in_format(dense, moments, form, sparse)
