@@ -376,7 +376,7 @@ _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[Any, Any], str],
     "weights": (
         ("weights", "activations", "scheme", "group", "ranges"),
         lambda value, where: Weights(
-            _integer(value["weights"], where), _integer(value.get("activations", 8), where),
+            _integer(value["weights"], where), _activations(value.get("activations", 8), where),
             str(value.get("scheme", "symmetric")), _integer(value.get("group", 0), where),
             str(value.get("ranges", STATIC)),
         ),
@@ -395,6 +395,12 @@ def _number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PolicyError(f"{where}: expected a number, got {value!r}")
     return float(value)
+
+
+def _activations(value: object, where: str) -> int:
+    if value == DYNAMIC:
+        raise PolicyError(f"{where}: activations are bits, got {value!r} (write activations: 8, ranges: {DYNAMIC})")
+    return _integer(value, where)
 
 
 def _integer(value: object, where: str) -> int:

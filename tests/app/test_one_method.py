@@ -13,6 +13,7 @@ from paretopress import applying
 from paretopress.demo import factories
 from paretopress.spaces.choices import Binary, Clustered, Factorised, Half, Keep, Sparse, Weights
 from paretopress.spaces.errors import ArtifactError, ConfigError, DataError, PolicyError, UnsupportedModelError
+from paretopress.spaces.methods import quantisation
 from paretopress.spaces.plan import plan
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "methods.md"
@@ -69,6 +70,9 @@ METHODS = [
     ("prune", {"ratio": 0.5}, Keep(0.5), 0.97),
     ("quantize", {}, Weights(8, 8), 0.98),
     ("quantize", {"bits": 3, "activations": 32}, Weights(3, 32), 0.97),
+    ("quantize", {"activations": 16}, Weights(8, 16), 0.98),
+    ("quantize", {"bits": 4, "activations": 4}, Weights(4, 4), 0.9),
+    ("quantize", {"activations": "dynamic"}, Weights(8, ranges="dynamic"), 0.98),
     ("factorize", {"rank": 0.75}, Factorised, 0.8),
     ("factorize", {"rank": 8}, Factorised("svd", 8), 0.4),
     ("sparsify", {}, Sparse(0.5), 0.97),
@@ -137,6 +141,11 @@ def test_ends_keep_eight_bits_unless_they_are_named_or_end_bits_says_otherwise(d
     assert "the first layer keeps at least 8 bits" in narrow.adjusted[0][1]
     signs = paretopress.binarize(model, data, activations=8, refit=False)
     assert {signs.policy.choices[unit] for unit in ENDS} == {Weights(8, 8)}
+    for bits, activations, ends in ((4, 4, Weights(8, 8)), (8, 4, Weights(8, 8)), (4, 16, Weights(8, 16)),
+                                    (4, "dynamic", Weights(8, ranges="dynamic"))):
+        assignment = quantisation(bits, activations).assign(narrow.plan.structure)
+        assert {assignment.policy.choices[unit] for unit in ENDS} == {ends}
+        assert {unit for unit, _ in assignment.adjusted} == set(ENDS)
     free = paretopress.quantize(model, data, 2, 32, end_bits=2, refit=False)
     assert {choice for _, choice in free.policy} == {Weights(2, 32)}
     assert free.adjusted == ()
@@ -191,6 +200,15 @@ def test_channels_below_a_threshold_go(demo):
 def test_rankings_that_are_none(demo, ratio, scope, text):
     with pytest.raises(ConfigError, match=text):
         paretopress.prune(*demo, ratio, scope=scope)
+
+
+def test_grids_of_inputs_are_chosen_too(demo):
+    scales = {}
+    for ranges in ("mse", "minmax", "percentile"):
+        state = paretopress.quantize(*demo, 8, 4, ranges=ranges, refit=False).network.state_dict()
+        scales[ranges] = torch.cat([tensor for name, tensor in state.items() if name.endswith("input_scale")])
+    assert bool((scales["minmax"] >= scales["percentile"]).all())
+    assert bool((scales["minmax"] > scales["mse"]).all())
 
 
 def test_ranges_of_activations_are_chosen(demo):
@@ -281,6 +299,10 @@ def test_keyword_inputs_and_layers_without_an_integer_kernel():
     integers = paretopress.quantize(model, inputs)
     assert integers.policy.choices["table/weights"] == Weights(8, 32)
     assert [unit for unit, _ in integers.adjusted] == ["table/weights"]
+    for activations, reason in ((4, "what an embedding reads"), ("dynamic", "no kernel computes layers of this kind")):
+        rounded = paretopress.quantize(model, inputs, 8, activations, end_bits=2)
+        assert rounded.policy.choices["table/weights"] == Weights(8, 32)
+        assert [(unit, why.startswith(reason)) for unit, why in rounded.adjusted] == [("table/weights", True)]
     with torch.inference_mode():
         assert (integers(**inputs) - model(**inputs)).abs().max() < 0.1
     signs = paretopress.binarize(model, inputs, end_bits=2)
@@ -301,7 +323,9 @@ def test_keyword_inputs_and_layers_without_an_integer_kernel():
         ("quantize", {"bits": 0}, PolicyError, "0 weight bits are not offered"),
         ("quantize", {"bits": 33}, PolicyError, "33 weight bits are not offered"),
         ("quantize", {"bits": "8"}, ConfigError, "bits '8' is not a whole number"),
-        ("quantize", {"activations": 16}, PolicyError, "16 activation bits are not offered"),
+        ("quantize", {"activations": 5}, PolicyError, "5 activation bits are not offered .allowed: 4, 8, 16, 32"),
+        ("quantize", {"activations": "dynamc"}, PolicyError, "activations 'dynamc' are not offered .allowed: 4, 8"),
+        ("quantize", {"activations": "dynamic", "group": 32}, PolicyError, "8-bit activations go with symmetric"),
         ("quantize", {"end_bits": 5}, ConfigError, "end_bits 5 is not offered"),
         ("quantize", {"bits": {"stage1.0.conv1": 4}}, ConfigError, "did you mean 'stage1.0.conv1.0'"),
         ("quantize", {"bits": {}}, ConfigError, "the mapping of layers to values is empty"),
