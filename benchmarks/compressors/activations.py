@@ -2,8 +2,8 @@
 
     python benchmarks/compressors/activations.py [--model resnet20] [--seeds 3] [--out FOLDER]
 
-Network, images, calibration and scores are those of `methods.py`; the first and the last layer keep 8 bits. Where ranges
-are found at run time, a batch of 256 images shares them; `--alone` scores that many images one by one too.
+Network, images, calibration and scores are those of `methods.py`; the first and the last layer keep 8 bits. Where
+ranges are found at run time, a batch of 256 images shares them; `--alone` scores that many images one by one too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def row(subject: Subject, bits: int, activations: int | str, arguments: argparse
     text = f"W{bits} A{activations!s:8s} {100 * result['accuracy']:6.2f}% (spread {100 * result['spread']:.2f})"
     if activations == "dynamic":
         result |= {name: statistics.mean(getattr(one, name) for one in found) for name in ("first", "alone")}
-        text += f", first {arguments.alone} images {100 * result['first']:.2f}%, one by one {100 * result['alone']:.2f}%"
+        first, alone = (f"{100 * result[name]:.2f}%" for name in ("first", "alone"))
+        text += f", first {arguments.alone} images {first}, one by one {alone}"
     print(f"{text}, {planned.stored_bytes:,} bytes", flush=True)
     return result
 
