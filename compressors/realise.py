@@ -17,9 +17,9 @@ from paretopress.compressors.layout_edits import is_split_in_code
 from paretopress.compressors.network import Network, Part, apply_parts, runner
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.stored import written
-from paretopress.spaces.choices import own_input
 from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.factor_forms import part_layers
+from paretopress.spaces.layer_formats import own_input
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.weight_layout import as_stored
 

@@ -266,28 +266,6 @@ def activation_bits(choice: Choice | None) -> int:
     return 8 if isinstance(choice, Weights | Binary) and choice.activations == 8 else 32
 
 
-def own_input(choice: Choice | None) -> str:
-    """What a layer of this format does to its own input before it computes, `""` where it reads it as it is."""
-    match choice:
-        case Binary(_, 1):
-            return "turns its input into signs"
-        case Weights() if choice.is_dynamic:
-            return "rounds its input to 8 bits, by its range of the moment"
-        case Weights() if choice.grid_bits:
-            return f"rounds its input to {choice.grid_bits} bits"
-    return ""
-
-
-def why_not_searched(choice: Choice | None) -> str:
-    """Why no search offers a format that policies may have, `""` where one may."""
-    match choice:
-        case Weights() if choice.is_dynamic:
-            return "what it costs to find ranges at run time is in no device profile"
-        case Weights() if choice.grid_bits:
-            return "no device computes in so many bits: with 32-bit activations it is as small and as fast, and nearer"
-    return ""
-
-
 def describe(choice: Choice) -> str:
     """Return a choice in a few words, such as `keep 0.5` or `4-bit weights, 8-bit activations`."""
     match choice:

@@ -1,4 +1,4 @@
-"""Which formats of weights a layer can have at all, whatever the device."""
+"""What formats of weights ask of layers: which layer can have which, and what it does to its own input."""
 
 from __future__ import annotations
 
@@ -31,3 +31,25 @@ def in_floats(form: Weights | Binary) -> Weights | Binary:
     if isinstance(form, Binary):
         return Binary(form.bases, 32)
     return Weights(form.bits, 32, form.scheme, form.group)
+
+
+def own_input(choice: Choice | None) -> str:
+    """What a layer of this format does to its own input before it computes, `""` where it reads it as it is."""
+    match choice:
+        case Binary(_, 1):
+            return "turns its input into signs"
+        case Weights() if choice.is_dynamic:
+            return "rounds its input to 8 bits, by its range of the moment"
+        case Weights() if choice.grid_bits:
+            return f"rounds its input to {choice.grid_bits} bits"
+    return ""
+
+
+def why_not_searched(choice: Choice | None) -> str:
+    """Why no search offers a format that policies may have, `""` where one may."""
+    match choice:
+        case Weights() if choice.is_dynamic:
+            return "what it costs to find ranges at run time is in no device profile"
+        case Weights() if choice.grid_bits:
+            return "no device computes in so many bits: with 32-bit activations it is as small and as fast, and nearer"
+    return ""

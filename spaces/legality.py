@@ -15,7 +15,6 @@ from paretopress.spaces.choices import (
     WeightFormat,
     Weights,
     describe,
-    why_not_searched,
 )
 from paretopress.spaces.coupling import ChannelGroup
 from paretopress.spaces.factor_forms import (
@@ -28,7 +27,7 @@ from paretopress.spaces.factor_forms import (
     with_inner,
 )
 from paretopress.spaces.kernels import product
-from paretopress.spaces.layer_formats import why_no_format
+from paretopress.spaces.layer_formats import why_no_format, why_not_searched
 from paretopress.spaces.layers import Layer
 from paretopress.spaces.stored_weights import value_bits
 

@@ -21,10 +21,10 @@ from paretopress.spaces.choices import (
     choice_to_plain,
     conflict,
     describe,
-    why_not_searched,
 )
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
+from paretopress.spaces.layer_formats import why_not_searched
 from paretopress.spaces.left_dense import left_dense
 from paretopress.spaces.legality import (
     keep_choices,
