@@ -18,7 +18,7 @@ from paretopress.spaces.weights_applied import source_of
 def cost_view(plan: Plan) -> CostView:
     """Return what a device prices for `plan`, at batch 1.
 
-    What layers do to their own inputs (`layer_formats.own_input`) is not priced: they count as layers that compute in floats.
+    What layers do to their own inputs (`layer_formats.own_input`) is not priced: they count as layers in floats.
     """
     merged = merged_sums(plan)
     by_sum = {addition: main for main, addition in merged.items()}
