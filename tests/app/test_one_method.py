@@ -500,6 +500,19 @@ def test_apply_stores_measures_and_says_what_stays_dense(cli, policy_file, tmp_p
     assert measured["accuracy_drop"] == pytest.approx(measured["accuracy_baseline"] - measured["accuracy"])
 
 
+def test_apply_verifies_inputs_that_layers_round_by_what_both_put_first(cli, tmp_path):
+    text = "{first/weights: {weights: 8, activations: 16}, second/weights: {weights: 4, activations: 4}, "
+    text += "last/weights: {weights: 8, activations: 8, ranges: dynamic}}"
+    (tmp_path / "policy.yaml").write_text(f"units: {text}")
+    code, text, err = cli("apply", "--policy", tmp_path / "policy.yaml", "--model", "small:model", "--data", "small:data",
+                          "-o", tmp_path / "small", "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    assert found["parity_problem"] is None
+    assert found["measured"]["parity"]["integer"] is True
+    assert found["measured"]["parity"]["reloaded_equal"] is True
+
+
 @pytest.mark.parametrize(
     ("policy", "more", "text"),
     [
