@@ -504,8 +504,8 @@ def test_apply_verifies_inputs_that_layers_round_by_what_both_put_first(cli, tmp
     text = "{first/weights: {weights: 8, activations: 16}, second/weights: {weights: 4, activations: 4}, "
     text += "last/weights: {weights: 8, activations: 8, ranges: dynamic}}"
     (tmp_path / "policy.yaml").write_text(f"units: {text}")
-    code, text, err = cli("apply", "--policy", tmp_path / "policy.yaml", "--model", "small:model", "--data", "small:data",
-                          "-o", tmp_path / "small", "--json")
+    arguments = ("--policy", tmp_path / "policy.yaml", "--model", "small:model", "--data", "small:data")
+    code, text, err = cli("apply", *arguments, "-o", tmp_path / "small", "--json")
     assert code == 0, err
     found = json.loads(text)
     assert found["parity_problem"] is None
