@@ -137,11 +137,10 @@ class _ExportModule(nn.Module):
     ) -> Tensor:
         """`MatMulInteger` or `ConvInteger`."""
         read = [x, weight, zero_point, weight_zero]
+        operator, attributes, shape = "MatMulInteger", {}, (*x.shape[:-1], weight.shape[1])
         if layer.window:
-            shape = apply_operator(layer, x.float(), weight.float(), None, groups).shape   # the values are not used
             operator, attributes = "ConvInteger", convolution_attributes(layer, groups)
-        else:
-            shape, operator, attributes = (*x.shape[:-1], weight.shape[1]), "MatMulInteger", {}
+            shape = tuple(apply_operator(layer, x.float(), weight.float(), None, groups).shape)   # values are not used
         sums: Tensor = torch.onnx.ops.symbolic(
             operator, read, attributes, dtype=torch.int32, shape=shape, version=OPSET)
         return sums
