@@ -158,6 +158,7 @@ def calibrate(
     tuning_samples: int = 256,
     seed: int = 0,
     ranges: RangeMethod = "mse",
+    base: Network | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Run the dense model over calibration inputs once.
@@ -168,12 +169,13 @@ def calibrate(
         tuning_samples: Samples whose node values are kept; candidates are tuned on them.
         seed: Seed of the output positions that convolutions are sampled at.
         ranges: How ranges of quantised activations are chosen.
+        base: Stands for the dense model, in its shapes; by default its own weights.
         progress: Called with batches done and in all.
 
     Raises:
         DataError: The activations are not finite.
     """
-    base = base_network(program)
+    base = base or base_network(program)
     free = [layer for layer in program.structure.layers if not layer.frozen and layer.kind is not LayerKind.EMBEDDING]
     moments = {layer.node: Moments() for layer in free}
     outputs = {layer.node: OutputStatistics() for layer in free}

@@ -89,8 +89,9 @@ def distil(
 ) -> Distilled:
     """Train a network's weights and biases against the dense model.
 
-    Everything else stays: the plan, scales, ranges and kept channels, and layers that are frozen. With the same
-    seed and one thread the result is the same, unless `settings.seconds` cuts it short.
+    The scales of integers, shared values and signs are trained with them. Everything else stays: the plan, ranges of
+    activations, codebooks and kept channels, and layers that are frozen. With the same seed and one thread the result
+    is the same, unless `settings.seconds` cuts it short.
 
     Args:
         program: The captured dense model, the teacher.
@@ -119,7 +120,7 @@ def distil(
         if not student.trained or not len(training[0]):
             return Distilled(network, before, before)
         augmenter = Augmenter(training, settings.augmentation, generator)
-        if not _train(student, augmenter, settings, progress):
+        if not train(student, augmenter, settings, progress):
             return Distilled(network, before, before)
         trained = student.finished()
         after = output_divergence(program, trained, held_out)
@@ -228,18 +229,36 @@ def _outside_inference(part: Part) -> Part:
     return Part(copied(part.weight), None if part.bias is None else copied(part.bias), stored, inputs)
 
 
-def _train(
+def train(
     student: Student,
     augmenter: Augmenter,
     settings: DistillationSettings,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    rate: Callable[[float], float] | None = None,
+    after: Callable[[float], None] | None = None,
 ) -> int:
-    """Run the schedule and return the steps taken; a loss that is not finite ends it."""
+    """Run the schedule and return the steps taken; a loss that is not finite ends it.
+
+    Args:
+        student: What is trained.
+        augmenter: Gives the batches.
+        settings: How.
+        progress: Called with steps done and in all.
+        rate: Learning rate by the fraction of the training done; by default `schedule` up to a peak that is lower the
+            nearer the student is to the teacher.
+        after: Called after every step with the fraction of the training done.
+    """
     graph = student.teacher_program.graph
     size = min(settings.batch_size, augmenter.count) if graph.dynamic_batch else graph.batch
     optimiser = Optimiser(student.trained)
     taken, start = 0, time.perf_counter()
-    peak = settings.learning_rate * relative_step(student.distance(augmenter.batch(size)))
+    if rate is None:
+        peak = settings.learning_rate * relative_step(student.distance(augmenter.batch(size)))
+
+        def rate(done: float) -> float:
+            return peak * schedule(done)
+
     for step in range(settings.steps):
         done = step / settings.steps
         if settings.seconds is not None:
@@ -251,7 +270,9 @@ def _train(
         if not loss.requires_grad or not math.isfinite(float(loss.detach())):
             break
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step(peak * schedule(done))
+        optimiser.step(rate(done))
+        if after:
+            after(done)
         taken += 1
         if progress:
             progress(step + 1, settings.steps)

@@ -20,6 +20,7 @@ from paretopress.compressors.trained_inputs import in_training, latent_inputs, s
 from paretopress.spaces.layers import LayerKind
 
 SIGN_REACH = 2.0   # times the scale: beyond it a latent weight takes no gradient that would move it further
+LEAST_STRETCH = 0.1
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -115,6 +116,12 @@ def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
             return replace(stored, values=kept)
 
 
+def _has_scales(stored: StoredWeight | None) -> bool:
+    """Whether rows are stored with scales that training may change."""
+    values = stored.values if isinstance(stored, SparseWeight) else stored
+    return values is not None and not isinstance(values, Floats)
+
+
 @dataclass(frozen=True)
 class LatentPart:
     """The trainable tensors of one part.
@@ -128,7 +135,8 @@ class LatentPart:
         bias: Latent bias in units of `bias_unit`, or None.
         weight_unit: `(out, 1, ...)` root mean square of each row.
         bias_unit: `()` root mean square of the bias, at least that of the weights.
-        stretch: `(out, 1)` factor of each row's scales where weights are signs, else None.
+        stretch: `(out, 1)` factor of each row's scales, None where the weight is stored as floats. Its gradient is that
+            of Esser et al., "Learned Step Size Quantization", ICLR 2020: weights that outgrow their grid widen it.
         inputs: What is trained of what becomes of the input.
     """
 
@@ -152,7 +160,7 @@ class LatentPart:
         unit = rows.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = None if part.bias is None else part.bias.detach().clone()
         bias_unit = overall if bias is None else torch.maximum(bias.square().mean().sqrt(), overall)
-        stretch = torch.ones(len(weight), 1, requires_grad=True) if isinstance(part.stored, Signs) else None
+        stretch = torch.ones(len(weight), 1, requires_grad=True) if _has_scales(part.stored) else None
         return cls(
             part, channels_last(weight / unit).requires_grad_(True),
             None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit, stretch,
@@ -171,8 +179,8 @@ class LatentPart:
         weight = self.weight * self.weight_unit
         bias = None if self.bias is None else self.bias * self.bias_unit
         if self.part.stored is not None:
-            values = projected(self.part.stored, weight.flatten(1))
-            values = values if self.stretch is None else values * self.stretch
+            stretch = self._stretch()
+            values = projected(self.part.stored, weight.flatten(1) / self._before(stretch)) * stretch
             weight = values.reshape(weight.shape)
         inputs = in_training(with_latent(self.part.inputs, self.inputs))
         return replace(self.part, weight=weight, bias=bias, inputs=inputs)
@@ -185,11 +193,19 @@ class LatentPart:
         inputs = with_latent(self.part.inputs, self.inputs)
         if self.part.stored is None:
             return replace(self.part, weight=weight, bias=bias, inputs=inputs)
-        stored = settled(self.part.stored, weight.flatten(1))
+        stretch = self._stretch()
+        stored = settled(self.part.stored, weight.flatten(1) / self._before(stretch))
         if self.stretch is not None:
-            stored = stored.scaled(self.stretch.flatten())
+            stored = stored.scaled(stretch.flatten())
         return replace(
             self.part, weight=stored.weight().reshape(weight.shape), bias=bias, stored=stored, inputs=inputs)
+
+    def _stretch(self) -> Tensor:
+        return torch.ones(()) if self.stretch is None else self.stretch.clamp_min(LEAST_STRETCH)
+
+    def _before(self, stretch: Tensor) -> Tensor:
+        """What latent weights are divided by before they are projected: the sign of a weight does not depend on it."""
+        return torch.ones(()) if isinstance(self.part.stored, Signs) else stretch
 
 
 def latent_parts(network: Network) -> dict[str, tuple[LatentPart, ...]]:

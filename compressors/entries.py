@@ -8,7 +8,7 @@ and sparse layers and shared weights depend on the output level too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Entries:
         importance: How channels are ranked.
         compensate: Whether consumers are refitted by least squares after pruning.
         seed: Of the random vectors of the Hessian importance.
+        gone: By group the blocks that are zero in the dense network already: they go first.
     """
 
     program: Program
@@ -63,6 +64,7 @@ class Entries:
     importance: Importance = "obs"
     compensate: bool = True
     seed: int = 0
+    gone: Mapping[str, Tensor] = field(default_factory=dict)
     _rankings: dict[str, Ranking] = field(default_factory=dict, repr=False)
     _curvature: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _refitted: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -131,9 +133,11 @@ class Entries:
     def ranking(self, group: ChannelGroup) -> Ranking:
         """Order and importance of a group's blocks of channels."""
         if group.name not in self._rankings:
-            self._rankings[group.name] = rank_channels(
-                self.program, self.calibration, self.importance, group, self.curvature
-            )
+            found = rank_channels(self.program, self.calibration, self.importance, group, self.curvature)
+            gone = self.gone.get(group.name)
+            if gone is not None:
+                found = replace(found, order=torch.cat([gone, found.order[~torch.isin(found.order, gone)]]))
+            self._rankings[group.name] = found
         return self._rankings[group.name]
 
     def curvature(self) -> Mapping[str, Tensor]:

@@ -88,15 +88,20 @@ def _transposed_factors(
     The decomposition takes the contributions of input positions as independent, which they are where windows do
     not overlap. The second factor is then fitted to the outputs by least squares, which knows of the overlaps.
     """
-    out, inputs = len(weight), weight.shape[1] // window
-    outputs = weight.reshape(out, inputs, window).transpose(1, 2).reshape(out * window, inputs)
-    first, split = whitened_svd(outputs, position_moments(moments, window)).factors(rank)
+    out = len(weight)
+    first, split = whitened_svd(position_matrix(weight, window), position_moments(moments, window)).factors(rank)
     prior = split.reshape(out, window, rank).transpose(1, 2).reshape(out, rank * window)
     spread = _spread(first, moments)
     joined = torch.cat([weight.double(), bias.double().unsqueeze(1)], dim=1)
     second, intercept = refit_from_moments(
         joined @ moments.double() @ spread.T, spread @ moments.double() @ spread.T, DAMPING, prior)
     return first, second, intercept
+
+
+def position_matrix(weight: Tensor, window: int) -> Tensor:
+    """What a transposed convolution makes of one input position: `(out, in * window)` as `(out * window, in)`."""
+    out, inputs = len(weight), weight.shape[1] // window
+    return weight.reshape(out, inputs, window).transpose(1, 2).reshape(out * window, inputs)
 
 
 def position_moments(moments: Tensor, window: int) -> Tensor:

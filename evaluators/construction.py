@@ -58,7 +58,7 @@ def flat_inputs(program: Program, samples: Batches) -> tuple[Tensor, ...]:
 
 def calibrated(
     program: Program, samples: Batches, importance: Importance = "obs", *, seed: int = 0,
-    ranges: RangeMethod = "mse", progress: Callable[[int, int], None] | None = None,
+    ranges: RangeMethod = "mse", base: Network | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Entries:
     """Calibrate a captured model on the first samples of a set; its compressed layers are made on demand.
 
@@ -68,11 +68,12 @@ def calibrated(
         importance: How channels are ranked.
         seed: Of the sampled positions.
         ranges: How ranges of quantised activations are chosen.
+        base: Stands for the dense model, in its shapes; by default its own weights.
         progress: Called with batches done and in all.
     """
     batches = [program.flatten_inputs(batch.args, batch.kwargs) for batch in samples.first(CALIBRATION_SAMPLES)]
     calibration = calibrate(program, batches, tuning_samples=TUNING_SAMPLES, seed=seed, ranges=ranges,
-                            progress=progress)
+                            base=base, progress=progress)
     return Entries(program, calibration, importance, seed=seed)
 
 

@@ -32,6 +32,7 @@ from paretopress.evaluators.construction import (
 )
 from paretopress.evaluators.data import BATCH_SIZE, FEWEST_APART, Data, prepare
 from paretopress.evaluators.divergence import divergence
+from paretopress.evaluators.gradual_construction import APPROACHES, ROUNDS, Gradual, approached
 from paretopress.progress import ProgressObserver
 from paretopress.settings import parse_duration
 from paretopress.spaces.errors import ArtifactError, ConfigError, unknown_name
@@ -93,6 +94,8 @@ def apply_policy(
     *,
     refit: bool = True,
     distillation: DistillationSettings | None = None,
+    schedule: str = "one-shot",
+    rounds: int = ROUNDS,
     importance: str = "obs",
     ranges: RangeMethod = "mse",
     seed: int = 0,
@@ -106,6 +109,8 @@ def apply_policy(
         decide: The policy, or what makes it from the captured model's structure, or from the calibrated model.
         refit: Whether the refit pass is tried as well.
         distillation: How the result is distilled, None for not at all.
+        schedule: `"one-shot"`, or how the policy is approached while training.
+        rounds: Cuts of `"iterative"`.
         importance: How channels are ranked.
         ranges: How ranges of quantised activations are chosen.
         seed: Of everything that is drawn.
@@ -119,6 +124,7 @@ def apply_policy(
         raise ConfigError(unknown_name("importance", str(importance), IMPORTANCES))
     if ranges not in RANGE_METHODS:
         raise ConfigError(unknown_name("choice of ranges", str(ranges), RANGE_METHODS))
+    gradual = gradual_settings(schedule, rounds, distillation)
     watcher, sets = observer or ProgressObserver(), Sets.of(data)
     with torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -133,10 +139,14 @@ def apply_policy(
             decided = _decided(program.structure, lambda _: decide.decide(entries))
         assert decided is not None
         policy, assignment = decided
+        if gradual is not None and not policy.is_dense:
+            watcher.stage("train", (gradual.shares - 1) * gradual.share.steps)
+            distillation, training = gradual.share, flat_inputs(program, sets.training.first(TRAINING_SAMPLES))
+            entries = approached(entries, policy, sets.fitted, training, gradual, seed=seed, progress=watcher.advance)
         if refit:
             watcher.stage("refit", None)
             inputs = flat_inputs(program, sets.fitted.first(REFIT_SAMPLES))
-            network, tier, _, _ = build(entries, policy, inputs, _judge(program, entries.calibration.base, sets), seed)
+            network, tier, _, _ = build(entries, policy, inputs, _judge(program, base_network(program), sets), seed)
         else:
             network, tier = stitched(entries, policy)[0], "dense" if policy.is_dense else "entries"
         if distillation is not None:
@@ -193,6 +203,19 @@ def distillation_settings(distil: Distil) -> DistillationSettings | None:
     if not isinstance(distil, int) or distil < 1:
         raise ConfigError(f"distil: got {distil!r} (allowed: True, False, a number of steps, a time such as '5m')")
     return DistillationSettings(steps=distil)
+
+
+def gradual_settings(schedule: str, rounds: int, distillation: DistillationSettings | None) -> Gradual | None:
+    """Read how a policy is approached; None for one cut. Raises `ConfigError`."""
+    if schedule not in APPROACHES:
+        raise ConfigError(unknown_name("schedule", str(schedule), APPROACHES))
+    if schedule == "one-shot":
+        return None
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 2:
+        raise ConfigError(f"rounds: got {rounds!r} (allowed: a whole number from 2; one cut is schedule 'one-shot')")
+    if distillation is None:
+        raise ConfigError(f"schedule {schedule!r} trains before the last cut: give distil=True, steps, or a time")
+    return Gradual(schedule, rounds, distillation)
 
 
 def _judge(program: Program, base: Network, sets: Sets) -> Callable[[Network], Scores]:

@@ -41,7 +41,7 @@ __all__ = ["apply", "binarize", "cluster", "distill", "factorize", "halve", "pru
 
 def apply(
     model: nn.Module, data: Data | Set, policy: Policy, *, refit: bool = True, distil: Distil = False,
-    importance: str = "obs", seed: int = 0,
+    schedule: str = "one-shot", rounds: int = 4, importance: str = "obs", seed: int = 0,
 ) -> CompressedModel:
     """Build one policy: any legal combination of the methods, in the order prune, factorise, sparsify, then a format.
 
@@ -56,6 +56,10 @@ def apply(
             to the dense model's outputs on samples that nothing was fitted to.
         distil: Train the result against the dense model's outputs, without labels, on the `train` set or the
             calibration inputs: True, a number of steps, or a time such as `"5m"`.
+        schedule: `"one-shot"`: removed at once. `"iterative"`: channels and weights go in several cuts, with training
+            after each. `"lasso"`: trained to zero by a penalty on their size (weights one by one, channels in groups)
+            before they go, then trained again. These two divide the time of `distil` among their trainings.
+        rounds: Cuts of `"iterative"`.
         importance: How channels are ranked: `"obs"`, `"taylor"`, `"fisher"`, `"hessian"`, `"bn_scale"`, `"fpgm"`,
             `"l2"` or `"l1"`.
         seed: Of everything that is drawn: with the same seed, number of threads and no time the result is the same.
@@ -75,13 +79,14 @@ def apply(
         kind = type(policy).__name__
         raise ConfigError(f"apply: expected a paretopress.Policy, got {kind} (Policy.load reads a file)")
     settings = distillation_settings(distil)
-    return apply_policy(model, data, policy, refit=refit, distillation=settings, importance=importance, seed=seed)
+    return apply_policy(model, data, policy, refit=refit, distillation=settings, schedule=schedule, rounds=rounds,
+                        importance=importance, seed=seed)
 
 
 def prune(
     model: nn.Module, data: Data | Set, ratio: float | Mapping[str, float | None] = 0.5, *,
-    scope: Literal["each", "global", "threshold"] = "each", importance: str = "obs",
-    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+    scope: Literal["each", "global", "threshold"] = "each", importance: str = "obs", schedule: str = "one-shot",
+    rounds: int = 4, exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
     """Really remove channels; what is left makes up for them.
 
@@ -94,6 +99,8 @@ def prune(
             ones go wherever they are; `"threshold"`: the importance, relative to the average channel of a group, below
             which channels go. Of these two at most nine tenths of a group go.
         importance: As for `apply`.
+        schedule: As for `apply`.
+        rounds: As for `apply`.
         exclude: Globs of layers and groups that stay as they are.
         refit: As for `apply`.
         distil: As for `apply`.
@@ -104,13 +111,15 @@ def prune(
         PolicyError: None of what a glob names can be pruned, with the reason. Others as `apply`.
     """
     if scope == "each":
-        return _by(pruning(ratio), model, data, exclude, refit=refit, distil=distil, seed=seed, importance=importance)
+        return _by(pruning(ratio), model, data, exclude, refit=refit, distil=distil, seed=seed, importance=importance,
+                   schedule=schedule, rounds=rounds)
     from paretopress.applying import Ranked, apply_policy, distillation_settings
     from paretopress.ranked_pruning import ranked_pruning
 
     decide = Ranked(ranked_pruning(ratio, scope, exclude))   # type: ignore[arg-type]   # it refuses mappings
     settings = distillation_settings(distil)
-    return apply_policy(model, data, decide, refit=refit, distillation=settings, importance=importance, seed=seed)
+    return apply_policy(model, data, decide, refit=refit, distillation=settings, schedule=schedule, rounds=rounds,
+                        importance=importance, seed=seed)
 
 
 def quantize(
@@ -151,7 +160,7 @@ def quantize(
 
 def factorize(
     model: nn.Module, data: Data | Set, rank: int | float | Mapping[str, int | float | None] = 0.5, *,
-    kind: Literal["svd", "nmf", "spatial", "tucker"] = "svd",
+    kind: Literal["svd", "nmf", "spatial", "tucker"] = "svd", scope: Literal["each", "energy", "budget"] = "each",
     exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
     """Replace layers by smaller ones, fitted to the outputs that calibration inputs give.
@@ -163,6 +172,9 @@ def factorize(
             whole number; or globs of layers to either.
         kind: `"svd"`: two layers by singular values; `"spatial"`: windows (h, 1) and (1, w); `"tucker"`: 1x1, a
             narrower window, 1x1; `"nmf"`: two layers of non-negative factors, one pair for each sign.
+        scope: What the rank is: of `"each"` layer as above; `"energy"`: the share of each layer's energy (the variance
+            of its outputs) to be kept; `"budget"`: the fraction of the weights of all layers together, of which those
+            stay that keep most of it. These two are for `"svd"`; a layer whose rank saves nothing stays whole.
         exclude: Globs of layers that stay as they are.
         refit: As for `apply`.
         distil: As for `apply`.
@@ -172,12 +184,19 @@ def factorize(
         PolicyError: A rank below 1, an unknown kind, or none of what a glob names can have it.
         ConfigError: A fraction outside (0, 1), or a glob that matches nothing (with the nearest). Others as `apply`.
     """
-    return _by(factorisation(rank, kind), model, data, exclude, refit=refit, distil=distil, seed=seed)
+    if scope == "each":
+        return _by(factorisation(rank, kind), model, data, exclude, refit=refit, distil=distil, seed=seed)
+    from paretopress.applying import Ranked, apply_policy, distillation_settings
+    from paretopress.ranked_factors import ranked_factors
+
+    decide = Ranked(ranked_factors(rank, scope, kind, exclude))   # type: ignore[arg-type]   # it refuses mappings
+    return apply_policy(model, data, decide, refit=refit, distillation=distillation_settings(distil), seed=seed)
 
 
 def sparsify(
     model: nn.Module, data: Data | Set, density: float | str | Mapping[str, float | str | None] = 0.5, *,
-    exclude: Sequence[str] = (), refit: bool = True, distil: Distil = False, seed: int = 0,
+    schedule: str = "one-shot", rounds: int = 4, exclude: Sequence[str] = (), refit: bool = True,
+    distil: Distil = False, seed: int = 0,
 ) -> CompressedModel:
     """Store a part of the weights and their places; the others make up for what is gone. Saves bytes, not time.
 
@@ -186,6 +205,8 @@ def sparsify(
         data: As for `apply`.
         density: Fraction kept, `"2:4"` (two of every four neighbours), or `"0.25 in 4x1"` (whole blocks); or globs of
             layers to them.
+        schedule: As for `apply`; patterns `"n:m"` come with the last cut.
+        rounds: As for `apply`.
         exclude: Globs of layers that stay as they are.
         refit: As for `apply`.
         distil: As for `apply`.
@@ -195,7 +216,8 @@ def sparsify(
         PolicyError: A density outside (0, 1) or a pattern that is none.
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
     """
-    return _by(sparsification(density), model, data, exclude, refit=refit, distil=distil, seed=seed)
+    return _by(sparsification(density), model, data, exclude, refit=refit, distil=distil, seed=seed, schedule=schedule,
+               rounds=rounds)
 
 
 def binarize(
@@ -301,7 +323,7 @@ def distill(
 
 def _by(
     method: Method, model: nn.Module, data: Data | Set, exclude: Sequence[str], *, refit: bool, distil: Distil,
-    seed: int, importance: str = "obs", ranges: RangeMethod = "mse",
+    seed: int, importance: str = "obs", ranges: RangeMethod = "mse", schedule: str = "one-shot", rounds: int = 4,
 ) -> CompressedModel:
     from paretopress.applying import apply_policy, distillation_settings
 
@@ -313,4 +335,5 @@ def _by(
         return method.assign(structure, exclude)
 
     return apply_policy(
-        model, data, decide, refit=refit, distillation=settings, importance=importance, ranges=ranges, seed=seed)
+        model, data, decide, refit=refit, distillation=settings, schedule=schedule, rounds=rounds,
+        importance=importance, ranges=ranges, seed=seed)

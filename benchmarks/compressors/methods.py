@@ -1,12 +1,13 @@
-"""Accuracy of CIFAR ResNets after pruning or quantisation without fine-tuning, method by method, at uniform levels.
+"""Accuracy after pruning or quantisation without fine-tuning, method by method, at uniform levels.
 
-    python benchmarks/compressors/methods.py [--only NAME ...] [--seeds 3] [--out FOLDER]
+    python benchmarks/compressors/methods.py [--only pruning quantising] [--models NAME ...] [--seeds 3] [--out FOLDER]
 
-The networks and images are those of `examples/cifar` (the folder of shared data is named by PARETOPRESS_SHARED). 1,024
-training images calibrate; all 5,000 validation images score. Only the inner widths of the residual blocks are pruned,
-all by one ratio, which is chosen for the wanted number of multiply-accumulates. A seed draws the calibration images
-(seed 0: the first rows) and the places in the feature maps that are looked at. Retention is the accuracy divided by
-that of the dense network.
+The networks and data are those of `examples/cifar` and `examples/kws` (the folder of shared data is named by
+PARETOPRESS_SHARED). ResNets: 1,024 training images calibrate, all 5,000 validation images score. DS-CNN: 256 stimuli
+calibrate, the 244 others score, so that one of them is 0.4 points. Of the ResNets only the inner widths of the residual
+blocks are pruned, of DS-CNN all widths, all by one ratio, which is chosen for the wanted number of
+multiply-accumulates. A seed draws the calibration images (seed 0: the first rows) and the places in the feature maps
+that are looked at. Retention is the accuracy divided by that of the dense network.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).parents[2] / "examples" / "cifar"))
+sys.path += [str(Path(__file__).parents[2] / "examples" / name) for name in ("cifar", "kws")]
 
 import cifar
+import kws
 
 from paretopress.compressors.calibration import Calibration, base_network, calibrate
 from paretopress.compressors.entries import Entries, Importance
@@ -81,23 +83,26 @@ REFERENCES = {   # accuracy of the same methods on the original weights and the 
                          "OBS, residual-aware": 76.3 / 82.6},
     ("resnet56", 2.62): {"OBS, residual-aware": 72.9 / 82.6},
 }
-PRUNED = (("resnet56", 2.08), ("resnet56", 2.62), ("resnet20", 2.0))
+PRUNED = (("resnet56", 2.08), ("resnet56", 2.62), ("resnet20", 2.0), ("ds_cnn", 1.25), ("ds_cnn", 1.5))
 WIDTHS = ((4, 0.3), (3, 1.0), (2, 10.0))   # bits, and the points that may be lost
 
 
 def main() -> None:
     """Print the tables and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    models = list(dict.fromkeys(name for name, _ in PRUNED))
     parser.add_argument("--only", nargs="*", default=["pruning", "quantising"])
+    parser.add_argument("--models", nargs="*", default=models, choices=models)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.seeds} seeds, no fine-tuning", flush=True)
-    for model in dict.fromkeys(name for name, _ in PRUNED):
+    for model in arguments.models:
         subject = Subject(model)
-        print(f"\n{model}: dense {100 * subject.dense:.2f}% on 5,000 validation images", flush=True)
+        print(f"\n{model}: dense {100 * subject.dense:.2f}% on {len(subject.validation[0]):,} validation samples",
+              flush=True)
         if "pruning" in arguments.only:
             for factor in (factor for name, factor in PRUNED if name == model):
                 rows += subject.pruned(factor, arguments.seeds)
@@ -111,9 +116,12 @@ class Subject:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.model = getattr(cifar, name)()
-        self.images, _ = cifar.images("train")
-        self.validation = cifar.images("validation")
+        if name == "ds_cnn":
+            found = kws.data()
+            self.model, (self.images, _), self.validation = kws.model(), found.search, found.holdout
+        else:
+            self.model, (self.images, _) = getattr(cifar, name)(), cifar.images("train")
+            self.validation = cifar.images("validation")
         self.program = build_program(self.model, (self.images[:2],))
         dense = plan(self.program.structure, Policy())
         self.macs = _macs(dense)
@@ -122,7 +130,8 @@ class Subject:
 
     def calibrated(self, seed: int) -> tuple[Calibration, torch.Tensor]:
         """Statistics of the calibration images of a seed, and these images."""
-        order = torch.arange(ROWS) if seed == 0 else torch.randperm(ROWS, generator=torch.Generator().manual_seed(seed))
+        rows = min(ROWS, len(self.images))
+        order = torch.arange(rows) if seed == 0 else torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
         inputs = self.images[order[:CALIBRATION]]
         batches = [[batch] for batch in inputs.split(BATCH)]
         return calibrate(self.program, batches, seed=seed), inputs
@@ -137,7 +146,7 @@ class Subject:
     def pruned(self, factor: float, seeds: int) -> list[dict[str, Any]]:
         """Every method at the one ratio of inner widths that divides the multiply-accumulates by `factor`."""
         ratio, reached = self._ratio(factor)
-        print(f"\ninner widths at {ratio:.4f}: {reached:.2f}x fewer multiply-accumulates")
+        print(f"\nwidths at {ratio:.4f}: {reached:.2f}x fewer multiply-accumulates")
         references = REFERENCES.get((self.name, factor), {})
         policy = self._inner(ratio)
         return [self.measured(name, f"{reached:.2f}x", policy, builder, seeds, references.get(name))
@@ -154,8 +163,8 @@ class Subject:
         return rows
 
     def _inner(self, ratio: float) -> Policy:
-        groups = [group for group in self.program.structure.coupling.groups if group.name.endswith("conv1")
-                  and "layer" in group.name]
+        groups = [group for group in self.program.structure.coupling.groups if not group.frozen
+                  and (self.name == "ds_cnn" or ("layer" in group.name and group.name.endswith("conv1")))]
         choices: dict[str, Choice] = {f"{group.name}/channels": Keep(ratio) for group in groups}
         return Policy.of(choices)
 

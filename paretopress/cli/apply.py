@@ -33,6 +33,11 @@ MOST_UNITS = 3   # named per reason
 @click.option("--distil", is_flag=True, help="Train the result against the dense model, without labels.")
 @click.option("--time", metavar="TIME", help="Limit of the distillation, such as 5m.")
 @click.option(
+    "--schedule", default="one-shot", show_default=True,
+    help="How what is removed goes: one-shot; iterative: in cuts, trained after each; lasso: trained to zero first.",
+)
+@click.option("--rounds", type=int, default=4, show_default=True, help="Cuts of the iterative schedule.")
+@click.option(
     "--importance", default="obs", show_default=True,
     help="How channels are ranked: obs, taylor, fisher, hessian, bn_scale, fpgm, l2, l1.",
 )
@@ -41,7 +46,7 @@ MOST_UNITS = 3   # named per reason
 @common
 def apply_command(
     policy_file: Path, model: str, data: str, output: Path, onnx: Path | None, no_refit: bool, distil: bool,
-    time: str | None, importance: str, seed: int, force: bool, as_json: bool,
+    time: str | None, schedule: str, rounds: int, importance: str, seed: int, force: bool, as_json: bool,
 ) -> int:
     """Build one policy, store it, and measure it on the holdout data in a fresh process."""
     from paretopress.applying import apply_policy, distillation_settings
@@ -60,8 +65,8 @@ def apply_command(
     with observing(plain=as_json) as observer:
         network, sets = load_model(model), load_data(data)
         compressed = apply_policy(
-            network, sets, policy, refit=not no_refit, distillation=distillation, importance=importance, seed=seed,
-            observer=observer,
+            network, sets, policy, refit=not no_refit, distillation=distillation, schedule=schedule, rounds=rounds,
+            importance=importance, seed=seed, observer=observer,
         )
         stored = compressed.save(output, overwrite=force)
         if onnx is not None:

@@ -231,6 +231,66 @@ def test_other_kinds_of_factors_are_real_layers_too(demo, kind):
         paretopress.factorize(*demo, 0.75, kind="tuckr")
 
 
+@pytest.mark.parametrize(("name", "level", "schedule", "least"), [
+    ("prune", 0.5, "iterative", 0.95),
+    pytest.param("prune", 0.5, "lasso", 0.5, marks=pytest.mark.slow),
+    pytest.param("sparsify", 0.3, "lasso", 0.5, marks=pytest.mark.slow),
+    pytest.param("sparsify", 0.3, "iterative", 0.95, marks=pytest.mark.slow),
+])
+def test_policies_are_approached_with_training_between(demo, tmp_path, name, level, schedule, least):
+    model, data = demo
+    before = state_of(model)
+    at_once = getattr(paretopress, name)(model, data, level, refit=False)
+    found = getattr(paretopress, name)(model, data, level, schedule=schedule, rounds=2, distil=60)
+    assert same(state_of(model), before)
+    assert found.policy == at_once.policy
+    assert found.size_bytes == found.plan.stored_bytes == at_once.size_bytes
+    assert accuracy(found) >= least
+    found.save(tmp_path / "small")
+    x = data.holdout[0][:16]
+    with torch.inference_mode():
+        assert torch.equal(paretopress.load(tmp_path / "small", factories.model)(x), found(x))
+
+
+@pytest.mark.parametrize(("arguments", "error", "text"), [
+    ({"schedule": "iterativ", "distil": 10}, ConfigError, "unknown schedule 'iterativ'; did you mean 'iterative'"),
+    ({"schedule": "lasso"}, ConfigError, "trains before the last cut: give distil=True"),
+    ({"schedule": "iterative", "rounds": 1, "distil": 10}, ConfigError, "rounds: got 1 .allowed: a whole number"),
+])
+def test_schedules_that_are_none(demo, arguments, error, text):
+    with pytest.raises(error, match=text):
+        paretopress.prune(*demo, **arguments)
+
+
+def test_a_policy_without_degrees_has_no_steps(demo):
+    policy = paretopress.Policy.of({"classifier/weights": Weights(4, 32)})
+    with pytest.raises(PolicyError, match="schedule 'lasso': the policy removes no channels or weights"):
+        paretopress.apply(*demo, policy, schedule="lasso", distil=10)
+
+
+def test_ranks_follow_from_energy_or_from_a_budget(demo):
+    much, little = (paretopress.factorize(*demo, share, scope="energy", refit=False) for share in (0.99, 0.9))
+    assert little.size_bytes < much.size_bytes < 453_632
+    assert any("of its energy takes rank" in reason for _, reason in much.left_dense)
+    half = paretopress.factorize(*demo, 0.5, scope="budget", refit=False)
+    layers = [layer for layer in half.program.structure.layers if not layer.frozen and not layer.why_no_rank]
+    left = {part.layer.name: sum(torch.Size(shape).numel() for _, shape in part.parts) for part in half.plan.layers}
+    weights = sum(torch.Size(layer.shape).numel() for layer in layers)
+    assert 0.45 * weights <= sum(left[layer.name] for layer in layers) <= 0.5 * weights
+    assert len({choice.rank for _, choice in half.policy}) > 1
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    ({"rank": 0.5, "scope": "enrgy"}, "unknown scope 'enrgy'; did you mean 'energy'"),
+    ({"rank": 4, "scope": "energy"}, "rank 4 is none of scope 'energy'"),
+    ({"rank": 0.5, "scope": "budget", "kind": "nmf"}, "goes by singular values"),
+    ({"rank": 0.001, "scope": "budget"}, "rank 0.001 of all weights is out of reach"),
+])
+def test_ranks_that_are_none(demo, arguments, text):
+    with pytest.raises(ConfigError, match=text):
+        paretopress.factorize(*demo, **arguments)
+
+
 def test_depth_goes_by_name(demo):
     model, data = demo
     shallow = paretopress.prune(model, data, {"stage1.1.conv1.0": 0})
@@ -487,6 +547,7 @@ def test_apply_stores_measures_and_says_what_stays_dense(cli, policy_file, tmp_p
     assert f"next: paretopress verify {out}" in err
     assert (tmp_path / "small.onnx").stat().st_size > 0
     assert cli(*arguments)[0] == 2
+    assert cli(*arguments, "--force", "--schedule", "iterative", "--rounds", "2", "--distil", "--time", "1s")[0] == 0
     code, text, err = cli(*arguments, "--force", "--no-refit", "--json")
     assert code == 0, err
     found = json.loads(text)
@@ -522,6 +583,9 @@ def test_apply_verifies_inputs_that_layers_round_by_what_both_put_first(cli, tmp
         ("units: {first/rank: {factorised: svd, rank: 0}}", (), "rank 0 is below 1"),
         ("units: {}", ("--time", "5m"), "give --distil as well"),
         ("units: {}", ("--distil", "--time", "soon"), "distil: got 'soon'"),
+        ("units: {}", ("--schedule", "lassso", "--distil"), "unknown schedule 'lassso'; did you mean 'lasso'?"),
+        ("units: {}", ("--schedule", "lasso"), "give distil=True"),
+        ("units: {first/weights: {half: fp16}}", ("--schedule", "lasso", "--distil"), "removes no channels or weights"),
         ("units: {}", ("--importance", "obss"), "did you mean 'obs'?"),
         ("units: {}", ("--onnx", "nowhere/small.onnx"), "the folder nowhere does not exist"),
         ("units: {}", ("--onnx", "small/small.onnx"), "holds the model alone"),

@@ -88,10 +88,15 @@ def trained_tensors(network):
             for tensor in (part.weight, part.bias) if tensor is not None]
 
 
+def has_scales(stored):
+    values = stored.values if isinstance(stored, SparseWeight) else stored
+    return isinstance(values, Integers | Shared | Signs)
+
+
 def test_gradients_reach_every_trained_tensor(case):
     item, network = case
     student = Student(item.program, network, QUICK)
-    expected = sum(1 + (part.bias is not None) + isinstance(part.stored, Signs) + len(latent_inputs(part.inputs))
+    expected = sum(1 + (part.bias is not None) + has_scales(part.stored) + len(latent_inputs(part.inputs))
                    for layer in network.plan.layers if not layer.layer.frozen
                    for part in network.parts[layer.layer.node])
     assert len(student.trained) == expected
@@ -101,7 +106,10 @@ def test_gradients_reach_every_trained_tensor(case):
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
     reached = sum(bool(tensor.grad.abs().sum() > 0) for tensor in student.trained)
-    assert reached >= expected - 1   # the bias of a layer before a normalisation over channels may have no effect
+    # Integers start on their grid: no rounding error yet, and no gradient for scales without a weight at the end of it.
+    resting = sum(has_scales(part.stored) and not isinstance(part.stored, Signs) for parts in network.parts.values()
+                  for part in parts)
+    assert reached >= expected - resting - 1   # the bias of a layer before a normalisation may have no effect
 
 
 def test_what_comes_back_is_never_further_from_the_dense_model_where_it_is_compared(case):
@@ -199,12 +207,35 @@ def test_only_weights_biases_and_integers_change(case, trained):
         for old, new in zip(network.parts[node], parts, strict=True):
             assert type(new.stored) is type(old.stored)
             if isinstance(new.stored, Integers | Shared):
-                assert torch.equal(old.stored.scales, new.stored.scales)
+                assert bool((new.stored.scales > 0).all())
+            if isinstance(new.stored, Shared):
+                assert torch.equal(old.stored.codebook, new.stored.codebook)
             if isinstance(new.stored, SparseWeight):
                 assert torch.equal(old.stored.mask, new.stored.mask)
             assert torch.equal(old.weight, new.weight) or node not in frozen
             assert not new.weight.requires_grad
     assert not all(torch.equal(old, new) for old, new in zip(before, trained_tensors(result), strict=True))
+
+
+def test_scales_get_the_gradient_of_learned_step_sizes():
+    """Inside the grid the rounding error of a weight in steps, outside the outermost level (Esser et al., 2020)."""
+    scales = torch.tensor([0.5, 0.25])
+    part = Part(torch.tensor([[0.5, -0.5], [0.25, 0.0]]), None, Integers(
+        torch.tensor([[1, -1], [1, 0]], dtype=torch.int8), scales, 3))
+    latent = LatentPart.of(part)
+    with torch.no_grad():
+        latent.weight.copy_(torch.tensor([[0.8, -9.0], [0.3, 0.05]]) / latent.weight_unit)
+    outer = torch.tensor([[2.0, 3.0], [5.0, 7.0]])
+    (latent.current().weight * outer).sum().backward()
+    steps = torch.tensor([[0.8, -9.0], [0.3, 0.05]]) / scales.unsqueeze(1)
+    wanted = torch.where(steps.abs() < 3.0, steps.round() - steps, 3.0 * steps.sign()) * scales.unsqueeze(1)
+    assert latent.stretch is not None
+    assert torch.allclose(latent.stretch.grad, (outer * wanted).sum(dim=1, keepdim=True), atol=1e-5)
+    with torch.no_grad():
+        latent.stretch.copy_(torch.tensor([[2.0], [1.0]]))
+    stored = latent.finished().stored
+    assert stored.scales.tolist() == [1.0, 0.25]
+    assert stored.integers.tolist() == [[1, -3], [1, 0]]
 
 
 def test_integers_stay_on_their_grid(case, trained):
