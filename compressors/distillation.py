@@ -25,7 +25,7 @@ from paretopress.compressors.distillation_latents import LatentPart, channels_la
 from paretopress.compressors.distillation_loss import output_loss, relative_error, variance
 from paretopress.compressors.distillation_optimiser import Optimiser
 from paretopress.compressors.goals import layer_goals
-from paretopress.compressors.network import InputSigns, Network, Part, apply_parts, runner, select
+from paretopress.compressors.network import Network, Part, apply_parts, runner, select
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.tuning import with_integer_biases
 from paretopress.spaces.plan import LayerPlan
@@ -226,7 +226,7 @@ def _outside_inference(part: Part) -> Part:
     def copied(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
 
-    inputs = None if part.inputs is None else InputSigns(copied(part.inputs.scale), copied(part.inputs.thresholds))
+    inputs = None if part.inputs is None else part.inputs.each(copied)
     stored = None if part.stored is None else part.stored.each(copied)
     return Part(copied(part.weight), None if part.bias is None else copied(part.bias), stored, inputs)
 

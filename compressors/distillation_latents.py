@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.affine import Affine, spread
-from paretopress.compressors.network import InputSigns, Network, Part
+from paretopress.compressors.network import Network, Part
 from paretopress.compressors.quantisation import largest_level, quantise_tensor, round_to_nearest
 from paretopress.compressors.stored import Floats, Integers, Shared, Signs, SparseWeight, StoredWeight
+from paretopress.compressors.trained_inputs import in_training, latent_inputs, straight_through, with_latent
 from paretopress.spaces.layers import LayerKind
 
 SIGN_REACH = 2.0   # times the scale: beyond it a latent weight takes no gradient that would move it further
@@ -25,11 +26,6 @@ LEAST_STRETCH = 0.1
 def channels_last(tensor: Tensor) -> Tensor:
     """Return the tensor with the memory layout that convolutions over images train fastest in; others as they are."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def straight_through(rounded: Tensor, latent: Tensor) -> Tensor:
-    """Return `rounded` with the gradient of `latent`."""
-    return latent + (rounded - latent).detach()
 
 
 def quantise_activation(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -127,21 +123,6 @@ def _has_scales(stored: StoredWeight | None) -> bool:
 
 
 @dataclass(frozen=True)
-class TrainedSigns(InputSigns):
-    """Signs of an input whose scale and thresholds are trained."""
-
-    def of(self, x: Tensor, axis: int) -> Tensor:
-        """The signs; the gradient is that of the distance to the threshold, clipped to twice the scale."""
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        distance = x - self.thresholds.reshape(shape)
-        reach = 2.0 * self.scale.detach().abs()
-        clipped = torch.clamp(distance, -reach, reach)
-        signs = torch.where(distance.detach() >= 0.0, self.scale, -self.scale)
-        return signs + clipped - clipped.detach()
-
-
-@dataclass(frozen=True)
 class LatentPart:
     """The trainable tensors of one part.
 
@@ -156,7 +137,7 @@ class LatentPart:
         bias_unit: `()` root mean square of the bias, at least that of the weights.
         stretch: `(out, 1)` factor of each row's scales, None where the weight is stored as floats. Its gradient is that
             of Esser et al., "Learned Step Size Quantization", ICLR 2020: weights that outgrow their grid widen it.
-        signs: Scale and thresholds of the input in units of the scale, where it becomes signs.
+        inputs: What is trained of what becomes of the input.
     """
 
     part: Part
@@ -165,7 +146,7 @@ class LatentPart:
     weight_unit: Tensor
     bias_unit: Tensor
     stretch: Tensor | None = None
-    signs: tuple[Tensor, Tensor] | None = None
+    inputs: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, part: Part) -> LatentPart:
@@ -180,19 +161,16 @@ class LatentPart:
         bias = None if part.bias is None else part.bias.detach().clone()
         bias_unit = overall if bias is None else torch.maximum(bias.square().mean().sqrt(), overall)
         stretch = torch.ones(len(weight), 1, requires_grad=True) if _has_scales(part.stored) else None
-        signs = None
-        if part.inputs is not None:
-            thresholds = part.inputs.thresholds / part.inputs.scale
-            signs = (torch.ones(1, requires_grad=True), thresholds.detach().clone().requires_grad_(True))
         return cls(
             part, channels_last(weight / unit).requires_grad_(True),
-            None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit, stretch, signs,
+            None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit, stretch,
+            latent_inputs(part.inputs),
         )
 
     def trained(self) -> Iterator[Tensor]:
         """The tensors that are trained."""
         yield self.weight
-        for tensor in (self.bias, self.stretch, *(self.signs or ())):
+        for tensor in (self.bias, self.stretch, *self.inputs):
             if tensor is not None:
                 yield tensor
 
@@ -204,14 +182,15 @@ class LatentPart:
             stretch = self._stretch()
             values = projected(self.part.stored, weight.flatten(1) / self._before(stretch)) * stretch
             weight = values.reshape(weight.shape)
-        return replace(self.part, weight=weight, bias=bias, inputs=self._inputs(TrainedSigns))
+        inputs = in_training(with_latent(self.part.inputs, self.inputs))
+        return replace(self.part, weight=weight, bias=bias, inputs=inputs)
 
     @torch.no_grad()
     def finished(self) -> Part:
         """The part to store: in the form that its weight is stored in."""
         weight = (self.weight * self.weight_unit).contiguous()
         bias = None if self.bias is None else self.bias * self.bias_unit
-        inputs = self._inputs(InputSigns)
+        inputs = with_latent(self.part.inputs, self.inputs)
         if self.part.stored is None:
             return replace(self.part, weight=weight, bias=bias, inputs=inputs)
         stretch = self._stretch()
@@ -227,12 +206,6 @@ class LatentPart:
     def _before(self, stretch: Tensor) -> Tensor:
         """What latent weights are divided by before they are projected: the sign of a weight does not depend on it."""
         return torch.ones(()) if isinstance(self.part.stored, Signs) else stretch
-
-    def _inputs(self, kind: type[InputSigns]) -> InputSigns | None:
-        if self.signs is None or self.part.inputs is None:
-            return None
-        unit = self.part.inputs.scale
-        return kind(self.signs[0] * unit, self.signs[1] * unit)
 
 
 def latent_parts(network: Network) -> dict[str, tuple[LatentPart, ...]]:

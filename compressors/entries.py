@@ -40,6 +40,7 @@ from paretopress.compressors.quantisation import RoundingMethod
 from paretopress.compressors.ranking import IMPORTANCES, Importance, Ranking, rank_channels
 from paretopress.spaces.choices import WEIGHT_BITS, Binary, Factorised, Weights
 from paretopress.spaces.coupling import Axis, ChannelGroup
+from paretopress.spaces.layer_formats import in_floats
 from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.plan import LayerPlan, Plan
 
@@ -195,7 +196,7 @@ class Entries:
         if isinstance(form, Weights) and form.is_plain and sparse is None:
             return self._quantise(key, dense, moments, form.bits)
         if isinstance(form, Weights | Binary):   # the same weights whatever they compute in
-            form = replace(form, activations=32)
+            form = in_floats(form)
         whole = (*key, form, sparse)
         if whole not in self._formed:
             self._formed[whole] = in_format(dense, moments, form, sparse, self.rounding)

@@ -16,9 +16,10 @@ from paretopress.compressors.affine import Affine, affine
 from paretopress.compressors.binary import binarise
 from paretopress.compressors.clustering import cluster, shared_weights
 from paretopress.compressors.factors import factor_moments, factors
+from paretopress.compressors.inputs import DynamicRange, InputSigns
 from paretopress.compressors.learned_rounding import learned_integers
 from paretopress.compressors.least_squares import centred
-from paretopress.compressors.network import InputSigns, Part
+from paretopress.compressors.network import Part
 from paretopress.compressors.quantisation import (
     RoundingMethod,
     corrected_bias,
@@ -235,11 +236,15 @@ def real_parts(layer_plan: LayerPlan, matrices: Sequence[Matrix], moments: Tenso
     Args:
         layer_plan: What the layer becomes.
         matrices: One per real layer.
-        moments: Augmented second moments of the layer's inputs, which signs of the input are set by.
+        moments: Augmented second moments of the layer's inputs, which signs of the input are set by. Grids are chosen
+            when the values are seen (`tuning.py`).
     """
     parts = [matrix.part(shape) for matrix, (_, shape) in zip(matrices, layer_plan.parts, strict=True)]
-    if isinstance(layer_plan.form, Binary) and layer_plan.form.activations == 1:
-        parts[0] = replace(parts[0], inputs=input_signs(layer_plan, moments))
+    match layer_plan.form:
+        case Binary(_, 1):
+            parts[0] = replace(parts[0], inputs=input_signs(layer_plan, moments))
+        case Weights(ranges="dynamic"):
+            parts = [replace(part, inputs=DynamicRange()) for part in parts]
     return tuple(part if layer_plan.has_bias else replace(part, bias=None) for part in parts)
 
 

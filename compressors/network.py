@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paretopress.compressors.inputs import LayerInputs
 from paretopress.compressors.program import Program, Values, apply_layer, call
 from paretopress.compressors.quantisation import quantise_tensor
 from paretopress.compressors.resized_arguments import argument_changes
@@ -32,25 +33,6 @@ Selection = Mapping[str, Tensor]     # kept channel indices of every group
 
 
 @dataclass(frozen=True)
-class InputSigns:
-    """A layer's input as signs: `scale` where it is at least its channel's threshold, else `-scale`.
-
-    Attributes:
-        scale: `(1,)` float32.
-        thresholds: `(channels,)` float32.
-    """
-
-    scale: Tensor
-    thresholds: Tensor
-
-    def of(self, x: Tensor, axis: int) -> Tensor:
-        """The signs of a tensor whose channels are at dimension `axis`, times the scale."""
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        return torch.where(x >= self.thresholds.reshape(shape), self.scale, -self.scale)
-
-
-@dataclass(frozen=True)
 class Part:
     """One real layer: a whole layer or one of its factors.
 
@@ -58,13 +40,13 @@ class Part:
         weight: Float weights that are computed with, `(out, in / groups, *window)`.
         bias: `(out,)` or None.
         stored: What is stored in place of the weight, as a matrix; None where it is the weight itself.
-        inputs: How the input becomes signs, None where it does not.
+        inputs: What becomes of its input before it computes, None where that is read as it is.
     """
 
     weight: Tensor
     bias: Tensor | None
     stored: StoredWeight | None = None
-    inputs: InputSigns | None = None
+    inputs: LayerInputs | None = None
 
     @property
     def rows(self) -> tuple[Tensor, Tensor] | None:
@@ -92,14 +74,14 @@ class PackedPart(Part):
         shape: Of the weight, by outputs.
         bias: `(out,)` or None.
         read: Reads what is stored.
-        inputs: How the input becomes signs, None where it does not.
+        inputs: What becomes of its input before it computes, None where that is read as it is.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], StoredWeight]
 
     def __init__(
-        self, shape: tuple[int, ...], bias: Tensor | None, read: Callable[[], StoredWeight], inputs: InputSigns | None
+        self, shape: tuple[int, ...], bias: Tensor | None, read: Callable[[], StoredWeight], inputs: LayerInputs | None
     ) -> None:
         for name, value in (("shape", shape), ("bias", bias), ("read", read), ("inputs", inputs)):
             object.__setattr__(self, name, value)
@@ -226,17 +208,21 @@ def runner(
 def apply_parts(network: Network, layer: LayerPlan, x: Tensor, quantise: Quantise) -> Tensor:
     """Apply a layer's part or parts to its (already quantised) input."""
     parts = network.parts[layer.layer.node]
-    x = as_read(layer.layer, parts[0], x)
     operations = part_layers(layer.layer, layer.factors)
     for index, (operation, part) in enumerate(zip(operations, parts, strict=True)):
-        x = apply_layer(operation, x, part.weight, part.bias, layer.groups)
+        x = apply_part(operation, part, x, layer.groups)
         if layer.activation_bits == 8 and index < len(parts) - 1:
             x = quantise(layer.layer.node + INNER[index], x)
     return x
 
 
+def apply_part(operation: Layer, part: Part, x: Tensor, groups: int) -> Tensor:
+    """Apply one real layer to its input as it is made."""
+    return apply_layer(operation, as_read(operation, part, x), part.weight, part.bias, groups)
+
+
 def as_read(layer: Layer, part: Part, x: Tensor) -> Tensor:
-    """A layer's input as its first part reads it: signs, where it does."""
+    """A real layer's input as it computes on it: signs or rounded, where it makes it so."""
     return x if part.inputs is None else part.inputs.of(x, 1 if layer.window else x.ndim - 1)
 
 

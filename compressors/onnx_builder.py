@@ -78,6 +78,7 @@ class Builder:
         self._constants: dict[str, Value] = {}
         self._shared: dict[tuple[Any, ...], str] = {}
         self._converted: dict[tuple[str, ...], Value] = {}
+        self._dynamic: dict[str, tuple[Value, Value, Value]] = {}
 
     def model(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Any:  # noqa: ANN401
         """Return all that was written as a `ModelProto`."""
@@ -209,6 +210,47 @@ class Builder:
         above = self.emit("GreaterOrEqual", [x, thresholds], f"{name}_above", (one, other))
         return self.emit("Where", [above, positive, negative], name, x.metas)
 
+    def rounded(self, name: str, x: Value, step: Value, lowest: Value, highest: Value) -> Value:
+        """`Div`, `Round`, `Clip` and `Mul`: the nearest multiples of a step, from the lowest to the highest."""
+        steps = self.emit("Div", [x, step], f"{name}_steps", x.metas)
+        levels = self.emit("Round", [steps], f"{name}_levels", x.metas)   # ties to even, as PyTorch does
+        clipped = self.emit("Clip", [levels, lowest, highest], f"{name}_clipped", x.metas)
+        return self.emit("Mul", [clipped, step], f"{name}_rounded", x.metas)
+
+    def quantise_dynamically(self, x: Value) -> tuple[Value, Value, Value]:
+        """`DynamicQuantizeLinear`: codes, scale and zero point; written once, however many layers read the tensor."""
+        if x.name not in self._dynamic:
+            names = [f"{x.name}_{kind}" for kind in ("codes", "scale", "zero_point")]
+            one, other = (meta.to(torch.uint8) for meta in x.metas)
+            scale, zero_point = (torch.empty((), dtype=dtype, device="meta") for dtype in (torch.float32, torch.uint8))
+            metas = [(one, other), (scale, scale), (zero_point, zero_point)]
+            codes, scales, zeros = self.emit_many("DynamicQuantizeLinear", [x], names, metas)
+            self._dynamic[x.name] = codes, scales, zeros
+        return self._dynamic[x.name]
+
+    def integer_layer(
+        self, name: str, layer: Layer, x: Value, zero_point: Value, weight: Value, weight_zero: Value, groups: int
+    ) -> Value:
+        """`MatMulInteger`, the weight as `(in, out)`, or `ConvInteger`: sums of products of integers."""
+        read = [x, weight, zero_point, weight_zero]
+        if not layer.window:
+            one, other = (meta.new_empty((*meta.shape[:-1], weight.metas[0].shape[1]), dtype=torch.int32)
+                          for meta in x.metas)
+            return self.emit("MatMulInteger", read, name, (one, other))
+        one, other = (
+            apply_operator(layer, x.metas[side].float(), weight.metas[side].float(), None, groups).to(torch.int32)
+            for side in range(2)
+        )
+        return self.emit("ConvInteger", read, name, (one, other), **convolution_attributes(layer, groups))
+
+    def scaled_sums(self, name: str, sums: Value, scale: Value, factors: Value, bias: Value | None) -> Value:
+        """`Cast`, `Mul` and `Add`, in the order that ONNX Runtime fuses with the product."""
+        floats = self._convert("Cast", f"{name}_cast", [sums], torch.float32, to=1)   # TensorProto.FLOAT
+        steps = self.emit("Mul", [scale, factors], f"{name}_steps", factors.metas)
+        label = name if bias is None else f"{name}_product"
+        product = self.emit("Mul", [floats, steps], label, floats.metas)
+        return product if bias is None else self.emit("Add", [product, bias], name, product.metas)
+
     def _convert(self, op: str, name: str, inputs: list[Value], dtype: torch.dtype, **attributes: int) -> Value:
         """Write a conversion once, however many operators read it."""
         key = (op, *(value.name for value in inputs), *map(str, attributes.values()))
@@ -300,6 +342,12 @@ def element_type(dtype: torch.dtype) -> int:
     except TypeError:
         raise UntranslatableError(str(dtype)) from None
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(array.dtype)))
+
+
+def convolution_attributes(layer: Layer, groups: int) -> dict[str, Any]:
+    """The attributes of a convolution of ONNX."""
+    return {"group": groups, "pads": 2 * list(layer.padding), "strides": list(layer.stride),
+            "dilations": list(layer.dilation), "kernel_shape": list(layer.window)}
 
 
 def require(condition: bool, what: str) -> None:

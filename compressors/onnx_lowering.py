@@ -8,14 +8,17 @@ int8 (exact values, int8 speed). Operators that only move data work on the integ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from paretopress.compressors.affine import Affine
-from paretopress.compressors.network import InputSigns, Network, Part
+from paretopress.compressors.inputs import DynamicRange
+from paretopress.compressors.network import Network, Part
+from paretopress.compressors.onnx_backend import Backend, T
+from paretopress.compressors.onnx_inputs import dynamic_layer, own_input
 from paretopress.compressors.program import Program, Values, operator_weight
 from paretopress.compressors.resized_arguments import argument_changes
 from paretopress.compressors.stored import Floats, Integers, Shared
@@ -29,47 +32,6 @@ from paretopress.spaces.weights_applied import source_of
 
 OPSET = 20
 _PADDINGS = ("pad", "constant_pad_nd")
-
-T = TypeVar("T")
-
-
-class Backend(Protocol[T]):
-    """Writes operators; `T` is what stands for a tensor of the ONNX graph."""
-
-    def constant(self, name: str, tensor: Tensor) -> T:
-        """An initialiser, the same one whenever the name is the same."""
-
-    def quantise(self, name: str, value: T, scale: T, zero_point: T) -> T:
-        """`QuantizeLinear` to uint8."""
-
-    def dequantise(self, name: str, integers: T, scale: T, zero_point: T, axis: int | None = None) -> T:
-        """`DequantizeLinear`, per tensor or along an axis."""
-
-    def expand(self, name: str, integers: T, scale: T) -> T:
-        """`Cast` and `Mul`: integers times their scale, which broadcasts."""
-
-    def widen(self, name: str, halves: T) -> T:
-        """`Cast` of 16-bit floats to 32 bits."""
-
-    def shared(self, name: str, codebook: T, indices: T, scale: T) -> T:
-        """`Cast`, `Gather` and `Mul`: shared values by their indices, times a scale, which broadcasts."""
-
-    def offset(self, name: str, codes: T, zeros: T, scale: T) -> T:
-        """`Cast`, `Sub` and `Mul`: codes less what stands for zero, times a scale; both broadcast."""
-
-    def block_product(
-        self, name: str, x: T, blocks: T, scales: T, zeros: T | None, bias: T | None, columns: int, group: int
-    ) -> T:
-        """`MatMulNBits`: a linear layer on 4-bit weights with scales of groups of inputs."""
-
-    def signs(self, name: str, x: T, thresholds: T, positive: T, negative: T) -> T:
-        """`positive` where a tensor is at least its threshold, else `negative`."""
-
-    def layer(self, name: str, layer: Layer, x: T, weight: T, bias: T | None, groups: int) -> T:
-        """A convolution or linear layer; the weight as PyTorch's function for it takes it."""
-
-    def call(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        """Any other operator."""
 
 
 class Lowering(Generic[T]):
@@ -169,18 +131,22 @@ class Lowering(Generic[T]):
         x: T = self._read(source, values) if integer else values[source]
         if layer.kind is LayerKind.EMBEDDING and parts[0].rows is not None:
             return self._look_up(node.name, layer, x, parts[0])
-        if parts[0].inputs is not None:
-            x = self._signs(layer, x, parts[0].inputs)
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             name = node.name if last else node.name + INNER[index]
+            path = f"{layer.name}.{index}"
+            if isinstance(part.inputs, DynamicRange):
+                x = dynamic_layer(self.backend, name, path, applied[index], x, part, plan.groups)
+                continue
+            if part.inputs is not None:
+                x = own_input(self.backend, path, applied[index], x, part.inputs)
             if plan.runs_in_blocks and isinstance(part.stored, Affine):
-                x = self._block_product(name, f"{layer.name}.{index}", x, part, part.stored)
+                x = self._block_product(name, path, x, part, part.stored)
                 continue
             if not integer:
-                x = self._apply_float(name, f"{layer.name}.{index}", applied[index], x, part, plan.groups)
+                x = self._apply_float(name, path, applied[index], x, part, plan.groups)
                 continue
-            x = self._apply_integer(name, f"{layer.name}.{index}", applied[index], x, part, source, plan.groups)
+            x = self._apply_integer(name, path, applied[index], x, part, source, plan.groups)
             if not last:
                 source = name
                 x = self._dequantise(source, self._quantise(source, x))
@@ -240,14 +206,6 @@ class Lowering(Generic[T]):
             self.backend.constant(f"{path}.weight_scales", stored.scales), zeros,
             None if part.bias is None else self.backend.constant(f"{path}.bias", part.bias), columns, stored.group,
         )
-
-    def _signs(self, layer: Layer, x: T, inputs: InputSigns) -> T:
-        """A layer's input as signs times their scale; zero counts as positive, as in `InputSigns`."""
-        shape = (1, -1, *(1,) * len(layer.window)) if layer.window else (-1,)
-        thresholds = self.backend.constant(f"{layer.name}.input_threshold", inputs.thresholds.reshape(shape))
-        scales = (self.backend.constant(f"{layer.name}.input_{name}", scale)
-                  for name, scale in (("scale", inputs.scale), ("negative_scale", -inputs.scale)))
-        return self.backend.signs(f"{layer.name}.signs", x, thresholds, *scales)
 
     def _look_up(self, name: str, layer: Layer, x: T, part: Part) -> T:
         """Rows of integers and their scales are looked up, then multiplied: the table stays in integers."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paretopress.compressors.network import Network
+from paretopress.compressors.onnx_builder import convolution_attributes
 from paretopress.compressors.onnx_lowering import OPSET, Lowering
 from paretopress.compressors.program import Program, Values, apply_operator, call
 from paretopress.spaces.graph import Node
@@ -117,6 +118,39 @@ class _ExportModule(nn.Module):
     ) -> Tensor:
         """`GreaterOrEqual` and `Where`."""
         return torch.where(x >= thresholds, positive, negative)
+
+    def rounded(self, name: str, x: Tensor, step: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:  # noqa: ARG002
+        """`Div`, `Round`, `Clip` and `Mul`."""
+        return torch.clamp(torch.round(x / step), lowest, highest) * step
+
+    def quantise_dynamically(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`DynamicQuantizeLinear`."""
+        codes, scale, zero_point = torch.onnx.ops.symbolic_multi_out(
+            "DynamicQuantizeLinear", [x], dtypes=(torch.uint8, torch.float32, torch.uint8), shapes=(x.shape, (), ()),
+            version=OPSET,
+        )
+        return codes, scale, zero_point
+
+    def integer_layer(
+        self, name: str, layer: Layer, x: Tensor, zero_point: Tensor, weight: Tensor, weight_zero: Tensor,  # noqa: ARG002
+        groups: int,
+    ) -> Tensor:
+        """`MatMulInteger` or `ConvInteger`."""
+        read = [x, weight, zero_point, weight_zero]
+        operator, attributes, shape = "MatMulInteger", {}, (*x.shape[:-1], weight.shape[1])
+        if layer.window:
+            operator, attributes = "ConvInteger", convolution_attributes(layer, groups)
+            shape = tuple(apply_operator(layer, x.float(), weight.float(), None, groups).shape)   # values are not used
+        sums: Tensor = torch.onnx.ops.symbolic(
+            operator, read, attributes, dtype=torch.int32, shape=shape, version=OPSET)
+        return sums
+
+    def scaled_sums(
+        self, name: str, sums: Tensor, scale: Tensor, factors: Tensor, bias: Tensor | None  # noqa: ARG002
+    ) -> Tensor:
+        """`Cast`, `Mul` and `Add`."""
+        product = sums.to(torch.float32) * (scale * factors)
+        return product if bias is None else product + bias
 
     def layer(
         self, name: str, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int  # noqa: ARG002

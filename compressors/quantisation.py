@@ -23,6 +23,9 @@ from paretopress.spaces.errors import DataError
 _SCALE_GRID = 80
 _SMALLEST_SHRINK = 0.2
 _RANGE_GRID = 64
+_BINS = 2048
+TOP = 255   # the highest code of 8 bits
+RANGE_VALUES = 1 << 16   # values that a range is searched on: more changed no range by more than a step
 OUTLIERS = 1e-3   # of the values at either end, which a range by percentiles leaves out
 
 RangeMethod = Literal["mse", "minmax", "percentile"]
@@ -179,15 +182,16 @@ def best_rows(
     )
 
 
-def activation_range(minimum: float, maximum: float) -> tuple[float, int]:
-    """Return scale and zero point of the uint8 grid that covers a range and holds zero exactly.
+def activation_range(minimum: float, maximum: float, top: int = TOP) -> tuple[float, int]:
+    """Return scale and zero point of the grid of unsigned codes that covers a range and holds zero exactly.
 
     Args:
         minimum: Smallest value; ranges are widened to include zero.
         maximum: Largest value.
+        top: The highest code.
 
     Returns:
-        The scale, exactly representable in float32, and the zero point in 0..255. A range without width
+        The scale, exactly representable in float32, and the zero point in 0..top. A range without width
         gets (1.0, 0).
 
     Raises:
@@ -196,13 +200,13 @@ def activation_range(minimum: float, maximum: float) -> tuple[float, int]:
     if not (math.isfinite(minimum) and math.isfinite(maximum) and minimum <= maximum):
         raise DataError(f"calibration: activation range [{minimum}, {maximum}] is not a finite interval")
     low, high = min(0.0, minimum), max(0.0, maximum)
-    scale = float(torch.tensor((high - low) / 255.0, dtype=torch.float32))
+    scale = float(torch.tensor((high - low) / top, dtype=torch.float32))
     if scale < torch.finfo(torch.float32).tiny:
         return 1.0, 0
-    return scale, min(255, max(0, round(-low / scale)))
+    return scale, min(top, max(0, round(-low / scale)))
 
 
-def histogram(values: Tensor, low: float, high: float, bins: int = 2048) -> Tensor:
+def histogram(values: Tensor, low: float, high: float, bins: int = _BINS) -> Tensor:
     """Count values in equal bins over `[low, high]`, `(bins,)` float64.
 
     Zeros are left out: they are exact in every grid, and the many zeros behind a ReLU would otherwise be
@@ -213,7 +217,7 @@ def histogram(values: Tensor, low: float, high: float, bins: int = 2048) -> Tens
 
 
 @torch.no_grad()
-def mse_range(values: Tensor, *, unsigned: bool) -> tuple[float, int]:
+def mse_range(values: Tensor, *, unsigned: bool, top: int = TOP) -> tuple[float, int]:
     """Clip a tensor's range to the least squared quantisation error; see `mse_range_of_histogram`.
 
     Raises:
@@ -223,31 +227,46 @@ def mse_range(values: Tensor, *, unsigned: bool) -> tuple[float, int]:
         raise DataError("calibration: activation values are empty or not finite")
     low, high = float(values.min()), float(values.max())
     if low == high:
-        return activation_range(low, high)
-    return mse_range_of_histogram(histogram(values, low, high), low, high, unsigned=unsigned)
+        return activation_range(low, high, top)
+    if top < _BINS:
+        return mse_range_of_histogram(histogram(values, low, high), low, high, unsigned=unsigned, top=top)
+    flat = values[values != 0.0].detach().double()   # bins wider than a step would not show the error of rounding
+    return _least_error_range(flat, torch.ones_like(flat), low, high, unsigned=unsigned, highest=top)
 
 
-def range_by(values: Tensor, method: RangeMethod, *, unsigned: bool) -> tuple[float, int]:
+def tensor_range(values: Tensor, method: RangeMethod = "mse", top: int = TOP) -> tuple[float, int]:
+    """Choose a tensor's range as `range_by` does, by an even sample of its values that holds the outermost ones."""
+    flat = values.detach().reshape(-1)
+    if len(flat) > RANGE_VALUES:
+        low, high = flat.aminmax()
+        flat = torch.cat([flat[:: len(flat) // RANGE_VALUES + 1], low.reshape(1), high.reshape(1)])
+    return range_by(flat, method, unsigned=bool((flat >= 0).all()), top=top)
+
+
+def range_by(values: Tensor, method: RangeMethod, *, unsigned: bool, top: int = TOP) -> tuple[float, int]:
     """Choose a tensor's range: by the least squared error, from its least to its largest value, or without outliers.
 
     Args:
         values: Any shape.
         method: `"mse"`; `"minmax"`; or `"percentile"`, which leaves out the outermost thousandth at either end.
         unsigned: The tensor is never negative.
+        top: The highest code of the grid.
 
     Raises:
         DataError: The tensor is empty or holds NaN or infinities.
     """
     if method == "mse":
-        return mse_range(values, unsigned=unsigned)
+        return mse_range(values, unsigned=unsigned, top=top)
     if values.numel() == 0 or not bool(torch.isfinite(values).all()):
         raise DataError("calibration: activation values are empty or not finite")
     flat = values.detach().float().flatten().sort().values
     cut = 0 if method == "minmax" else int(OUTLIERS * len(flat))
-    return activation_range(float(flat[cut]), float(flat[len(flat) - 1 - cut]))
+    return activation_range(float(flat[cut]), float(flat[len(flat) - 1 - cut]), top)
 
 
-def mse_range_of_histogram(counts: Tensor, low: float, high: float, *, unsigned: bool) -> tuple[float, int]:
+def mse_range_of_histogram(
+    counts: Tensor, low: float, high: float, *, unsigned: bool, top: int = TOP
+) -> tuple[float, int]:
     """Choose the clipping range with the least squared error of rounding and clipping.
 
     Coordinate descent over the two bounds, each over a grid of fractions of the observed bound (the
@@ -258,6 +277,7 @@ def mse_range_of_histogram(counts: Tensor, low: float, high: float, *, unsigned:
         low: Left edge of the first bin.
         high: Right edge of the last bin.
         unsigned: The tensor is never negative: the lower bound is 0 and so is the zero point.
+        top: The highest code of the grid.
 
     Returns:
         Scale and zero point as `activation_range`.
@@ -266,22 +286,29 @@ def mse_range_of_histogram(counts: Tensor, low: float, high: float, *, unsigned:
     width = (high - low) / bins
     centres = low + width * (torch.arange(bins, dtype=torch.float64) + 0.5)
     weights, centres = counts.double()[counts > 0], centres[counts > 0]
+    return _least_error_range(centres, weights, low, high, unsigned=unsigned, highest=top)
+
+
+def _least_error_range(
+    centres: Tensor, weights: Tensor, low: float, high: float, *, unsigned: bool, highest: int
+) -> tuple[float, int]:
+    """The range with the least squared error of values that occur as often as their weights say."""
     fractions = torch.linspace(1.0 / _RANGE_GRID, 1.0, _RANGE_GRID, dtype=torch.float64).flip(0)
     bottom = centres.new_tensor([0.0 if unsigned else min(low, 0.0)])
     top = centres.new_tensor([max(high, 0.0)])
     for side in ("top",) if unsigned else ("top", "bottom", "top"):
         lows = bottom if side == "top" else fractions * min(low, 0.0)
         highs = fractions * max(high, 0.0) if side == "top" else top
-        best = int(_range_errors(centres, weights, lows, highs).argmin())
+        best = int(_range_errors(centres, weights, lows, highs, highest).argmin())
         bottom, top = lows[best % len(lows)].reshape(1), highs[best % len(highs)].reshape(1)
-    return activation_range(float(bottom), float(top))
+    return activation_range(float(bottom), float(top), highest)
 
 
-def _range_errors(centres: Tensor, weights: Tensor, lows: Tensor, highs: Tensor) -> Tensor:
+def _range_errors(centres: Tensor, weights: Tensor, lows: Tensor, highs: Tensor, highest: int) -> Tensor:
     """Return the squared error of every range, `(candidates,)`; an empty range clips everything to 0."""
-    scale = ((highs - lows) / 255.0).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+    scale = ((highs - lows) / highest).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
     zero_point = torch.round(-lows.unsqueeze(1) / scale)
-    rounded = (torch.round(centres / scale) + zero_point).clamp_(0.0, 255.0).sub_(zero_point).mul_(scale)
+    rounded = (torch.round(centres / scale) + zero_point).clamp_(0.0, highest).sub_(zero_point).mul_(scale)
     return rounded.sub_(centres).square_() @ weights
 
 

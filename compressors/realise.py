@@ -17,9 +17,9 @@ from paretopress.compressors.layout_edits import is_split_in_code
 from paretopress.compressors.network import Network, Part, apply_parts, runner
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.stored import written
-from paretopress.spaces.choices import Binary
 from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.factor_forms import part_layers
+from paretopress.spaces.layer_formats import own_input
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.weight_layout import as_stored
 
@@ -76,10 +76,8 @@ def _layer_tensors(layer_plan: LayerPlan, parts: tuple[Part, ...]) -> dict[str, 
         if part.stored is None:
             tensors[name] = as_stored(applied, part.weight, layer_plan.groups)
             continue
-        tensors.update((f"{name}_{suffix}", tensor) for suffix, tensor in written(part.stored).items())
-        if part.inputs is not None:
-            tensors[f"{name}_input_scale"] = part.inputs.scale
-            tensors[f"{name}_input_threshold"] = part.inputs.thresholds
+        stored = {**written(part.stored), **({} if part.inputs is None else part.inputs.tensors())}
+        tensors.update((f"{name}_{suffix}", tensor) for suffix, tensor in stored.items())
     bias = parts[-1].bias
     if bias is not None:
         tensors[names[-1][1]] = bias
@@ -94,8 +92,8 @@ def _difference(program: Program, network: Network, realised: nn.Module) -> str:
     for edit in module_edits(network.plan):
         if isinstance(edit, LayerEdit) and edit.held is not None and is_split_in_code(edit):
             return f"the model's code has no place for two factors of the parameter {edit.held.weight!r}"
-        if isinstance(edit, LayerEdit) and isinstance(edit.form, Binary) and edit.form.activations == 1:
-            return f"the model's code does not turn the input of {edit.path!r} into signs"
+        if isinstance(edit, LayerEdit) and (changed := own_input(edit.form)):
+            return f"layer {edit.path!r} {changed}, which the model's code does not"
     inputs = [_example(program, name) for name in program.graph.inputs]
     positional = len(inputs) - len(program.capture.keywords)
     keywords = dict(zip(program.capture.keywords, inputs[positional:], strict=True))

@@ -71,10 +71,10 @@ class _Refit(Tuning):
         self.follow(self.awaited[node])
         solvable = (layer.layer.mixes_all or layer.layer.kind is LayerKind.DEPTHWISE) and not layer.layer.frozen
         if solvable and node in self.changed:
+            self.choose_grids(layer, x)   # it is solved for its input as it computes on it
             parts = self._solve(layer, x, values)
             if parts is not None:
-                self.parts[node] = parts
-                self.network = replace(self.network, parts={**self.network.parts, node: parts})
+                self.keep_parts(node, parts)
         y = super().apply(layer, x, values)
         self._release(self.awaited.pop(node))
         return y

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from paretopress.compressors.network import InputSigns, PackedPart, Part
+from paretopress.compressors.inputs import read_inputs
+from paretopress.compressors.network import PackedPart, Part
 from paretopress.compressors.stored import StoredWeight, read_stored
 from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.plan import LayerPlan
@@ -47,7 +48,5 @@ def _read_part(
         return read_stored(
             layer_plan.form, layer_plan.sparse, shape, lambda suffix: tensors[f"{name}_{suffix}"].cpu())
 
-    inputs = None
-    if f"{name}_input_scale" in tensors:
-        inputs = InputSigns(tensors[f"{name}_input_scale"], tensors[f"{name}_input_threshold"])
+    inputs = read_inputs(layer_plan.form, lambda suffix: tensors[f"{name}_{suffix}"])
     return PackedPart(shape, bias, read, inputs) if weight is None else Part(weight, bias, read(), inputs)

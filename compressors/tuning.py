@@ -16,15 +16,15 @@ from torch import Tensor
 
 from paretopress.compressors.calibration import Calibration, LayerStatistics
 from paretopress.compressors.goals import Goal, layer_goals, shortcut_value
-from paretopress.compressors.network import Network, Part, Range, apply_parts, axis_index, runner
+from paretopress.compressors.inputs import input_grid
+from paretopress.compressors.network import Network, Part, Range, apply_part, apply_parts, axis_index, runner
 from paretopress.compressors.program import Program, Values
-from paretopress.compressors.quantisation import RangeMethod, quantise_tensor, range_by
+from paretopress.compressors.quantisation import quantise_tensor, tensor_range
 from paretopress.compressors.statistics_match import match_statistics
 from paretopress.spaces.arithmetic import INNER
+from paretopress.spaces.factor_forms import part_layers
 from paretopress.spaces.plan import LayerPlan
 from paretopress.spaces.weights_applied import source_of
-
-RANGE_VALUES = 1 << 16   # values that a range is searched on: more changed no range by more than a step
 
 
 class Tuning:
@@ -40,6 +40,7 @@ class Tuning:
 
     def apply(self, layer: LayerPlan, x: Tensor, values: Values) -> Tensor:
         """Apply a layer, match its output statistics to the dense ones, and keep the corrected layer."""
+        self.choose_grids(layer, x)
         y = apply_parts(self.network, layer, x, self.quantise)
         if layer.layer.frozen or not layer.layer.takes_bias:   # nowhere to put a correction
             return y
@@ -48,6 +49,24 @@ class Tuning:
         self.parts[layer.layer.node] = (*parts[:-1], parts[-1].scaled(scale, shift))
         shape = (1, -1, *(1,) * len(layer.layer.window)) if layer.layer.window else (-1,)
         return y * scale.reshape(shape) + shift.reshape(shape)
+
+    def choose_grids(self, layer: LayerPlan, x: Tensor) -> None:
+        """Choose the grids of the inputs that a layer rounds for itself, by what it reads."""
+        bits = layer.grid_bits
+        if not bits:
+            return
+        node, found = layer.layer.node, []
+        parts = self.network.parts[node]
+        for operation, part in zip(part_layers(layer.layer, layer.factors), parts, strict=True):
+            found.append(replace(part, inputs=input_grid(x, bits, self.calibration.ranges)))
+            if len(found) < len(parts):
+                x = apply_part(operation, found[-1], x, layer.groups)
+        self.keep_parts(node, tuple(found))
+
+    def keep_parts(self, node: str, parts: tuple[Part, ...]) -> None:
+        """Compute with these parts of a layer from now on."""
+        self.parts[node] = parts
+        self.network = replace(self.network, parts={**self.network.parts, node: parts})
 
     def _kept(self, layer: LayerPlan) -> Tensor | None:
         """Output channels of a layer that are kept, None where all are."""
@@ -91,15 +110,6 @@ def _rows(statistics: LayerStatistics, rows: Tensor | None) -> tuple[Tensor, Ten
     if rows is None:
         return statistics.output_mean, statistics.output_std
     return statistics.output_mean[rows], statistics.output_std[rows]
-
-
-def tensor_range(value: Tensor, method: RangeMethod = "mse") -> Range:
-    """The 8-bit range of a tensor, by an even sample of its values, which holds the least and the largest."""
-    flat = value.detach().reshape(-1)
-    if len(flat) > RANGE_VALUES:
-        low, high = flat.aminmax()
-        flat = torch.cat([flat[:: len(flat) // RANGE_VALUES + 1], low.reshape(1), high.reshape(1)])
-    return range_by(flat, method, unsigned=bool((flat >= 0).all()))
 
 
 def tune(

@@ -126,7 +126,8 @@ def prune(
 
 
 def quantize(
-    model: nn.Module, data: Data | Set, bits: int | Mapping[str, int | None] = 8, activations: int = 8, *,
+    model: nn.Module, data: Data | Set, bits: int | Mapping[str, int | None] = 8,
+    activations: int | Literal["dynamic"] = 8, *,
     scheme: str = "symmetric", group: int = 0, ranges: RangeMethod = "mse", rounding: RoundingMethod = "feedback",
     equalise: bool = False, end_bits: int = END_BITS, exclude: Sequence[str] = (), refit: bool = True,
     distil: Distil = False, seed: int = 0,
@@ -137,20 +138,23 @@ def quantize(
         model: As for `apply`.
         data: As for `apply`.
         bits: 8, 4, 3 or 2; or globs of layers to them.
-        activations: 8, or 32 to compute in floats on the integers.
-        scheme: `"symmetric"`; with 32 activation bits also `"asymmetric"`: zero points, or `"tensor"`: one scale for
+        activations: 8, or 32 to compute in floats on the integers; 16 or 4 to do so on inputs that each layer rounds to
+            as many bits, which saves neither time nor bytes; `"dynamic"` to compute in 8-bit integers on ranges that
+            each layer finds in its input, one for all samples of a batch.
+        scheme: `"symmetric"`; without 8-bit activations also `"asymmetric"`: zero points, or `"tensor"`: one scale for
             all weights of a layer.
-        group: Inputs that share a scale, a power of two from 16, with 32 activation bits; 0 for all of an output. ONNX
-            Runtime computes linear layers on 4-bit weights in groups as they are.
-        ranges: Of quantised activations: `"mse"` (least squared error), `"minmax"`, or `"percentile"` (without the
-            outermost thousandth at either end).
+        group: Inputs that share a scale, a power of two from 16, without 8-bit activations; 0 for all of an output.
+            ONNX Runtime computes linear layers on 4-bit weights in groups as they are.
+        ranges: Of activations, as far as calibration chooses them: `"mse"` (least squared error), `"minmax"`, or
+            `"percentile"` (without the outermost thousandth at either end).
         rounding: How each weight finds its integer: `"feedback"` (GPTQ: the weights still to come make up for each
             error), `"nearest"` (each on its own, on a grid chosen without the data), or `"learned"` (AdaRound: up or
             down by gradient, from what error feedback finds; seconds per layer). Embeddings take the nearest.
         equalise: Divide the channels of layers, and multiply them where they are read, so that the weights on either
             side are of like size: for one scale or range that many channels share. The float model computes the
             same; `CompressedModel.equalised` counts the pairs of layers.
-        end_bits: Fewest bits of the first and the last layers, but for those that `bits` names; 2 for no difference.
+        end_bits: Fewest bits of the weights and activations of the first and the last layers, but for those that `bits`
+            names; 2 for no difference.
         exclude: Globs of layers that stay as they are.
         refit: As for `apply`.
         distil: As for `apply`.

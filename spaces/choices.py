@@ -16,6 +16,9 @@ HALVES = ("fp16", "bf16")
 FACTORISATIONS = ("svd", "nmf", "spatial", "tucker")
 UNSTRUCTURED = "unstructured"
 SCHEMES = ("symmetric", "asymmetric", "tensor")
+ACTIVATIONS = (4, 8, 16, 32)
+GRIDS = (4, 16)   # bits of inputs that a layer rounds for itself; no runtime here computes in them
+RANGES = STATIC, DYNAMIC = "static", "dynamic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +73,32 @@ class Weights:
     Attributes:
         bits: 2, 3, 4 or 8: width of the stored integers.
         activations: 8 where the layer also computes in 8-bit integers (its input and output tensors
-            are quantised), 32 where it computes in floating point on dequantised weights.
+            are quantised), 32 where it computes in floating point on dequantised weights, 16 or 4 where it does so on
+            its own input rounded to as many bits.
         scheme: `"symmetric"`: zero is the integer 0; `"asymmetric"`: every scale has a zero point of its own;
             `"tensor"`: symmetric, with one scale for the whole matrix.
         group: Neighbouring inputs that share a scale, a power of two from 16; 0 for all inputs of an output.
+        ranges: Of 8-bit activations: `"static"`: chosen by calibration, shared with the layers around; `"dynamic"`: the
+            layer rounds its own input by the least and the largest value that it finds there, anew on every call.
     """
 
     bits: int
     activations: int = 8
     scheme: str = "symmetric"
     group: int = 0
+    ranges: str = STATIC
 
     def __post_init__(self) -> None:
         if self.bits not in WEIGHT_BITS:
             allowed = ", ".join(map(str, WEIGHT_BITS))
             raise PolicyError(f"{self.bits} weight bits are not offered (allowed: {allowed})")
-        if self.activations not in (8, 32):
-            raise PolicyError(f"{self.activations} activation bits are not offered (allowed: 8, 32)")
+        if self.activations not in ACTIVATIONS:
+            allowed = ", ".join(map(str, ACTIVATIONS))
+            raise PolicyError(f"{self.activations} activation bits are not offered (allowed: {allowed})")
+        if self.ranges not in RANGES:
+            raise PolicyError(unknown_name("kind of activation ranges", self.ranges, RANGES))
+        if self.ranges == DYNAMIC and self.activations != 8:
+            raise PolicyError(f"dynamic ranges go with 8-bit activations, not with {self.activations} (allowed: 8)")
         if self.scheme not in SCHEMES:
             raise PolicyError(unknown_name("weight scheme", self.scheme, SCHEMES))
         if self.group and (self.group < 16 or self.group & (self.group - 1) or self.scheme == "tensor"):
@@ -99,6 +111,16 @@ class Weights:
     def is_plain(self) -> bool:
         """Whether there is one scale per output and no zero point."""
         return self.scheme == "symmetric" and not self.group
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the layer computes in 8-bit integers on an input whose range it finds itself."""
+        return self.ranges == DYNAMIC
+
+    @property
+    def grid_bits(self) -> int:
+        """Bits of the grid that the layer rounds its own input to, 0 where it does not."""
+        return self.activations if self.activations in GRIDS else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +257,12 @@ def compatible(choices: Mapping[str, Choice]) -> dict[str, Choice]:
 
 
 def activation_bits(choice: Choice | None) -> int:
-    """8 where a layer of this format computes in 8-bit integers, else 32."""
+    """8 where a layer of this format computes in 8-bit integers on tensors that others read too, else 32.
+
+    What a layer does to its own input (`own_input`) does not count: around it everything is in floats.
+    """
+    if isinstance(choice, Weights) and choice.is_dynamic:
+        return 32
     return 8 if isinstance(choice, Weights | Binary) and choice.activations == 8 else 32
 
 
@@ -252,8 +279,9 @@ def describe(choice: Choice) -> str:
         case Sparse(density, pattern):
             return f"sparse {pattern}" if ":" in pattern else f"sparse {density:g}" + (
                 "" if pattern == UNSTRUCTURED else f" in blocks of {pattern}")
-        case Weights(bits, activations, scheme, group):
+        case Weights(bits, activations, scheme, group, ranges):
             text = f"{bits}-bit weights" + (f", {activations}-bit activations" if activations != 32 else "")
+            text += " (dynamic)" if ranges == DYNAMIC else ""
             text += {"asymmetric": ", zero points", "tensor": ", one scale"}.get(scheme, "")
             return text + (f", groups of {group}" if group else "")
         case Half(kind):
@@ -274,9 +302,10 @@ def choice_to_plain(choice: Choice) -> dict[str, Any]:
             return {"factorised": kind, "rank": rank, **({"inner": inner} if inner else {})}
         case Sparse(density, pattern):
             return {"sparse": density, "pattern": pattern}
-        case Weights(bits, activations, scheme, group):
+        case Weights(bits, activations, scheme, group, ranges):
             plain = {"weights": bits, "activations": activations, "scheme": scheme}
-            return {**plain, "group": group} if group else plain
+            dynamic = {"ranges": ranges} if ranges == DYNAMIC else {}
+            return {**plain, **({"group": group} if group else {}), **dynamic}
         case Half(kind):
             return {"half": kind}
         case Clustered(bits):
@@ -323,10 +352,11 @@ _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[Any, Any], str],
         lambda value, where: Sparse(_number(value["sparse"], where), str(value.get("pattern", UNSTRUCTURED))),
     ),
     "weights": (
-        ("weights", "activations", "scheme", "group"),
+        ("weights", "activations", "scheme", "group", "ranges"),
         lambda value, where: Weights(
-            _integer(value["weights"], where), _integer(value.get("activations", 8), where),
+            _integer(value["weights"], where), _activations(value.get("activations", 8), where),
             str(value.get("scheme", "symmetric")), _integer(value.get("group", 0), where),
+            str(value.get("ranges", STATIC)),
         ),
     ),
     "half": (("half",), lambda value, _: Half(str(value["half"]))),
@@ -343,6 +373,12 @@ def _number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PolicyError(f"{where}: expected a number, got {value!r}")
     return float(value)
+
+
+def _activations(value: object, where: str) -> int:
+    if value == DYNAMIC:
+        raise PolicyError(f"{where}: activations are bits, got {value!r} (write activations: 8, ranges: {DYNAMIC})")
+    return _integer(value, where)
 
 
 def _integer(value: object, where: str) -> int:

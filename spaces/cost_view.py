@@ -16,7 +16,10 @@ from paretopress.spaces.weights_applied import source_of
 
 
 def cost_view(plan: Plan) -> CostView:
-    """Return what a device prices for `plan`, at batch 1."""
+    """Return what a device prices for `plan`, at batch 1.
+
+    What layers do to their own inputs (`layer_formats.own_input`) is not priced: they count as layers in floats.
+    """
     merged = merged_sums(plan)
     by_sum = {addition: main for main, addition in merged.items()}
     by_main = {fused.main: fused for fused in plan.structure.fusion.kernels}

@@ -14,7 +14,6 @@ from paretopress.spaces.choices import (
     Sparse,
     WeightFormat,
     Weights,
-    activation_bits,
     describe,
 )
 from paretopress.spaces.coupling import ChannelGroup
@@ -28,7 +27,8 @@ from paretopress.spaces.factor_forms import (
     with_inner,
 )
 from paretopress.spaces.kernels import product
-from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer
+from paretopress.spaces.layer_formats import why_no_format, why_not_searched
+from paretopress.spaces.layers import Layer
 from paretopress.spaces.stored_weights import value_bits
 
 Refused = list[tuple[str, str]]
@@ -108,11 +108,9 @@ def weight_choices(
 
 def _why_no_format(layer: Layer, devices: Sequence[Capabilities], choice: WeightFormat) -> str:
     """Why a layer in between cannot have a format, `""` where it can: what stands for floats runs as floats."""
-    if activation_bits(choice) == 8 and not layer.runs_in_integers:
-        return NO_INTEGER_KERNEL.format(kind=layer.kind)
+    if reason := why_not_searched(choice) or why_no_format(layer, choice):
+        return reason
     if isinstance(choice, Binary):
-        if layer.why_no_signs:
-            return layer.why_no_signs
         widths = (8, 8) if choice.activations == 8 else None
     else:
         widths = (choice.bits, choice.activations) if isinstance(choice, Weights) else None

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from paretopress.spaces.choices import (
+    ACTIVATIONS,
+    DYNAMIC,
+    STATIC,
     WEIGHT_BITS,
     Binary,
     Choice,
@@ -22,10 +25,13 @@ from paretopress.spaces.choices import (
     Sparse,
     WeightFormat,
     Weights,
+    activation_bits,
+    describe,
 )
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest
 from paretopress.spaces.factor_forms import break_even, why_not_factorised
-from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer
+from paretopress.spaces.layer_formats import in_floats, why_not_such_activations
+from paretopress.spaces.layers import Layer
 from paretopress.spaces.left_dense import left_dense
 from paretopress.spaces.legality import keep_choices, rank_choices
 from paretopress.spaces.policy import Policy
@@ -209,11 +215,21 @@ def sparsification(density: float | str | Mapping[str, float | str | None]) -> M
 
 
 def quantisation(
-    bits: int | Mapping[str, int | None], activations: int = 8, end_bits: int = END_BITS, scheme: str = "symmetric",
-    group: int = 0,
+    bits: int | Mapping[str, int | None], activations: int | str = 8, end_bits: int = END_BITS,
+    scheme: str = "symmetric", group: int = 0,
 ) -> Method:
-    """Integers of 8, 4, 3 or 2 bits, in floats where there is no integer kernel. Raises `PolicyError` for others."""
-    return _formats("quantize", bits, "bits", lambda value: Weights(value, activations, scheme, group), end_bits)
+    """Integers of 8, 4, 3 or 2 bits, in floats where a layer cannot have such activations.
+
+    Raises:
+        PolicyError: Other bits, or activations that are neither offered bits nor `"dynamic"`.
+    """
+    width: int | str = 8 if activations == DYNAMIC else activations
+    if not isinstance(width, int) or isinstance(width, bool) or width not in ACTIVATIONS:
+        allowed = ", ".join(map(str, ACTIVATIONS))
+        shown = f"{width} activation bits are" if isinstance(width, int) else f"activations {width!r} are"
+        raise PolicyError(f"{shown} not offered (allowed: {allowed}, {DYNAMIC!r})")
+    ranges = DYNAMIC if activations == DYNAMIC else STATIC
+    return _formats("quantize", bits, "bits", lambda value: Weights(value, width, scheme, group, ranges), end_bits)
 
 
 def clustering(bits: int | Mapping[str, int | None], end_bits: int = END_BITS) -> Method:
@@ -260,15 +276,24 @@ def _format_of(structure: Structure, layer: Layer, form: WeightFormat, end_bits:
     if isinstance(form, Binary) and layer.why_no_signs:
         return None, layer.why_no_signs
     end = structure.ends.get(layer.name, "")
-    if end and value_bits(form) < end_bits:
-        activations = 8 if isinstance(form, Weights | Binary) and form.activations == 8 else 32
-        form = Weights(end_bits, activations)
-        reasons.append(f"{end_bits}-bit weights: the {end} layer keeps at least {end_bits} bits (end_bits)")
-    if isinstance(form, Weights | Binary) and form.activations == 8 and not layer.runs_in_integers:
-        form = replace(form, activations=32)
-        reasons.append(NO_INTEGER_KERNEL.format(kind=layer.kind))
+    if end and (wider := _at_an_end(form, end_bits)) != form:
+        form = wider
+        reasons.append(f"{describe(form)}: the {end} layer keeps at least {end_bits} bits (end_bits)")
+    if isinstance(form, Weights | Binary) and (reason := why_not_such_activations(layer, form)):
+        form = in_floats(form)
+        reasons.append(reason)
     choice, why_not = _if_smaller(layer, form, None)
     return choice, why_not or "; ".join(reasons)
+
+
+def _at_an_end(form: WeightFormat, end_bits: int) -> WeightFormat:
+    """A format as the first or the last layer has it: integers where it has too few bits, and no narrower an input."""
+    if isinstance(form, Weights) and min(form.bits, form.activations) < end_bits:
+        activations = 8 if form.activations < end_bits else form.activations
+        return Weights(max(form.bits, end_bits), activations, ranges=form.ranges)
+    if isinstance(form, Weights) or value_bits(form) >= end_bits:
+        return form
+    return Weights(end_bits, activation_bits(form))
 
 
 def _if_smaller(layer: Layer, form: WeightFormat | None, sparse: Sparse | None) -> Offer:

@@ -28,7 +28,8 @@ from paretopress.spaces.coupling import Axis, ChannelGroup, Segment
 from paretopress.spaces.errors import PolicyError, unknown_name
 from paretopress.spaces.factor_forms import fitted, part_shapes, why_not_factorised, why_too_large
 from paretopress.spaces.kernels import product
-from paretopress.spaces.layers import NO_INTEGER_KERNEL, Layer, LayerKind
+from paretopress.spaces.layer_formats import why_no_format, why_not_such_activations
+from paretopress.spaces.layers import Layer, LayerKind
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.shortcuts import Subsampling
 from paretopress.spaces.stored_weights import input_forms, stored_size
@@ -69,6 +70,11 @@ class LayerPlan:
     def activation_bits(self) -> int:
         """8 where it computes in 8-bit integers, else 32."""
         return activation_bits(self.form)
+
+    @property
+    def grid_bits(self) -> int:
+        """Bits of the grids that its real layers round their own inputs to, 0 where they do not."""
+        return self.form.grid_bits if isinstance(self.form, Weights) else 0
 
     @property
     def weight_bits(self) -> int:
@@ -118,8 +124,8 @@ class LayerPlan:
         """Bytes of its weights, scales and bias as stored."""
         total = 4 * self.shape[0] if self.has_bias else 0
         total += sum(stored_size(self.form, self.sparse, shape) for _, shape in self.parts)
-        inputs = input_forms(self.form, self.shape[1] * self.groups)
-        return total + sum(one.size_bytes for one in inputs.values())
+        inputs = (input_forms(self.form, shape[1] * self.groups) for _, shape in self.parts)
+        return total + sum(one.size_bytes for forms in inputs for one in forms.values())
 
 
 @dataclass(frozen=True)
@@ -268,10 +274,9 @@ def check_units(structure: Structure, policy: Policy) -> None:
                 raise PolicyError(f"unit {name!r}: {reason}")
         if name.endswith(("/weights", "/sparsity")):
             layer = structure.layer(name.rpartition("/")[0])
-            if activation_bits(choice) == 8 and not layer.runs_in_integers:
-                raise PolicyError(f"unit {name!r}: {NO_INTEGER_KERNEL.format(kind=layer.kind)} (activations: 32)")
-            if isinstance(choice, Binary) and layer.why_no_signs:
-                raise PolicyError(f"unit {name!r}: {layer.why_no_signs}")
+            if reason := why_no_format(layer, choice):
+                allowed = " (activations: 32)" if reason == why_not_such_activations(layer, choice) else ""
+                raise PolicyError(f"unit {name!r}: {reason}{allowed}")
             others = (policy.choices.get(f"{layer.name}/{kind}") for kind in ("rank", "sparsity", "weights"))
             if reason := conflict(*others):
                 raise PolicyError(f"unit {name!r}: {reason}")

@@ -24,6 +24,7 @@ from paretopress.spaces.choices import (
 )
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown_name
+from paretopress.spaces.layer_formats import why_not_searched
 from paretopress.spaces.left_dense import left_dense
 from paretopress.spaces.legality import (
     keep_choices,
@@ -246,7 +247,9 @@ def _apply_pins(
             raise ConfigError(f"space.pin: {unit!r} cannot be pinned: {reason}")
         for unit in fnmatch.filter(options, pattern):
             if choice not in options[unit]:
-                raise ConfigError(f"space.pin: {unit!r} does not offer {describe(choice)}")
+                reason = why_not_searched(choice)
+                shown = describe(choice) + (f": {reason}" if reason else "")
+                raise ConfigError(f"space.pin: {unit!r} does not offer {shown}")
             options[unit] = (choice,)
 
 

@@ -188,10 +188,18 @@ def scale_shape(form: Weights, rows: int, columns: int) -> tuple[int, int]:
     return rows, math.ceil(columns / form.group) if form.group else 1
 
 
-def input_forms(form: WeightFormat | None, columns_in: int) -> dict[str, TensorForm]:
-    """Tensors stored of a layer whose input is signs: what a sign stands for, and the threshold of each channel."""
-    if isinstance(form, Binary) and form.activations == 1:
-        return {"input_scale": TensorForm((1,), "float32"), "input_threshold": TensorForm((columns_in,), "float32")}
+def input_forms(form: WeightFormat | None, channels: int) -> dict[str, TensorForm]:
+    """Tensors stored of what a real layer does to its own input, by the suffix of their names.
+
+    Signs: what one stands for, and the threshold of each of the input `channels`. A grid: its step and the code of
+    zero, which has as many bytes as the bits of a code need. A range that is found at run time: nothing.
+    """
+    scale = {"input_scale": TensorForm((1,), "float32")}
+    match form:
+        case Binary(_, 1):
+            return {**scale, "input_threshold": TensorForm((channels,), "float32")}
+        case Weights() if form.grid_bits:
+            return {**scale, "input_zero_point": _bytes(packed_size(1, form.grid_bits))}
     return {}
 
 

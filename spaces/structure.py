@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from paretopress.spaces.branches import Branch, find_branches, without_branches
-from paretopress.spaces.choices import Binary, Choice, WeightFormat, activation_bits
+from paretopress.spaces.choices import Choice, WeightFormat
 from paretopress.spaces.coupling import Axis, ChannelGroup, Coupling, analyse_coupling
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.ends import end_layers
 from paretopress.spaces.errors import PolicyError, UnsupportedModelError, unknown_name
 from paretopress.spaces.fusion import Fusion, fuse
 from paretopress.spaces.graph import Graph, Node
+from paretopress.spaces.layer_formats import why_no_format
 from paretopress.spaces.layers import Holder, Layer, LayerKind, find_layers
 from paretopress.spaces.shortcuts import Subsampling, find_subsamplings
 from paretopress.spaces.time_limit import OutOfTime, time_limit
@@ -75,9 +76,7 @@ class Structure:
     def takers(self, choice: WeightFormat) -> dict[str, Choice]:
         """The format for every layer that can have it."""
         layers = (layer for layer in self.layers if not layer.frozen)
-        return {f"{layer.name}/weights": choice for layer in layers
-                if (activation_bits(choice) != 8 or layer.runs_in_integers)
-                and not (isinstance(choice, Binary) and layer.why_no_signs)}
+        return {f"{layer.name}/weights": choice for layer in layers if not why_no_format(layer, choice)}
 
     @cached_property
     def weight_views(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from paretopress import applying
 from paretopress.demo import factories
 from paretopress.spaces.choices import Binary, Clustered, Factorised, Half, Keep, Sparse, Weights
 from paretopress.spaces.errors import ArtifactError, ConfigError, DataError, PolicyError, UnsupportedModelError
+from paretopress.spaces.methods import quantisation
 from paretopress.spaces.plan import plan
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "methods.md"
@@ -71,6 +72,9 @@ METHODS = [
     ("prune", {"ratio": 0.5}, Keep(0.5), 0.97),
     ("quantize", {}, Weights(8, 8), 0.98),
     ("quantize", {"bits": 3, "activations": 32}, Weights(3, 32), 0.97),
+    ("quantize", {"activations": 16}, Weights(8, 16), 0.98),
+    ("quantize", {"bits": 4, "activations": 4}, Weights(4, 4), 0.9),
+    ("quantize", {"activations": "dynamic"}, Weights(8, ranges="dynamic"), 0.98),
     ("factorize", {"rank": 0.75}, Factorised, 0.8),
     ("factorize", {"rank": 8}, Factorised("svd", 8), 0.4),
     ("sparsify", {}, Sparse(0.5), 0.97),
@@ -139,6 +143,11 @@ def test_ends_keep_eight_bits_unless_they_are_named_or_end_bits_says_otherwise(d
     assert "the first layer keeps at least 8 bits" in narrow.adjusted[0][1]
     signs = paretopress.binarize(model, data, activations=8, refit=False)
     assert {signs.policy.choices[unit] for unit in ENDS} == {Weights(8, 8)}
+    for bits, activations, ends in ((4, 4, Weights(8, 8)), (8, 4, Weights(8, 8)), (4, 16, Weights(8, 16)),
+                                    (4, "dynamic", Weights(8, ranges="dynamic"))):
+        assignment = quantisation(bits, activations).assign(narrow.plan.structure)
+        assert {assignment.policy.choices[unit] for unit in ENDS} == {ends}
+        assert {unit for unit, _ in assignment.adjusted} == set(ENDS)
     free = paretopress.quantize(model, data, 2, 32, end_bits=2, refit=False)
     assert {choice for _, choice in free.policy} == {Weights(2, 32)}
     assert free.adjusted == ()
@@ -193,6 +202,15 @@ def test_channels_below_a_threshold_go(demo):
 def test_rankings_that_are_none(demo, ratio, scope, text):
     with pytest.raises(ConfigError, match=text):
         paretopress.prune(*demo, ratio, scope=scope)
+
+
+def test_grids_of_inputs_are_chosen_too(demo):
+    scales = {}
+    for ranges in ("mse", "minmax", "percentile"):
+        state = paretopress.quantize(*demo, 8, 4, ranges=ranges, refit=False).network.state_dict()
+        scales[ranges] = torch.cat([tensor for name, tensor in state.items() if name.endswith("input_scale")])
+    assert bool((scales["minmax"] >= scales["percentile"]).all())
+    assert bool((scales["minmax"] > scales["mse"]).all())
 
 
 def test_ranges_of_activations_are_chosen(demo):
@@ -372,6 +390,10 @@ def test_keyword_inputs_and_layers_without_an_integer_kernel():
     integers = paretopress.quantize(model, inputs)
     assert integers.policy.choices["table/weights"] == Weights(8, 32)
     assert [unit for unit, _ in integers.adjusted] == ["table/weights"]
+    for activations, reason in ((4, "what an embedding reads"), ("dynamic", "no kernel computes layers of this kind")):
+        rounded = paretopress.quantize(model, inputs, 8, activations, end_bits=2)
+        assert rounded.policy.choices["table/weights"] == Weights(8, 32)
+        assert [(unit, why.startswith(reason)) for unit, why in rounded.adjusted] == [("table/weights", True)]
     with torch.inference_mode():
         assert (integers(**inputs) - model(**inputs)).abs().max() < 0.1
     signs = paretopress.binarize(model, inputs, end_bits=2)
@@ -392,7 +414,9 @@ def test_keyword_inputs_and_layers_without_an_integer_kernel():
         ("quantize", {"bits": 0}, PolicyError, "0 weight bits are not offered"),
         ("quantize", {"bits": 33}, PolicyError, "33 weight bits are not offered"),
         ("quantize", {"bits": "8"}, ConfigError, "bits '8' is not a whole number"),
-        ("quantize", {"activations": 16}, PolicyError, "16 activation bits are not offered"),
+        ("quantize", {"activations": 5}, PolicyError, "5 activation bits are not offered .allowed: 4, 8, 16, 32"),
+        ("quantize", {"activations": "dynamc"}, PolicyError, "activations 'dynamc' are not offered .allowed: 4, 8"),
+        ("quantize", {"activations": "dynamic", "group": 32}, PolicyError, "8-bit activations go with symmetric"),
         ("quantize", {"end_bits": 5}, ConfigError, "end_bits 5 is not offered"),
         ("quantize", {"rounding": "learnt"}, ConfigError, "unknown rounding 'learnt'; did you mean 'learned'"),
         ("quantize", {"equalise": "yes"}, ConfigError, "equalise: got 'yes' .allowed: True, False."),
@@ -568,6 +592,19 @@ def test_apply_stores_measures_and_says_what_stays_dense(cli, policy_file, tmp_p
     assert measured["disk_bytes"] == sum(path.stat().st_size for path in out.iterdir())
     assert measured["size_bytes"] < measured["size_bytes_baseline"]
     assert measured["accuracy_drop"] == pytest.approx(measured["accuracy_baseline"] - measured["accuracy"])
+
+
+def test_apply_verifies_inputs_that_layers_round_by_what_both_put_first(cli, tmp_path):
+    text = "{first/weights: {weights: 8, activations: 16}, second/weights: {weights: 4, activations: 4}, "
+    text += "last/weights: {weights: 8, activations: 8, ranges: dynamic}}"
+    (tmp_path / "policy.yaml").write_text(f"units: {text}")
+    arguments = ("--policy", tmp_path / "policy.yaml", "--model", "small:model", "--data", "small:data")
+    code, text, err = cli("apply", *arguments, "-o", tmp_path / "small", "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    assert found["parity_problem"] is None
+    assert found["measured"]["parity"]["integer"] is True
+    assert found["measured"]["parity"]["reloaded_equal"] is True
 
 
 @pytest.mark.parametrize(

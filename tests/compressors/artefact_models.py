@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from paretopress.compressors.calibration import Calibration, calibrate
 from paretopress.compressors.entries import Entries
+from paretopress.compressors.inputs import DynamicRange, InputGrid
 from paretopress.compressors.network import Network
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.tuning import tune
@@ -25,8 +26,10 @@ SAMPLES = 48
 INTEGERS = tuple(Weights(bits, activations) for bits in (8, 4, 3, 2) for activations in (8, 32))
 AFFINE = (Weights(4, 32, "asymmetric", 16), Weights(4, 32, "symmetric", 16), Weights(3, 32, "asymmetric"),
           Weights(8, 32, "tensor"))
+OWN_INPUTS = (Weights(8, 16), Weights(4, 4), Weights(4, 16, "asymmetric", 16), Weights(8, ranges="dynamic"),
+              Weights(4, ranges="dynamic"))
 FORMATS = (*INTEGERS, *AFFINE, Half("fp16"), Half("bf16"), Clustered(2), Clustered(5), Binary(1), Binary(1, 8),
-           Binary(1, 1), Binary(3))
+           Binary(1, 1), Binary(3), *OWN_INPUTS)
 SPARSITIES = (Sparse(0.5), Sparse(0.03), Sparse(0.5, "2:4"), Sparse(0.4, "2x3"))
 
 
@@ -309,6 +312,11 @@ POLICIES = {
     "2:4 w4": {"sparse": Sparse(0.5, "2:4"), "bits": 4, "keep": True, "rank": True},
     "blocks fp16": {"sparse": Sparse(0.4, "2x3"), "form": Half("fp16")},
     "sparse clustered": {"sparse": Sparse(0.5), "form": Clustered(2), "keep": True},
+    "w8a16": {"form": OWN_INPUTS[0], "rank": True},
+    "w4a4": {"form": OWN_INPUTS[1], "keep": True},
+    "w4a16 in groups": {"form": OWN_INPUTS[2]},
+    "w8 dynamic": {"form": OWN_INPUTS[3], "keep": True},
+    "2:4 w4 dynamic": {"sparse": Sparse(0.5, "2:4"), "form": OWN_INPUTS[4], "rank": True},
 }
 
 
@@ -321,6 +329,12 @@ FACTORS = {
     "tucker sparse fp16": {"rank": "tucker", "form": Half("fp16"), "sparse": Sparse(0.5)},
 }
 FACTORED = ("resnet", "group_norm", "windows")   # models with convolutions that have all kinds of factors
+
+
+def rounds(network):
+    """Whether a network rounds tensors on the way, so that where sums of floats differ a step may be another."""
+    own = (part.inputs for parts in network.parts.values() for part in parts)
+    return bool(network.ranges) or any(isinstance(inputs, InputGrid | DynamicRange) for inputs in own)
 
 
 def same(one, other):

@@ -7,7 +7,9 @@ from space_zoo import ZOO, specimen
 
 from paretopress.spaces.capabilities import Capabilities
 from paretopress.spaces.choices import Binary, Clustered, Factorised, Keep, Sparse, Weights, describe
+from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.errors import ConfigError
+from paretopress.spaces.legality import weight_choices
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SpaceSettings, build_space
@@ -184,3 +186,25 @@ def test_ends_lose_channels_and_rank_as_other_layers_do():
     built = build_space(specimen("vgg").structure, (FREE,))
     assert Keep(0.5) in built.options["features.0/channels"]
     assert any(isinstance(choice, Factorised) for choice in built.options["features.0/rank"])
+
+
+OWN_INPUTS = {
+    Weights(8, 16): "no device computes in so many bits",
+    Weights(4, 4): "no device computes in so many bits",
+    Weights(8, ranges="dynamic"): "what it costs to find ranges at run time is in no device profile",
+}
+
+
+@pytest.mark.parametrize(("choice", "reason"), OWN_INPUTS.items(), ids=map(describe, OWN_INPUTS))
+def test_inputs_that_layers_round_for_themselves_are_for_policies_only(choice, reason):
+    structure = specimen("vgg").structure
+    generous = Capabilities("any", (*ANY, (8, 16), (4, 4)))
+    assert choice not in build_space(structure, (generous,), EVERY).options["features.3/weights"]
+    legal, refused = weight_choices(structure.layer("features.3"), [generous], [choice])
+    assert legal == []
+    assert [(what, why.startswith(reason)) for what, why in refused] == [(describe(choice), True)]
+    with pytest.raises(ConfigError, match=f"'features.3/weights' does not offer .*: {reason}"):
+        build_space(structure, (generous,), replace(EVERY, pin={"features.3/weights": choice}))
+    planned = plan(structure, Policy.of({"features.3/weights": choice}))
+    twin = replace(choice, activations=32, ranges="static")
+    assert cost_view(planned) == cost_view(plan(structure, Policy.of({"features.3/weights": twin})))

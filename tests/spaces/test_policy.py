@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretopress.spaces.choices import (
+    ACTIVATIONS,
     FACTORISATIONS,
     WEIGHT_BITS,
     Factorised,
@@ -24,7 +25,11 @@ CHOICES = {
         st.builds(Factorised, st.sampled_from(FACTORISATIONS), st.integers(1, 10**6)),
         st.builds(Factorised, st.just("tucker"), st.integers(1, 10**6), st.integers(0, 10**6)),
     ),
-    "weights": st.builds(Weights, st.sampled_from(WEIGHT_BITS), st.sampled_from([8, 32])),
+    "weights": st.one_of(
+        st.builds(Weights, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATIONS)),
+        st.builds(Weights, st.sampled_from(WEIGHT_BITS), st.sampled_from([16, 32]), st.just("asymmetric"), st.just(32)),
+        st.builds(Weights, st.sampled_from(WEIGHT_BITS), ranges=st.just("dynamic")),
+    ),
 }
 SUBJECTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"]), max_size=12)
 FINGERPRINTS = st.one_of(
@@ -74,7 +79,8 @@ def test_hash_depends_on_the_choices_alone(policy):
 
 def test_different_choices_have_different_hashes():
     every = [Keep(0.5), Keep(0.25), Factorised("svd", 1), Factorised("svd", 2)]
-    every += [Weights(bits, activations) for bits, activations in itertools.product(WEIGHT_BITS, (8, 32))]
+    every += [Weights(bits, activations) for bits, activations in itertools.product(WEIGHT_BITS, ACTIVATIONS)]
+    every.append(Weights(8, ranges="dynamic"))
     kinds = {Keep: "channels", Factorised: "rank", Weights: "weights"}
     assert len({Policy.of({f"a/{kinds[type(choice)]}": choice}).hash for choice in every}) == len(every)
 
@@ -106,7 +112,10 @@ def test_choice_round_trip(choice):
         (lambda: Factorised("tucker", 2, -1), "inner rank -1 is below 1"),
         (lambda: Factorised("spatial", 2, 3), "spatial factors have one rank, no inner one (allowed: tucker)"),
         (lambda: Weights(5), "5 weight bits are not offered (allowed: 2, 3, 4, 8)"),
-        (lambda: Weights(8, 16), "16 activation bits"),
+        (lambda: Weights(8, 5), "5 activation bits are not offered (allowed: 4, 8, 16, 32)"),
+        (lambda: Weights(8, 32, ranges="dynamic"), "dynamic ranges go with 8-bit activations, not with 32"),
+        (lambda: Weights(8, ranges="dynamc"), "did you mean 'dynamic'"),
+        (lambda: Weights(4, ranges="dynamic", group=32), "8-bit activations go with symmetric weights"),
         (lambda: Weights(8, 8, "symetric"), "did you mean 'symmetric'"),
         (lambda: Policy.of({"fc/rank": Keep(0.5)}), "'fc/rank' takes Factorised"),
         (lambda: Policy.of({"fc/weigths": Weights(8)}), "did you mean 'weights'"),
@@ -144,6 +153,8 @@ def test_values_out_of_range_are_refused(make, message):
         ({"units": {"a/rank": {"factorised": "tucker", "rank": 2, "inner": 1.5}}}, "expected an integer, got 1.5"),
         ({"units": {"a/rank": {"factorised": "svd", "rank": 2, "inner": 1}}}, "svd factors have one rank"),
         ({"units": {"a/weights": {"weights": 8, "activation": 8}}}, "did you mean 'activations'"),
+        ({"units": {"a/weights": {"weights": 8, "activations": "dynamic"}}}, "(write activations: 8, ranges: dynamic)"),
+        ({"units": {"a/weights": {"weights": 8, "ranges": "sometimes"}}}, "kind of activation ranges 'sometimes'"),
         ({"units": {"a/weights": {"keep": 0.5}}}, "'a/weights' takes Weights"),
     ],
 )
