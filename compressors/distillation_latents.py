@@ -20,7 +20,7 @@ from paretopress.compressors.trained_inputs import in_training, latent_inputs, s
 from paretopress.spaces.layers import LayerKind
 
 SIGN_REACH = 2.0   # times the scale: beyond it a latent weight takes no gradient that would move it further
-LEAST_STRETCH = 0.1
+LEAST_STRETCH = 0.1   # of the scale that training starts from: a scale of zero would be divided by
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -116,10 +116,23 @@ def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
             return replace(stored, values=kept)
 
 
-def _has_scales(stored: StoredWeight | None) -> bool:
-    """Whether rows are stored with scales that training may change."""
+def _unstretched(stored: StoredWeight | None) -> Tensor | None:
+    """Factors that training changes the scales by, all 1: `(out, 1)`, or `(1, 1)` where all rows share one scale."""
     values = stored.values if isinstance(stored, SparseWeight) else stored
-    return values is not None and not isinstance(values, Floats)
+    if values is None or isinstance(values, Floats):
+        return None
+    return torch.ones(len(values.scales), 1, requires_grad=True)
+
+
+def stretched(stored: StoredWeight, factors: Tensor) -> StoredWeight:
+    """A stored weight with its scales multiplied, `(out, 1)`, or `(1, 1)` where all rows share one scale."""
+    if isinstance(stored, SparseWeight):
+        values = stretched(stored.values, factors)
+        assert isinstance(values, Integers | Affine | Floats | Shared)
+        return replace(stored, values=values)
+    if isinstance(stored, Affine):
+        return replace(stored, scales=stored.scales * factors)
+    return stored.scaled(factors.flatten())
 
 
 @dataclass(frozen=True)
@@ -135,8 +148,9 @@ class LatentPart:
         bias: Latent bias in units of `bias_unit`, or None.
         weight_unit: `(out, 1, ...)` root mean square of each row.
         bias_unit: `()` root mean square of the bias, at least that of the weights.
-        stretch: `(out, 1)` factor of each row's scales, None where the weight is stored as floats. Its gradient is that
-            of Esser et al., "Learned Step Size Quantization", ICLR 2020: weights that outgrow their grid widen it.
+        stretch: Factor of each row's scales, or of the one that all share, None where the weight is stored as floats.
+            Its gradient is that of Esser et al., "Learned Step Size Quantization", ICLR 2020: weights that outgrow
+            their grid widen it.
         inputs: What is trained of what becomes of the input.
     """
 
@@ -160,11 +174,10 @@ class LatentPart:
         unit = rows.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = None if part.bias is None else part.bias.detach().clone()
         bias_unit = overall if bias is None else torch.maximum(bias.square().mean().sqrt(), overall)
-        stretch = torch.ones(len(weight), 1, requires_grad=True) if _has_scales(part.stored) else None
         return cls(
             part, channels_last(weight / unit).requires_grad_(True),
-            None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit, stretch,
-            latent_inputs(part.inputs),
+            None if bias is None else (bias / bias_unit).requires_grad_(True), unit, bias_unit,
+            _unstretched(part.stored), latent_inputs(part.inputs),
         )
 
     def trained(self) -> Iterator[Tensor]:
@@ -196,7 +209,7 @@ class LatentPart:
         stretch = self._stretch()
         stored = settled(self.part.stored, weight.flatten(1) / self._before(stretch))
         if self.stretch is not None:
-            stored = stored.scaled(stretch.flatten())
+            stored = stretched(stored, stretch)
         return replace(
             self.part, weight=stored.weight().reshape(weight.shape), bias=bias, stored=stored, inputs=inputs)
 

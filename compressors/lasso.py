@@ -12,7 +12,7 @@ Channels are zero where they are read, in every layer that reads them: that is w
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -33,7 +33,7 @@ SMALLEST = 1e-12
 
 
 @dataclass
-class Shrunk:
+class Shrunk(ABC):
     """What shrinks together: items of one kind, of which the smallest become zero.
 
     Attributes:

@@ -30,6 +30,7 @@ from paretopress.compressors.distillation_loss import output_loss
 from paretopress.compressors.distillation_optimiser import LARGEST_SIDE, Optimiser, orthogonalised
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
+from paretopress.compressors.matrices import Matrix, in_format
 from paretopress.compressors.network import Part, forward
 from paretopress.compressors.program import build_program
 from paretopress.compressors.quantisation import largest_level, quantise_tensor
@@ -236,6 +237,29 @@ def test_scales_get_the_gradient_of_learned_step_sizes():
     stored = latent.finished().stored
     assert stored.scales.tolist() == [1.0, 0.25]
     assert stored.integers.tolist() == [[1, -3], [1, 0]]
+
+
+@pytest.mark.parametrize("form", [
+    Weights(3, 32), Weights(3, 32, "tensor"), Weights(4, 32, "asymmetric"), Weights(4, 32, "asymmetric", 16),
+    Clustered(2), Binary(2), Half(),
+], ids=str)
+@pytest.mark.parametrize("sparse", [None, Sparse(0.5)], ids=["full", "half"])
+def test_what_is_stored_in_the_end_is_what_was_trained(form, sparse):
+    """Scales that training changed are stored, in every format and wherever rows share them."""
+    if isinstance(form, Binary) and sparse is not None:
+        return
+    torch.manual_seed(0)
+    moments = torch.eye(33)
+    part = in_format(Matrix(torch.randn(6, 32), None), moments, form, sparse).part((6, 32))
+    latent = LatentPart.of(part)
+    with torch.no_grad():
+        if latent.stretch is not None:
+            latent.stretch.mul_(torch.linspace(0.7, 1.6, len(latent.stretch)).unsqueeze(1))
+        latent.weight.add_(0.3 * torch.randn(6, 32))
+    assert (latent.stretch is None) == isinstance(form, Half)
+    current, finished = latent.current().weight, latent.finished()
+    assert torch.allclose(current, finished.weight, atol=1e-6)
+    assert torch.equal(finished.weight, finished.stored.weight())
 
 
 def test_integers_stay_on_their_grid(case, trained):
