@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from paretopress.compressors.network import Network, Part
+from paretopress.compressors.network import Network, Part, channels_along
 from paretopress.spaces.coupling import Axis, where
 from paretopress.spaces.fusion import POOLS, pads_with_zeros
 from paretopress.spaces.graph import Node
@@ -107,13 +107,13 @@ def _pair(structure: Structure, layer: Layer) -> Pair | str:
     for segment in axis or ():
         if segment.group not in starts:
             starts[segment.group], count = count, count + segment.size
-    made = _channels(axis, starts)
+    made = channels_along(axis, starts)
     if made is None or len(made) != layer.out_channels:
         return "its channels cannot be told apart"
     readers = []
     for reader, source in found:
-        numbers = _channels(_channel_axis(structure, reader, source), starts)
-        if numbers is None or len(numbers) != reader.in_channels:
+        numbers = channels_along(_channel_axis(structure, reader, source), starts)
+        if numbers is None or len(numbers) != reader.in_channels or bool((numbers < 0).any()):
             return f"its channels cannot be followed to {reader.name}"
         readers.append((reader, numbers))
     return Pair(layer, made, tuple(readers), count)
@@ -150,14 +150,6 @@ def _channel_axis(structure: Structure, layer: Layer, name: str) -> Axis:
     """The axis of the channels of a value that a layer makes or reads."""
     axes = structure.coupling.values.get(name)
     return axes[1 if layer.window else -1] if axes else None
-
-
-def _channels(axis: Axis, starts: Mapping[str, int]) -> Tensor | None:
-    """The number of the channel at every place of a dimension; None where one is not among `starts`."""
-    if not axis or any(segment.group not in starts for segment in axis):
-        return None
-    once = [starts[s.group] + torch.arange(s.size).repeat_interleave(s.inner) for s in axis]
-    return torch.cat(once).repeat(axis[0].outer)
 
 
 def equalising_factors(pairs: Sequence[Pair], weights: Mapping[str, Tensor]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from paretopress.compressors.augmentation import Augmenter
 from paretopress.compressors.distillation import DistillationSettings, Student, train
-from paretopress.compressors.network import Network
+from paretopress.compressors.network import Network, channels_along
 from paretopress.compressors.program import Program
 from paretopress.spaces.choices import Keep, Sparse
 from paretopress.spaces.coupling import Axis, ChannelGroup
@@ -226,11 +226,5 @@ def blocks_along(axis: Axis, group: ChannelGroup) -> Tensor | None:
         axis: The dimension's axis.
         group: The group.
     """
-    if axis is None or not any(segment.group == group.name for segment in axis):
-        return None
-    pieces = []
-    for segment in axis:
-        own = segment.group == group.name
-        channels = torch.arange(segment.size) // group.step if own else torch.full((segment.size,), -1)
-        pieces.append(channels.repeat_interleave(segment.inner))
-    return torch.cat(pieces).repeat(axis[0].outer)
+    channels = channels_along(axis, {group.name: 0})
+    return None if channels is None else channels // group.step   # -1 stays -1: it is rounded down

@@ -145,6 +145,24 @@ def axis_index(axis: Axis, selection: Selection) -> Tensor | None:
     return (torch.arange(axis[0].outer).unsqueeze(1) * offset + once).flatten()   # all of it may repeat
 
 
+def channels_along(axis: Axis, starts: Mapping[str, int]) -> Tensor | None:
+    """Return which channel every position along a dimension belongs to, None where it has none of the groups.
+
+    Args:
+        axis: The dimension's axis.
+        starts: The number of the first channel of each group in question; of other groups it is -1 throughout.
+    """
+    if not axis or not any(segment.group in starts for segment in axis):
+        return None
+    pieces = [
+        starts[segment.group] + torch.arange(segment.size) if segment.group in starts
+        else torch.full((segment.size,), -1)
+        for segment in axis
+    ]
+    once = torch.cat([piece.repeat_interleave(segment.inner) for piece, segment in zip(pieces, axis, strict=True)])
+    return once.repeat(axis[0].outer)
+
+
 def select(tensor: Tensor, axes: Sequence[Axis], selection: Selection) -> Tensor:
     """Return a parameter at its pruned size."""
     for dimension, axis in enumerate(axes):

@@ -126,12 +126,7 @@ def apply_policy(
     _check_model(model)
     if importance not in IMPORTANCES:
         raise ConfigError(unknown_name("importance", str(importance), IMPORTANCES))
-    if ranges not in RANGE_METHODS:
-        raise ConfigError(unknown_name("choice of ranges", str(ranges), RANGE_METHODS))
-    if rounding not in ROUNDING_METHODS:
-        raise ConfigError(unknown_name("rounding", str(rounding), ROUNDING_METHODS))
-    if not isinstance(equalise, bool):
-        raise ConfigError(f"equalise: got {equalise!r} (allowed: True, False)")
+    _check_quantisation(ranges, rounding, equalise)
     gradual = gradual_settings(schedule, rounds, distillation)
     watcher, sets = observer or ProgressObserver(), Sets.of(data)
     with torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
@@ -268,6 +263,15 @@ def with_time(settings: DistillationSettings, steps: int | None, time: str | Non
 def _warn_of_nothing(assignment: Assignment) -> None:
     first = "; ".join(f"{unit}: {reason}" for unit, reason in assignment.left_dense[:1])
     warnings.warn(f"nothing was changed ({first}); left_dense has every reason", UserWarning, stacklevel=6)
+
+
+def _check_quantisation(ranges: str, rounding: str, equalise: object) -> None:
+    if ranges not in RANGE_METHODS:
+        raise ConfigError(unknown_name("choice of ranges", str(ranges), RANGE_METHODS))
+    if rounding not in ROUNDING_METHODS:
+        raise ConfigError(unknown_name("rounding", str(rounding), ROUNDING_METHODS))
+    if not isinstance(equalise, bool):
+        raise ConfigError(f"equalise: got {equalise!r} (allowed: True, False)")
 
 
 def _check_model(model: object) -> None:

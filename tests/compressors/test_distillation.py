@@ -239,15 +239,17 @@ def test_scales_get_the_gradient_of_learned_step_sizes():
     assert stored.integers.tolist() == [[1, -3], [1, 0]]
 
 
-@pytest.mark.parametrize("form", [
+FORMS = (
     Weights(3, 32), Weights(3, 32, "tensor"), Weights(4, 32, "asymmetric"), Weights(4, 32, "asymmetric", 16),
-    Clustered(2), Binary(2), Half(),
+    Clustered(2), Half(),
+)
+
+
+@pytest.mark.parametrize(("form", "sparse"), [
+    (Binary(2), None), *((form, sparse) for form in FORMS for sparse in (None, Sparse(0.5))),
 ], ids=str)
-@pytest.mark.parametrize("sparse", [None, Sparse(0.5)], ids=["full", "half"])
 def test_what_is_stored_in_the_end_is_what_was_trained(form, sparse):
     """Scales that training changed are stored, in every format and wherever rows share them."""
-    if isinstance(form, Binary) and sparse is not None:
-        return
     torch.manual_seed(0)
     moments = torch.eye(33)
     part = in_format(Matrix(torch.randn(6, 32), None), moments, form, sparse).part((6, 32))
