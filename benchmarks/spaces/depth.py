@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import math
 import sys
@@ -129,7 +130,10 @@ def main() -> None:
         late = "" if total <= 5 or row["parameters"] > 1e8 else "  MORE THAN 5 s"
         print(f"{name:<20} {size} {row['capture']:>7.2f} + {row['analysis']:>6.2f} s{late}", flush=True)
     (options.out / "depth.json").write_text(json.dumps({"families": families, "published": published}, indent=1) + "\n")
-    plot(families, options.out / "depth.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("depth.png is not drawn: matplotlib is not installed")
+    else:
+        plot(families, options.out / "depth.png")
 
 
 if __name__ == "__main__":
