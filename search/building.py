@@ -239,7 +239,8 @@ def _next_round(
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
     by_hand = {policy.hash for policy in named[1:]}
     rivals = [one for one in records if one.policy.hash in by_hand and one.state is TrialState.COMPLETE]
-    picked = [one for one in surest(sound, rivals, settings.objectives) if not one.built][:size]
+    first = surest(sound, rivals, settings.objectives, settings.limits)
+    picked = [one for one in first if not one.built][:size]
     left = tuple(one for one in sound if one not in picked)
     picked += next_builds(replace(view, prospects=left), settings.objectives, settings.limits, size - len(picked),
                           settings.samples)

@@ -22,6 +22,7 @@ MOST_WEIGHED = 1000      # candidates; what many others dominate is not worth th
 SMALLEST_COST = 1e-12    # a model without weights has no bytes
 CHEAPER = 0.95           # of a cost: less of a difference is not worth a point of the front
 SURE = 2                 # candidates: whether one of them keeps its accuracy elsewhere is partly luck
+MARGINS = (1.0, 0.94, 0.88)   # of a budget on costs: predicted times err by several percent
 
 
 @dataclass(frozen=True)
@@ -78,29 +79,43 @@ def next_builds(
 
 
 def surest(
-    prospects: Sequence[Prospect], rivals: Sequence[TrialRecord], objectives: Mapping[str, str]
+    prospects: Sequence[Prospect], rivals: Sequence[TrialRecord], objectives: Mapping[str, str], limits: Limits
 ) -> list[Prospect]:
-    """The candidates that are likeliest to beat what people would try by hand in every objective.
+    """The candidates that are likeliest to give what is asked for at least.
 
-    A front that a uniform width or precision beats is not worth its time, and what adds most to the front lies beyond
-    them: of the candidates that are cheaper than all of them in every cost, the least divergent ones.
+    What adds most to the front lies far beyond two questions that are answered first. Budgets on costs: which of the
+    candidates that meet them, barely and with a margin, are the least divergent? And what people would try by hand, as
+    a front that a uniform width or precision beats is not worth its time: which of the candidates that are cheaper in
+    every cost are?
 
     Args:
-        prospects: All candidates within the budgets.
+        prospects: All candidates.
         rivals: Trials of what people would try by hand.
         objectives: Names and directions.
+        limits: Budgets.
 
     Returns:
-        At most `SURE`, the least divergent first; the same ones whatever has been built so far.
+        One for each margin and at most `SURE` for the second question, the least divergent first; the same ones
+        whatever has been built so far.
     """
     names = {name: way for name, way in objectives.items() if name != "accuracy"}
     pool = [one for one in prospects if one.excess == 0.0]
-    if not pool or not rivals or not names:
-        return []
-    wanted = CHEAPER * costs_of(rivals, names).min(axis=0)
-    cheaper = (costs_of([one.record for one in pool], names) <= wanted).all(axis=1)
-    sure = [one for one, wins in zip(pool, cheaper, strict=True) if wins]
-    return sorted(sure, key=lambda one: one.record.values["divergence"])[:SURE]
+    picked: list[Prospect] = []
+    for margin in MARGINS if limits.costs else ():
+        inside = [one for one in pool if one not in picked and all(
+            one.record.values[name] <= margin * limit for _, name, limit in limits.costs)]
+        picked += least_divergent(inside, 1)
+    if pool and rivals and names:
+        wanted = CHEAPER * costs_of(rivals, names).min(axis=0)
+        cheaper = (costs_of([one.record for one in pool], names) <= wanted).all(axis=1)
+        beating = least_divergent([one for one, wins in zip(pool, cheaper, strict=True) if wins], SURE)
+        picked += [one for one in beating if one not in picked]
+    return picked
+
+
+def least_divergent(prospects: Sequence[Prospect], count: int) -> list[Prospect]:
+    """The candidates that diverge least before they are built, the least first."""
+    return sorted(prospects, key=lambda one: one.record.values["divergence"])[:count]
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from paretopress.search.pareto import non_dominated
 from paretopress.search.records import TrialRecord, TrialState
 
 _KEPT_INFEASIBLE = 10
+_KEPT_CLOSEST = 8
 
 
 class ViolationScale:
@@ -40,12 +42,17 @@ class Incumbents:
         self._start = list(start)
         self._front: list[tuple[Genome, list[float]]] = []
         self._nearest: list[tuple[float, Genome]] = []
+        self._closest: list[tuple[float, Genome]] = []
+        self._dense_fits = False
 
     def add(self, genome: Genome, record: TrialRecord, violations: Mapping[str, float]) -> None:
         """Take note of a finished trial; `violations` are the record's, brought to one scale."""
         if record.state is not TrialState.COMPLETE:
             return
         if record.feasible:
+            self._dense_fits = self._dense_fits or record.policy.is_dense
+            loss = record.values.get("divergence", math.inf)
+            self._closest = sorted([*self._closest, (loss, genome)], key=lambda item: item[0])[:_KEPT_CLOSEST]
             costs = [sign * record.values[name] for name, sign in self._signs.items()]
             candidates = [*self._front, (genome, costs)]
             mask = non_dominated(np.array([row for _, row in candidates]))
@@ -60,3 +67,11 @@ class Incumbents:
         if self._front:
             return [genome for genome, _ in self._front]
         return [genome for _, genome in self._nearest] or self._start
+
+    @property
+    def closest(self) -> list[Genome]:
+        """The feasible genomes that diverge least from the dense model; empty where that model is feasible itself.
+
+        What a budget on costs leaves possible is found around them; without one they are hardly compressed.
+        """
+        return [] if self._dense_fits else [genome for loss, genome in self._closest if math.isfinite(loss)]

@@ -5,7 +5,8 @@ pending). The sampler's generators are seeded anew for every ask, and finished t
 finished trials, so telling the ledger's records to a new proposer continues a search exactly.
 
 Order of proposals: the seeds; then every `local_moves_every`-th trial a local move and the others from the
-sampler. A local move takes a random incumbent and moves 1 to 3 of its units one step along their options.
+sampler. A local move takes a random incumbent and moves 1 to 3 of its units one step along their options; where the
+dense model exceeds a budget, every second one takes one of the feasible policies that diverge least from it.
 While the sampler has too few trials to learn from, its place is taken by scattered incumbents: uniformly
 random policies compress everything at once and are hopeless in wide spaces.
 """
@@ -127,7 +128,9 @@ class Proposer:
                 return self._sampler.ask(_seed(self._settings.seed, number, attempt), self._seen)
             return self._space.scattered(rng.choice(self._incumbents.genomes), rng)
         farther = attempt // 4
-        return self._space.stepped(rng.choice(self._incumbents.genomes), rng.randint(1, 3 + farther), rng)
+        turn = number // self._settings.local_moves_every
+        starts = self._incumbents.closest if turn % 2 else []
+        return self._space.stepped(rng.choice(starts or self._incumbents.genomes), rng.randint(1, 3 + farther), rng)
 
     def _rng(self, number: int, attempt: int) -> random.Random:
         return random.Random(_seed(self._settings.seed, number, attempt))  # noqa: S311 - no secret

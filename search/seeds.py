@@ -7,14 +7,15 @@ neighbours and are left out here: every seed is priced again with the whole plan
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paretopress.evaluators.costs import CostModel, runnable_options
+from paretopress.evaluators.costs import CostModel, runnable_options, violations
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
@@ -29,6 +30,8 @@ from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.structure import Structure
 
 UNKNOWN_PRICE = 1e3   # times the dearest known kernel: what a device cannot execute is avoided, yet adds up
+SMALLEST_LOSS = 1e-4   # nats: what loses less is as good as dense
+EDGE = 2.0    # times the least loss within the budgets
 MIXES = (1.0, 0.75, 0.5, 0.25, 0.0)   # weight of relative time against relative size
 
 
@@ -233,9 +236,18 @@ def policy_of(space: SearchSpace, assignment: Mapping[str, int], model: str) -> 
 
 
 def exact_seeds(
-    structure: Structure, space: SearchSpace, table: SensitivityTable, costs: CostModel, count: int
+    structure: Structure,
+    space: SearchSpace,
+    table: SensitivityTable,
+    costs: CostModel,
+    count: int,
+    limits: Sequence[tuple[str, str, float]] = (),
 ) -> Seeds:
     """Return about `count` policies, spread over the exact fronts evenly in the logarithm of their loss.
+
+    Of each front only what is within the budgets on costs, with the whole plan's costs, is spread over. Half of the
+    seeds lie just inside them: that is where a budget's answer is, and where the table, which knows no interactions,
+    orders candidates least reliably.
 
     Args:
         structure: The model.
@@ -243,26 +255,58 @@ def exact_seeds(
         table: Losses of its choices.
         costs: Target devices.
         count: Number of seeds beside the dense policy.
+        limits: Budgets on costs, `(label, cost name, limit)`.
     """
     fronts = exact_fronts(structure, space, table, costs)
     found: dict[Policy, float] = {Policy.of({}, model=structure.fingerprint, space=space.fingerprint): 0.0}
+
+    def affordable(point: FrontPoint) -> bool:
+        policy = policy_of(space, point.assignment, structure.fingerprint)
+        return not any(over > 0.0 for over in violations(limits, costs.predict(plan(structure, policy))).values())
+
     per_front = max(2, -(-count // len(fronts)))
     for front in fronts.values():
-        for point in spread_by_loss(front.points, per_front):
+        inside = within(front.points, affordable) if limits else []
+        points = spread_inside(inside, per_front) if inside else spread_by_loss(front.points, per_front)
+        for point in points:
             found.setdefault(policy_of(space, point.assignment, structure.fingerprint), point.loss)
     gap = max(front.gap for front in fronts.values())
     return Seeds(tuple(found), gap, tuple(found.values()))
 
 
+def within(points: Sequence[FrontPoint], affordable: Callable[[FrontPoint], bool]) -> list[FrontPoint]:
+    """The points of a front from the least loss on that is affordable.
+
+    The cost that the front weighs falls as the loss rises, each of its parts only nearly so: the first affordable point
+    is searched for by bisection, and what lies behind it may exceed a budget a little, which exploring screens.
+    """
+    ordered = sorted(points, key=lambda point: point.loss)
+    return ordered[bisect.bisect_left(ordered, True, key=affordable):]
+
+
+def spread_inside(points: Sequence[FrontPoint], count: int, ceiling: float = 1.0) -> list[FrontPoint]:
+    """Pick points from the least loss on: half of them up to twice that loss, the others up to `ceiling` nats."""
+    floor = max(points[0].loss, SMALLEST_LOSS)
+    near = -(-count // 2)
+    edge = EDGE * floor
+    beyond = np.geomspace(edge, max(edge, ceiling), count - near + 1)[1:]
+    return nearest_below(points, [*np.geomspace(floor, edge, near), *beyond])
+
+
 def spread_by_loss(
-    points: Sequence[FrontPoint], count: int, floor: float = 1e-4, ceiling: float = 1.0
+    points: Sequence[FrontPoint], count: int, floor: float = SMALLEST_LOSS, ceiling: float = 1.0
 ) -> list[FrontPoint]:
     """Pick points whose losses are spread evenly on a logarithmic scale between `floor` and `ceiling` nats."""
+    return nearest_below(points, np.geomspace(floor, ceiling, count))
+
+
+def nearest_below(points: Sequence[FrontPoint], wanted: Iterable[float]) -> list[FrontPoint]:
+    """For every loss the point that comes nearest without exceeding it; each once, none where all exceed it."""
     losses = np.array([point.loss for point in points])
     picked: dict[int, FrontPoint] = {}
-    for wanted in np.geomspace(floor, ceiling, count):
-        within = np.flatnonzero(losses <= wanted)
-        if len(within):
-            index = int(within[np.argmax(losses[within])])
+    for loss in wanted:
+        below = np.flatnonzero(losses <= loss)
+        if len(below):
+            index = int(below[np.argmax(losses[below])])
             picked.setdefault(index, points[index])
     return list(picked.values())

@@ -222,7 +222,8 @@ def _explore(
     deadline: float | None,
 ) -> list[TrialRecord]:
     settings = problem.settings
-    seeds = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS)
+    limits = problem.limits_without_accuracy().costs
+    seeds = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS, limits)
     first = seeds.policies[:1]
     policies = (*first, *problem.comparisons().values(), *seeds.policies[1:])
     if problem.distillation_samples() is not None:

@@ -15,7 +15,7 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
-from paretopress.search.finalists import SURE, choose, next_builds, surest
+from paretopress.search.finalists import MARGINS, SURE, choose, next_builds, surest
 from paretopress.search.outlook import AccuracyCurve, expected_after_refit, outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
@@ -300,7 +300,7 @@ def test_the_least_divergent_that_beat_what_people_try_by_hand_are_built_first(t
     rival = next(one for one in sorted(records, key=lambda one: -one.values["size"])
                  if one.values["size"] < max(other.values["size"] for other in records))
     known = prospects([one for one in records if one != rival], {}, LIMITS)
-    sure = surest(known, [rival], OBJECTIVES)
+    sure = surest(known, [rival], OBJECTIVES, LIMITS)
     cheaper = [one.record for one in known if one.record.values["size"] <= 0.95 * rival.values["size"]]
     assert [one.record for one in sure] == sorted(cheaper, key=lambda one: one.values["divergence"])[:SURE]
     builder = Builder(records)
@@ -308,8 +308,20 @@ def test_the_least_divergent_that_beat_what_people_try_by_hand_are_built_first(t
     assert builder.order[:2 + SURE] == [DENSE.hash, rival.policy.hash, *(one.record.policy.hash for one in sure)]
 
 
+def test_a_budget_on_costs_is_answered_first_barely_and_with_margins():
+    records, budget = trials(60), 60.0
+    limits = Limits((("size", "size", budget),), WORST, "max")
+    known = prospects(records, {}, limits)
+    sure = [one.record for one in surest(known, [], OBJECTIVES, limits)]
+    picked = []
+    for margin in MARGINS:
+        inside = [one for one in records if one.values["size"] <= margin * budget and one not in picked]
+        picked.append(min(inside, key=lambda one: one.values["divergence"]))
+    assert sure == picked
+
+
 def test_nothing_is_sure_where_nothing_is_cheaper_than_what_people_try():
     records = trials(20)
     known = prospects(records, {}, LIMITS)
-    assert surest(known, [min(records, key=lambda one: one.values["size"])], OBJECTIVES) == []
-    assert surest(known, [], OBJECTIVES) == []
+    assert surest(known, [min(records, key=lambda one: one.values["size"])], OBJECTIVES, LIMITS) == []
+    assert surest(known, [], OBJECTIVES, LIMITS) == []
