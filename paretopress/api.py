@@ -114,19 +114,37 @@ def _search(
     return Result.load(folder)
 
 
-def load(folder: str | os.PathLike[str], model_factory: Callable[[], nn.Module]) -> nn.Module:
+def load(
+    folder: str | os.PathLike[str],
+    model_factory: Callable[[], nn.Module],
+    *,
+    packed: bool = False,
+    sparse: bool = False,
+) -> nn.Module:
     """Rebuild a compressed model that `save_pretrained` or `paretopress export` wrote.
 
     Args:
         folder: The exported folder.
         model_factory: Returns the dense model; its weights are not used.
+        packed: Whether float weights are computed from the packed ones on every access: slower, with the memory of the
+            artefact.
+        sparse: Whether linear layers that are stored sparse multiply with their sparse weights where that is faster;
+            `compressors.sparse_execution.execute_sparse` does the same and says which ones do.
 
     Returns:
         The compressed model in eval mode.
 
     Raises:
         ArtifactError: A file is missing or altered, or belongs to another model.
+        ConfigError: Both `packed` and `sparse`: sparse products need their weights unpacked.
     """
     from paretopress.compressors.compressed_model import load as load_stored
+    from paretopress.compressors.sparse_execution import execute_sparse
+    from paretopress.spaces.errors import ConfigError
 
-    return load_stored(Path(folder), model_factory)
+    if packed and sparse:
+        raise ConfigError("packed and sparse exclude each other: sparse products need their weights unpacked")
+    loaded = load_stored(Path(folder), model_factory, packed=packed)
+    if sparse:
+        execute_sparse(loaded)
+    return loaded
