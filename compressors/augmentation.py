@@ -27,12 +27,15 @@ class Augmentation:
             noise with the covariance of the data; every sample draws its own between 0 and this.
         shift: Largest fraction of each spatial dimension that a sample is rolled by; only inputs with at least
             three dimensions, `(n, channels, ...)`, are.
+        mirror: Fraction of the samples that are mirrored along the last dimension; only inputs with four dimensions,
+            `(n, channels, height, width)`, are.
     """
 
     mixup: float = 0.5
     noise: float = 0.5
     difference: float = 0.5
     shift: float = 0.0
+    mirror: float = 0.0
 
 
 class Augmenter:
@@ -57,12 +60,15 @@ class Augmenter:
         amount = self.settings.noise * self._uniform(size)
         pair = torch.randint(self.count, (2, size), generator=self.generator)
         factor = self.settings.difference * self._uniform(size) * torch.randn(size, generator=self.generator)
+        mirrored = self._uniform(size) < self.settings.mirror if self.settings.mirror > 0.0 else None
         varied = []
         for tensor, spread in zip(self.inputs, self.spread, strict=True):
             x = self._vary(tensor, spread, rows, others, share, amount)
             if spread is not None and self.settings.difference > 0.0:
                 column = factor.reshape(-1, *(1,) * (x.ndim - 1)).to(x.dtype)
                 x = x + column * (tensor[pair[0]] - tensor[pair[1]])
+            if mirrored is not None and spread is not None and x.ndim == 4:
+                x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
             varied.append(x)
         return tuple(varied)
 

@@ -18,6 +18,9 @@ Array = NDArray[np.float64]
 SMALLEST_DIVERGENCE = 1e-9
 PAIRS_FOR_A_SLOPE = 6          # fewer builds say how much the refit gains, but not how that changes
 SLOPES = (0.3, 2.0)            # of log(divergence after the refit) over log(before it)
+TILTS = (-1.0, 0.0)            # of log(divergence after the refit) over log(stored bytes)
+SHRINKAGE = 0.5                # squared logarithms of sizes that speak against any tilt
+SWEEPS = 20
 WORST_LOSS = 0.1               # of the best accuracy: what may be lost where no budget limits it
 # Of logarithms of divergences after the refit, as measured on distilled networks:
 NOISE = 0.25                   # between candidates of one divergence before it
@@ -141,19 +144,22 @@ def outlook(
     before = [record.values["divergence"] for record in complete]
     curve = _accuracy_curve(complete, built, limits)
     tried = {**(probes or {}), **built}
-    pairs = [(loss, tried[r.policy.hash].divergence) for r, loss in zip(complete, before, strict=True)
+    known = [(r, loss) for r, loss in zip(complete, before, strict=True)
              if r.policy.hash in tried and r.policy.hash not in left_out
              and math.isfinite(tried[r.policy.hash].divergence)]
-    after, errors = expected_after_refit(pairs, before)
+    after, errors = expected_after_refit(
+        [(loss, tried[r.policy.hash].divergence) for r, loss in known], before,
+        [r.values.get("size", 1.0) for r, _ in known], [r.values.get("size", 1.0) for r in complete],
+    )
     divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
                    for r, loss in zip(complete, after, strict=True)]
     slack = tolerance([record.values["accuracy"] for record in complete], limits, samples)
     found = []
     for record, accuracy, loss, error in zip(complete, curve.at(divergences), divergences, errors, strict=True):
-        known = record.policy.hash in built
+        done = record.policy.hash in built
         allowed = _allowed(record, float(accuracy) + slack, limits)
         if record.policy.hash not in left_out:
-            found.append(Prospect(record, float(accuracy), loss, 0.0 if known else float(error), known, allowed,
+            found.append(Prospect(record, float(accuracy), loss, 0.0 if done else float(error), done, allowed,
                                   _excess(record, limits)))
     worst = curve.reach(_worst_accuracy(complete, limits) - slack, limits.direction)
     least = curve.reach(float(curve.accuracies[0]) - slack, limits.direction) if slack else 0.0
@@ -178,38 +184,65 @@ def _worst_accuracy(complete: Sequence[TrialRecord], limits: Limits) -> float:
 
 
 def expected_after_refit(
-    pairs: Sequence[tuple[float, float]], before: Sequence[float]
+    pairs: Sequence[tuple[float, float]],
+    before: Sequence[float],
+    pair_sizes: Sequence[float] | None = None,
+    sizes: Sequence[float] | None = None,
 ) -> tuple[Array, Array]:
     """Divergences to be expected after the refit, never above those before it, and how far off they may be.
 
-    The logarithm of the one is a line in that of the other, and a Gaussian process of what the builds deviate from it:
-    what was learned far out is remembered there.
+    The logarithm of the one is a plane in those of the other and of the stored bytes, and a Gaussian process of what
+    the builds deviate from it: what was learned far out is remembered there. Of two candidates that diverge alike the
+    smaller one has fewer weights or coarser ones, which training can do less with.
 
     Args:
         pairs: (before, after) of what was built.
         before: Of the candidates in question.
+        pair_sizes: Stored bytes of what was built; all alike where not given.
+        sizes: Of the candidates.
 
     Returns:
         Divergences and the standard errors of their logarithms, each of shape (n,).
     """
-    x = np.log(np.maximum(np.asarray(before, dtype=np.float64), SMALLEST_DIVERGENCE))
+    x = _logarithms(before)
     if not pairs:
         return np.exp(x), np.full(len(x), math.hypot(NOISE, DEVIATION))
-    known, found = np.log(np.maximum(np.asarray(pairs, dtype=np.float64), SMALLEST_DIVERGENCE)).T
-    slope = 1.0
-    if len(pairs) >= PAIRS_FOR_A_SLOPE and float(known.std()) > 0.1:
-        slope = float(np.clip(np.polyfit(known, found, 1)[0], *SLOPES))
-    shift = float(np.median(found - slope * known))
-    inner = np.linalg.inv(_alike(known, known) + NOISE**2 * np.eye(len(known)))
-    outer = _alike(x, known)
-    expected = slope * x + shift + outer @ inner @ (found - slope * known - shift)
+    known, found = _logarithms(pairs).T
+    known_bytes, bytes_ = _logarithms(pair_sizes or [1.0] * len(pairs)), _logarithms(sizes or [1.0] * len(x))
+    middle = float(known_bytes.mean())
+    slope, tilt = _plane(known, known_bytes - middle, found)
+    line, at = slope * known + tilt * (known_bytes - middle), slope * x + tilt * (bytes_ - middle)
+    shift = float(np.median(found - line))
+    places, others = np.column_stack([known, known_bytes]), np.column_stack([x, bytes_])
+    inner = np.linalg.inv(_alike(places, places) + NOISE**2 * np.eye(len(known)))
+    outer = _alike(others, places)
+    expected = at + shift + outer @ inner @ (found - line - shift)
     variance = DEVIATION**2 - np.einsum("ij,jk,ik->i", outer, inner, outer)
     return np.exp(np.minimum(expected, x)), np.sqrt(NOISE**2 + np.maximum(variance, 0.0))
 
 
+def _plane(x: Array, size: Array, found: Array) -> tuple[float, float]:
+    """Slopes of a plane by the divergence before and the size; of few points, or of points alike, what is usual."""
+    if len(x) < PAIRS_FOR_A_SLOPE:
+        return 1.0, 0.0
+    slope, tilt = 1.0, 0.0
+    centred = found - found.mean()
+    for _ in range(SWEEPS):   # coordinate descent: the tilt is drawn towards 0, as the two are correlated
+        if float(x.std()) > 0.1:
+            slope = float(np.clip((x - x.mean()) @ (centred - tilt * size) / np.square(x - x.mean()).sum(), *SLOPES))
+        tilt = float(np.clip(size @ (centred - slope * (x - x.mean())) / (np.square(size).sum() + SHRINKAGE), *TILTS))
+    return slope, tilt
+
+
+def _logarithms(values: Sequence[object]) -> Array:
+    found: Array = np.log(np.maximum(np.asarray(values, dtype=np.float64), SMALLEST_DIVERGENCE))
+    return found
+
+
 def _alike(first: Array, second: Array) -> Array:
-    """Covariance of deviations at two sets of logarithms of divergences."""
-    found: Array = DEVIATION**2 * np.exp(-0.5 * ((first[:, None] - second[None, :]) / REACH) ** 2)
+    """Covariance of deviations at two sets of places `(n, 2)`: logarithms of divergences and of sizes."""
+    distances = np.square(first[:, None, :] - second[None, :, :]).sum(axis=2)
+    found: Array = DEVIATION**2 * np.exp(-0.5 * distances / REACH**2)
     return found
 
 

@@ -482,6 +482,17 @@ def test_augmentation_can_be_switched_off_and_covers_every_sample():
     assert sorted(batch.sum(dim=(1, 2)).tolist()) == pytest.approx(sorted(values.sum(dim=(1, 2)).tolist()))
 
 
+def test_a_share_of_the_images_is_mirrored_and_nothing_else_is():
+    generator = torch.Generator().manual_seed(0)
+    images, vectors = torch.randn(1, 3, 4, 5).expand(400, -1, -1, -1), torch.randn(400, 6)
+    settings = Augmentation(mixup=0.0, noise=0.0, difference=0.0, mirror=0.25)
+    varied, others = Augmenter((images, vectors), settings, generator).batch(400)
+    mirrored = (varied == images.flip(3)).flatten(1).all(1)
+    assert ((varied == images).flatten(1).all(1) ^ mirrored).all()
+    assert 60 < int(mirrored.sum()) < 140   # 100 are expected
+    assert torch.equal(others.sort(0).values, vectors.sort(0).values)
+
+
 def test_noise_is_in_proportion_to_each_feature_and_shifts_only_roll():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(64, 3, 10) * torch.tensor([1.0, 100.0, 0.0]).reshape(1, 3, 1)

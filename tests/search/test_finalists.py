@@ -247,6 +247,19 @@ def test_what_the_refit_gains_is_expected_of_others():
     assert expected_after_refit([(0.1, 0.3)], [0.4])[0] == pytest.approx([0.4])                # it is never worse
 
 
+def test_of_two_that_diverge_alike_the_larger_one_is_expected_to_regain_more():
+    """As with 8, 4 and 3 bits of one network: training regains less where weights are coarser."""
+    pairs, sizes = [], []
+    for loss in (0.1, 0.2, 0.4):
+        for size in (5e3, 1e4, 2e4):
+            pairs.append((loss, 0.4 * loss * (1e4 / size) ** 0.7))
+            sizes.append(size)
+    found, _ = expected_after_refit(pairs, [0.3, 0.3, 0.15], sizes, [6e3, 1.8e4, 1e4])
+    assert found == pytest.approx([0.12 * (1e4 / 6e3) ** 0.7, 0.12 * (1e4 / 1.8e4) ** 0.7, 0.06], rel=0.15)
+    unaware, _ = expected_after_refit(pairs, [0.3, 0.3])
+    assert unaware[0] == unaware[1]
+
+
 def test_what_failed_far_out_is_not_tried_there_again():
     """Training regains most of small losses and little of large ones: one build there tells of the others."""
     near = [(x, 0.4 * x) for x in (0.02, 0.04, 0.08)]
