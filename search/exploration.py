@@ -17,6 +17,7 @@ from paretopress.search.ledger import Run
 from paretopress.search.option_space import Genome, OptionSpace
 from paretopress.search.proposals import ExplorationSettings, Proposer
 from paretopress.search.records import TrialRecord
+from paretopress.search.surrogate import Guide
 from paretopress.spaces.choices import Choice
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.policy import Policy
@@ -37,6 +38,7 @@ def explore(
     on_record: Callable[[TrialRecord], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     inside: Mapping[str, tuple[str, ...]] | None = None,
+    guide: Guide | None = None,
 ) -> list[TrialRecord]:
     """Evaluate the seeds, then what the sampler and local moves propose, each policy once.
 
@@ -56,6 +58,7 @@ def explore(
             way are then dropped (a serial evaluation is finished first).
         inside: Units inside the branch that another unit may drop: without the branch they decide nothing, and
             policies that differ there alone are one.
+        guide: What proposals may know beside the trials; without one no surrogate proposes anything.
 
     Returns:
         All records of the run, in the order in which they were written.
@@ -67,7 +70,7 @@ def explore(
     """
     prints = run.fingerprints
     space = OptionSpace.of(options, model=prints.get("model", ""), space=prints.get("space", ""), inside=inside)
-    proposer = _proposer(space, objectives, seeds, run, settings)
+    proposer = _proposer(space, objectives, seeds, run, settings, guide)
     pending: dict[int, Genome] = {}
     proposals = _proposals(proposer, run, settings)
     while should_stop is None or not should_stop():
@@ -95,12 +98,13 @@ def _proposer(
     seeds: Sequence[Policy],
     run: Run,
     settings: ExplorationSettings,
+    guide: Guide | None,
 ) -> Proposer:
     """Return a proposer that knows the run's earlier trials."""
     for name, direction in objectives.items():
         if direction not in ("min", "max"):
             raise ConfigError(f"objective {name!r}: direction {direction!r} is not 'min' or 'max'")
-    proposer = Proposer(space, objectives, [space.genome(policy) for policy in seeds], settings)
+    proposer = Proposer(space, objectives, [space.genome(policy) for policy in seeds], settings, guide)
     for record in run.records():
         proposer.learn(space.genome(record.policy), record)
     return proposer

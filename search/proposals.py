@@ -7,6 +7,8 @@ finished trials, so telling the ledger's records to a new proposer continues a s
 Order of proposals: the seeds; then every `local_moves_every`-th trial a local move and the others from the
 sampler. A local move takes a random incumbent and moves 1 to 3 of its units one step along their options; where the
 dense model exceeds a budget, every second one takes one of the feasible policies that diverge least from it.
+Every third trial, later every twelfth, is a descent on a surrogate of the divergence: from an incumbent to what
+should lose less at no higher costs, or from the least divergent ones to what should lose least within the budgets.
 While the sampler has too few trials to learn from, its place is taken by scattered incumbents: uniformly
 random policies compress everything at once and are hopeless in wide spaces.
 """
@@ -14,6 +16,7 @@ random policies compress everything at once and are hopeless in wide spaces.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from paretopress.search.incumbents import Incumbents, ViolationScale
 from paretopress.search.option_space import Genome, OptionSpace
 from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.surrogate import Guide, Surrogate, descend
 from paretopress.spaces.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -32,6 +36,9 @@ SAMPLERS = ("nsga2", "tpe", "random")
 _TPE_STARTUP = 10
 _SAMPLER_ATTEMPTS = 4   # asks that may repeat a known policy before a local move takes over
 _ATTEMPTS = 24          # attempts before the space is walked through in order
+GUIDED_EVERY = 3        # trials: one of them is the surrogate's proposal
+OFTEN_UNTIL = 240       # trials
+LATER_GUIDED_EVERY = 12
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Proposer:
         objectives: Mapping[str, str],
         seeds: Sequence[Genome],
         settings: ExplorationSettings,
+        guide: Guide | None = None,
     ) -> None:
         self._space = space
         self._seeds = list(dict.fromkeys(map(space.canonical, seeds)))
@@ -82,6 +90,9 @@ class Proposer:
         self._incumbents = Incumbents(objectives, self._seeds or [space.dense])
         self._scale = ViolationScale()
         self._sampler = _Sampler(space, objectives, settings)
+        self._guide = guide
+        names = tuple(name for name in objectives if name != "accuracy") if guide else ()
+        self._surrogate = Surrogate(space, guide.losses if guide else {}, names)
 
     def propose(self, number: int) -> Genome | None:
         """Return the genome of trial `number`, new to this run, or None where the space is exhausted.
@@ -98,6 +109,8 @@ class Proposer:
         self._seen.add(genome)
         violations = self._scale.scaled(record.constraints)
         self._incumbents.add(genome, record, violations)
+        if record.state is not TrialState.FAIL:
+            self._surrogate.add(genome, record.values)
         self._sampler.learn(genome, record, violations)
 
     def _next(self, number: int) -> Genome | None:
@@ -122,6 +135,8 @@ class Proposer:
 
     def _attempt(self, number: int, attempt: int) -> Genome:
         rng = self._rng(number, attempt)
+        if attempt == 0 and self._is_guided(number) and (guided := self._guided(number, rng)) is not None:
+            return guided
         local = number % self._settings.local_moves_every == 0
         if not local and attempt < _SAMPLER_ATTEMPTS:
             if self._sampler.informed:
@@ -131,6 +146,29 @@ class Proposer:
         turn = number // self._settings.local_moves_every
         starts = self._incumbents.closest if turn % 2 else []
         return self._space.stepped(rng.choice(starts or self._incumbents.genomes), rng.randint(1, 3 + farther), rng)
+
+    def _is_guided(self, number: int) -> bool:
+        """Whether it is the surrogate's turn: often at first, later every so often, as a descent takes its time."""
+        often = GUIDED_EVERY if number < OFTEN_UNTIL else LATER_GUIDED_EVERY
+        return self._guide is not None and self._surrogate.informed and number % often == 1
+
+    def _guided(self, number: int, rng: random.Random) -> Genome | None:
+        """What should diverge less than an incumbent at no higher costs, or least of all within the budgets."""
+        assert self._guide is not None
+        costs, names = self._guide.costs, self._surrogate.names
+
+        def price(genome: Genome) -> list[float]:
+            found = costs(self._space.policy(genome))
+            return [found[name] for name in names]
+
+        closest, turn = self._incumbents.closest, number // GUIDED_EVERY
+        if closest and turn % 2 == 0:
+            start = rng.choice(closest)
+            limits = [self._guide.limits.get(name, math.inf) for name in names]
+        else:
+            start = rng.choice(self._incumbents.genomes)
+            limits = price(start)
+        return descend(self._surrogate, self._space, start, price, limits, self._seen, rng)
 
     def _rng(self, number: int, attempt: int) -> random.Random:
         return random.Random(_seed(self._settings.seed, number, attempt))  # noqa: S311 - no secret

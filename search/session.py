@@ -30,6 +30,7 @@ from paretopress.search.problem import (
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.records import TrialRecord
 from paretopress.search.seeds import exact_seeds
+from paretopress.search.surrogate import Guide
 from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.workload import Workload
@@ -245,9 +246,13 @@ def _explore(
 
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
+    guide = Guide(
+        lambda policy: problem.costs.predict(problem.plan(policy)), {name: limit for _, name, limit in limits},
+        table.losses,
+    )
     return explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
-        evaluator.constraints, on_record, stop, problem.units_inside_branches(),
+        evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,
     )
 
 
