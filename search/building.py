@@ -239,7 +239,7 @@ def _next_round(
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
     by_hand = {policy.hash for policy in named[1:]}
     rivals = [one for one in records if one.policy.hash in by_hand and one.state is TrialState.COMPLETE]
-    first = surest(sound, rivals, settings.objectives, settings.limits)
+    first = surest(sound, rivals, settings.objectives, settings.limits, 2 if settings.distilled else 1)
     picked = [one for one in first if not one.built][:size]
     left = tuple(one for one in sound if one not in picked)
     picked += next_builds(replace(view, prospects=left), settings.objectives, settings.limits, size - len(picked),
