@@ -7,11 +7,14 @@ good teacher is patient and consistent", CVPR 2022).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from paretopress.spaces.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class Augmentation:
     difference: float = 0.5
     shift: float = 0.0
     mirror: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for what is not a fraction, or negative."""
+        for name in ("mixup", "shift", "mirror"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"augmentation: {name}: got {getattr(self, name)!r} (allowed: from 0 to 1)")
+        for name in ("noise", "difference"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"augmentation: {name}: got {getattr(self, name)!r} (allowed: from 0)")
 
 
 class Augmenter:

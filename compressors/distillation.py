@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from paretopress.compressors.goals import layer_goals
 from paretopress.compressors.network import Network, Part, apply_parts, runner, select
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.tuning import with_integer_biases
+from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import LayerPlan
 
 COMPARED = 256   # variations of the samples that were held out, which before and after are compared on
@@ -50,6 +52,8 @@ class DistillationSettings:
         held_out: Fraction of the samples that training does not see; before and after are compared on variations
             of them.
         seconds: Time limit; the schedule then ends early, and the result depends on the machine's speed.
+        bfloat16: Whether products are computed in bfloat16 (`torch.autocast`) where the CPU has instructions for it,
+            else in 32 bits as everything else is. What is stored is trained in 32 bits either way.
     """
 
     steps: int = 1500
@@ -60,6 +64,20 @@ class DistillationSettings:
     augmentation: Augmentation = field(default_factory=Augmentation)
     held_out: float = 0.125
     seconds: float | None = None
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for what cannot be trained with."""
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"distillation: {name}: got {getattr(self, name)!r} (allowed: from 1)")
+        for name in ("learning_rate", "temperature"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"distillation: {name}: got {getattr(self, name)!r} (allowed: above 0)")
+        if not 0.0 <= self.features < math.inf:
+            raise ConfigError(f"distillation: features: got {self.features!r} (allowed: from 0)")
+        if not 0.0 <= self.held_out < 1.0:
+            raise ConfigError(f"distillation: held_out: got {self.held_out!r} (allowed: from 0 to below 1)")
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,7 @@ class Student:
 
     def __init__(self, program: Program, network: Network, settings: DistillationSettings) -> None:
         self.program, self.settings = program.under(network.plan.structure), settings
+        self.bfloat16 = settings.bfloat16 and computes_in_bfloat16()
         state = {name: tensor.detach().clone() for name, tensor in network.state.items()}
         parts = {node: tuple(_outside_inference(part) for part in parts) for node, parts in network.parts.items()}
         self.network = replace(network, state=state, parts=parts)
@@ -172,14 +191,20 @@ class Student:
 
     def _values(self, inputs: Sequence[Tensor]) -> tuple[Values, Values]:
         """Outputs of the model and of the layers that are compared: the teacher's and the student's."""
-        keep, inputs = frozenset(self.features), [channels_last(tensor) for tensor in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            wanted, found = self._run(frozenset(self.features), [channels_last(tensor) for tensor in inputs])
+        if self.bfloat16:
+            wanted, found = ({name: in_32_bits(value) for name, value in one.items()} for one in (wanted, found))
+        return wanted, found
+
+    def _run(self, keep: frozenset[str], inputs: Sequence[Tensor]) -> tuple[Values, Values]:
         with torch.no_grad():
             wanted = self.teacher_program.run(inputs, runner(self.teacher_program, self.teacher), keep=keep)
         network = self.with_parts(LatentPart.current)
         arithmetic = network.plan.arithmetic
 
         def quantise(tensor: str, value: Tensor) -> Tensor:
-            return quantise_activation(value, *network.ranges[arithmetic.range_of(tensor)])
+            return quantise_activation(value.float(), *network.ranges[arithmetic.range_of(tensor)])
 
         def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
             return apply_parts(network, layer, x, quantise)
@@ -196,6 +221,16 @@ class Student:
                 self.variances[name] = variance(target)
             total = total + mse_loss(found[name], target) / self.variances[name]
         return total / len(self.features)
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16; elsewhere they are slower than in 32 bits."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def in_32_bits(value: Any) -> Any:  # noqa: ANN401 - whatever a node of the graph computes
+    """A tensor of 16-bit floats as 32-bit floats, anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
 def feature_nodes(program: Program, network: Network) -> tuple[str, ...]:

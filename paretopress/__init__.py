@@ -33,6 +33,8 @@ for _name, _value in _ENVIRONMENT.items():
 
 if TYPE_CHECKING:
     from paretopress.api import compress, load
+    from paretopress.compressors.augmentation import Augmentation
+    from paretopress.compressors.distillation import DistillationSettings
     from paretopress.evaluators.data import Data
     from paretopress.evaluators.metrics import Metric
     from paretopress.one_method import (
@@ -52,8 +54,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Data", "Front", "Metric", "Point", "Policy", "Result", "__version__", "apply", "binarize", "cluster", "compress",
-    "distill", "factorize", "halve", "load", "prune", "quantize", "sparsify",
+    "Augmentation", "Data", "DistillationSettings", "Front", "Metric", "Point", "Policy", "Result", "__version__",
+    "apply", "binarize", "cluster", "compress", "distill", "factorize", "halve", "load", "prune", "quantize",
+    "sparsify",
 ]
 
 _METHODS = ("apply", "binarize", "cluster", "distill", "factorize", "halve", "prune", "quantize", "sparsify")
@@ -62,6 +65,8 @@ _HOMES = {
     "compress": "paretopress.api",
     "load": "paretopress.api",
     **dict.fromkeys(_METHODS, "paretopress.one_method"),
+    "Augmentation": "paretopress.compressors.augmentation",
+    "DistillationSettings": "paretopress.compressors.distillation",
     "Data": "paretopress.evaluators.data",
     "Metric": "paretopress.evaluators.metrics",
     "Front": "paretopress.result",

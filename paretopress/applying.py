@@ -44,7 +44,7 @@ from paretopress.spaces.structure import Structure
 COMPARED_SAMPLES = 1000   # that both builds of a policy are compared on
 APART = 4                 # every fourth sample is kept from the fit where there is no search set
 
-Distil = bool | int | str
+Distil = bool | int | str | DistillationSettings
 Decide = Policy | Callable[[Structure], Assignment]
 
 
@@ -198,7 +198,9 @@ def distil_further(
 
 
 def distillation_settings(distil: Distil) -> DistillationSettings | None:
-    """Read what a user writes: False, True, a number of steps, or a time such as `"5m"`. Raises `ConfigError`."""
+    """Read what a user writes: False, True, a number of steps, a time (`"5m"`), or settings. Raises `ConfigError`."""
+    if isinstance(distil, DistillationSettings):
+        return distil
     if isinstance(distil, bool):
         return DistillationSettings() if distil else None
     if isinstance(distil, str):

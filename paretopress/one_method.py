@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from paretopress.applying import Distil
     from paretopress.compressors.compressed_model import CompressedModel
+    from paretopress.compressors.distillation import DistillationSettings
     from paretopress.compressors.quantisation import RangeMethod, RoundingMethod
     from paretopress.evaluators.batches import Set
     from paretopress.evaluators.data import Data
@@ -303,7 +304,7 @@ def halve(
 
 def distill(
     compressed: CompressedModel | Policy, model: nn.Module, data: Data | Set, *, steps: int | None = None,
-    time: str | None = None, seed: int = 0,
+    time: str | None = None, settings: DistillationSettings | None = None, seed: int = 0,
 ) -> CompressedModel:
     """Train a compressed model against the dense one, without labels; the better of before and after is returned.
 
@@ -313,6 +314,7 @@ def distill(
         data: A `paretopress.Data`, of which the train set is used where there is one, or calibration inputs.
         steps: Gradient steps, 1,500 by default.
         time: A limit such as `"5m"`; the schedule then ends early, and the result depends on the machine's speed.
+        settings: Batch size, rates, how inputs are varied and so on; the two above replace what it says of them.
         seed: Of everything that is drawn.
 
     Raises:
@@ -323,7 +325,7 @@ def distill(
     from paretopress.compressors.compressed_model import CompressedModel
     from paretopress.compressors.distillation import DistillationSettings
 
-    settings = with_time(DistillationSettings(), steps, time)
+    settings = with_time(settings or DistillationSettings(), steps, time)
     if isinstance(compressed, Policy):
         return apply_policy(model, data, compressed, distillation=settings, seed=seed)
     if not isinstance(compressed, CompressedModel):

@@ -1,7 +1,7 @@
 """ResNet-20 at half of its multiply-accumulates: what training gives back, and whether it helps to go there in steps.
 
     python benchmarks/compressors/recovery.py [--schedules one-shot iterative lasso] [--seconds 600] [--seeds 1]
-        [--threads 2] [--out FOLDER]
+        [--threads 2] [--bfloat16] [--out FOLDER]
 
 The network and the images are those of `examples/cifar` (the folder of shared data is named by PARETOPRESS_SHARED).
 Inner widths only, all by one ratio. 1,024 training images calibrate; 10,000 train against the outputs of the dense
@@ -25,10 +25,12 @@ import cifar
 
 from paretopress import Data, Policy
 from paretopress.applying import apply_policy
+from paretopress.compressors.augmentation import Augmentation
 from paretopress.compressors.distillation import DistillationSettings
 from paretopress.spaces.choices import Keep
 
 RATIO, BATCH, STEPS = 0.46875, 250, 20_000
+IMAGES = Augmentation(mixup=0.25, noise=0.0, difference=0.0, shift=0.125, mirror=0.5)
 WIDTHS = tuple(f"layer{stage}.{block}.conv1/channels" for stage in (1, 2, 3) for block in range(3))
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bfloat16", action="store_true", help="compute products in bfloat16")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -50,19 +53,22 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for schedule in arguments.schedules:
         for seed in range(arguments.seeds):
-            rows.append(measured(model, data, dense, schedule, seed, arguments.seconds))
+            rows.append(measured(model, data, dense, schedule, seed, arguments.seconds, arguments.bfloat16))
             (arguments.out / "recovery.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def measured(
-    model: torch.nn.Module, data: Data, dense: float, schedule: str, seed: int, seconds: float
+    model: torch.nn.Module, data: Data, dense: float, schedule: str, seed: int, seconds: float,
+    bfloat16: bool,
 ) -> dict[str, Any]:
     """One row: accuracy after the whole time."""
     policy = Policy.of({unit: Keep(RATIO) for unit in WIDTHS})
-    settings, begin = DistillationSettings(steps=STEPS, seconds=seconds, held_out=0.02), time.perf_counter()
+    settings = DistillationSettings(
+        steps=STEPS, seconds=seconds, held_out=0.02, augmentation=IMAGES, bfloat16=bfloat16)
+    begin = time.perf_counter()
     found = apply_policy(model, data, policy, distillation=settings, schedule=schedule, seed=seed)
     row = {"schedule": schedule, "seed": seed, "dense": dense, "accuracy": score(found), "tier": found.tier,
-           "training_seconds": seconds, "seconds": time.perf_counter() - begin}
+           "training_seconds": seconds, "bfloat16": bfloat16, "seconds": time.perf_counter() - begin}
     print(f"{schedule}, seed {seed}: {100 * row['accuracy']:.2f}% ({100 * (row['accuracy'] - dense):+.2f} points) "
           f"after {seconds:.0f} s of training, {row['seconds']:.0f} s in all", flush=True)
     return row

@@ -40,6 +40,7 @@ from paretopress.compressors.stored import Integers, Shared, Signs, SparseWeight
 from paretopress.compressors.trained_inputs import latent_inputs
 from paretopress.evaluators.divergence import divergence
 from paretopress.spaces.choices import Binary, Clustered, Half, Keep, Sparse, Weights
+from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 
@@ -354,6 +355,28 @@ def test_training_recovers_more_of_a_dropped_branch_than_solving_layer_by_layer(
         assert torch.equal(compressed(unseen), forward(program, result, (unseen,)))
 
 
+@pytest.mark.parametrize("integers", [False, True], ids=["float", "int8"])
+def test_training_in_bfloat16_recovers_nearly_as_much_and_stores_32_bits(residual, integers, monkeypatch):
+    _, program, entries, inputs = residual
+    names = [layer.name for layer in program.structure.layers]
+    weights = {f"{name}/weights": Weights(8) for name in names} if integers else {}
+    planned = plan(program.structure, Policy.of({"blocks.1.conv1/channels": Keep(0.25), **weights}))
+    seen, unseen = inputs[:128], inputs[128:]
+    settings, found = DistillationSettings(steps=150, batch_size=32), {}
+    with torch.inference_mode():
+        network = refit(program, entries, planned, (seen,))
+        before = output_divergence(program, network, (unseen,))
+        for supported in (True, False):
+            monkeypatch.setattr(distillation, "computes_in_bfloat16", lambda supported=supported: supported)
+            found[supported] = distil(program, network, (seen,), replace(settings, bfloat16=True)).network
+        exact = distil(program, network, (seen,), settings).network
+    after = output_divergence(program, found[True], (unseen,))
+    assert after < before
+    assert after < 1.3 * output_divergence(program, exact, (unseen,))
+    assert {tensor.dtype for tensor in trained_tensors(found[True])} == {torch.float32}
+    assert all(torch.equal(a, b) for a, b in zip(trained_tensors(found[False]), trained_tensors(exact), strict=True))
+
+
 def test_training_recovers_a_pruned_perceptron_on_samples_it_never_saw():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
@@ -511,3 +534,19 @@ def test_the_schedule_rises_and_falls_to_zero():
     assert max(rates) == rates[5] == 1.0
     assert rates[100] == pytest.approx(0.0, abs=1e-12)
     assert all(a >= b for a, b in pairwise(rates[5:]))
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: DistillationSettings(steps=0), "steps: got 0"),
+    (lambda: DistillationSettings(batch_size=0), "batch_size: got 0"),
+    (lambda: DistillationSettings(learning_rate=0.0), "learning_rate: got 0.0"),
+    (lambda: DistillationSettings(temperature=math.nan), "temperature: got nan"),
+    (lambda: DistillationSettings(features=-1.0), "features: got -1.0"),
+    (lambda: DistillationSettings(held_out=1.0), "held_out: got 1.0"),
+    (lambda: Augmentation(mirror=1.5), "mirror: got 1.5"),
+    (lambda: Augmentation(shift=-0.1), "shift: got -0.1"),
+    (lambda: Augmentation(noise=math.inf), "noise: got inf"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_settings_that_nothing_can_be_trained_with_are_named(make, said):
+    with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
+        make()
