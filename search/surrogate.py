@@ -156,8 +156,8 @@ def descend(
     for _ in range(ROUNDS):
         for genome, predicted in _promising(surrogate, space, current, costs, limits, generator):
             found = price(genome)
-            if any(cost > limit for cost, limit in zip(found, limits, strict=True)):
-                continue
+            if not all(cost <= limit and math.isfinite(cost) for cost, limit in zip(found, limits, strict=True)):
+                continue   # a device that cannot execute it has no finite time for it
             if genome not in seen and (best is None or predicted < best[0]):
                 best = (predicted, genome)
             break

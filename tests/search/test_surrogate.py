@@ -142,6 +142,21 @@ def test_nothing_is_proposed_where_nothing_unseen_is_affordable():
     assert descend(surrogate, SPACE, start, price, (0.1, 0.1), {start}, random.Random(0)) is None
 
 
+def test_what_a_device_cannot_execute_is_never_proposed():
+    surrogate, start = taught(400), (len(OPTIONS["layer0/weights"]) - 1,) * len(SPACE.units)
+
+    def refusing(genome):
+        time, size = price(genome)
+        return [time if genome[SPACE.units.index("layer0/weights")] else math.inf, size]
+
+    limits, seen = (math.inf, math.inf), set()
+    for seed in range(5):
+        found = descend(surrogate, SPACE, start, refusing, limits, seen, random.Random(seed))
+        assert found is not None
+        assert found[SPACE.units.index("layer0/weights")] != 0
+        seen.add(found)
+
+
 def search(path, guide, trials):
     def evaluate(policy):
         genome, found = SPACE.genome(policy), costs(policy)
