@@ -45,7 +45,7 @@ def factors(layer: Layer, form: Factorised, weight: Tensor, bias: Tensor, moment
             decomposition = whitened_svd(weight, moments)
             return decomposition.factors(form.rank), decomposition.bias(weight, bias, form.rank)
         case "nmf":
-            found: Matrices = sign_split_factors(weight, form.rank)
+            found: Matrices = sign_split_factors(weight, form.rank, centred(moments)[0])
         case "spatial":
             found = _flat(spatial_factors(_kernel(weight, layer), moments, form.rank).kernels)
         case "tucker":
