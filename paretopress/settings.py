@@ -21,6 +21,7 @@ from paretopress.spaces.errors import ConfigError, PolicyError, nearest, unknown
 from paretopress.spaces.space import SpaceSettings
 
 if TYPE_CHECKING:
+    from paretopress.compressors.distillation import DistillationSettings
     from paretopress.search.problem import SearchSettings
 
 DEFAULT_SECONDS = 300.0
@@ -69,6 +70,29 @@ class SpaceSection(_Strict):
     pin: dict[str, dict[str, Any]] = {}
 
 
+class AugmentationSection(_Strict):
+    """How the inputs of distillation are varied; a key that is left out keeps its default."""
+
+    mixup: float | None = None
+    noise: float | None = None
+    difference: float | None = None
+    shift: float | None = None
+    mirror: float | None = None
+
+
+class DistillationSection(_Strict):
+    """How finalists are distilled; a key that is left out keeps its default."""
+
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    temperature: float | None = None
+    features: float | None = None
+    held_out: float | None = None
+    bfloat16: bool | None = None
+    augmentation: AugmentationSection = AugmentationSection()
+
+
 class TimingSection(_Strict):
     """How finalists are timed."""
 
@@ -84,6 +108,7 @@ class Document(_Strict):
     max_drop: str | None = None
     search: SearchSection = SearchSection()
     space: SpaceSection = SpaceSection()
+    distillation: DistillationSection = DistillationSection()
     timing: TimingSection = TimingSection()
 
 
@@ -195,6 +220,7 @@ def search_settings(
         importance=search.importance,
         ranges=search.ranges,
         distil=search.distil,
+        distillation=_distillation(document.distillation, source),
         finalists=search.finalists,
         space=_space(document.space, source),
         timing_runs=document.timing.runs,
@@ -247,6 +273,17 @@ def parse_duration(text: str, where: str) -> float:
     return seconds
 
 
+def _distillation(section: DistillationSection, source: str) -> DistillationSettings:
+    from paretopress.compressors.augmentation import Augmentation
+    from paretopress.compressors.distillation import DistillationSettings
+
+    given = section.model_dump(exclude_none=True)
+    try:
+        return DistillationSettings(**given | {"augmentation": Augmentation(**given["augmentation"])})
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
 def _space(section: SpaceSection, source: str) -> SpaceSettings:
     pins = {
         unit: choice_from_plain(choice, f"{source}: space.pin.{unit}") for unit, choice in section.pin.items()
@@ -287,6 +324,8 @@ def _validate(plain: object, source: str) -> Document:
             Sparse.of(text)
         except PolicyError as error:
             raise ConfigError(f"{source}: space.sparsity[{index}]: {error}") from None
+    if "distillation" in plain:   # its ranges are checked where torch is imported: not for every file
+        _distillation(document.distillation, source)
     return document
 
 

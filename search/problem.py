@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from paretopress.compressors.distillation import DistillationSettings
 from paretopress.compressors.program import Program
 from paretopress.compressors.quantisation import RangeMethod
 from paretopress.evaluators.anchors import anchored
@@ -62,6 +63,7 @@ class SearchSettings:
         ranges: How ranges of quantised activations are chosen.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
             on the train set where the data has one.
+        distillation: How they are; the time that is left for each decides when it ends.
         finalists: How many candidates are verified, beside the baseline and the comparisons.
         space: What the space offers.
         timing_runs: Counted runs of each timing.
@@ -80,6 +82,7 @@ class SearchSettings:
     importance: str = "obs"
     ranges: RangeMethod = "mse"
     distil: str = "auto"
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
     finalists: int = 22
     space: SpaceSettings = field(default_factory=SpaceSettings)
     timing_runs: int = 200
@@ -208,8 +211,8 @@ class Problem:
     def fingerprints(self) -> dict[str, str]:
         """What the results of a run depend on."""
         settings = self.settings
-        evaluator = [settings.importance, settings.ranges, settings.distil, settings.sampler, settings.finalists,
-                     settings.executor == "serial",
+        evaluator = [settings.importance, settings.ranges, settings.distil, asdict(settings.distillation),
+                     settings.sampler, settings.finalists, settings.executor == "serial",
                      [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
         return {
             "model": self.model_fingerprint,

@@ -88,14 +88,14 @@ class Workload:
     def of(cls, problem: Problem, evaluator: CandidateEvaluator) -> Workload:
         """The workload of a run."""
         inputs = flat_inputs(problem.program, problem.data.fitted.first(REFIT_SAMPLES))
-        check = problem.data.holdout.first(PARITY_SAMPLES)
+        check, settings = problem.data.holdout.first(PARITY_SAMPLES), problem.settings
         samples = problem.distillation_samples()
         if samples is None:
-            return cls(evaluator, problem.model, inputs, check, problem.settings.seed)
+            return cls(evaluator, problem.model, inputs, check, settings.seed)
         samples = samples.first(TRAINING_SAMPLES)
         training = flat_inputs(problem.program, samples)
         shared = not set(samples.row_hashes()).isdisjoint(evaluator.samples.row_hashes())
-        return cls(evaluator, problem.model, inputs, check, problem.settings.seed, training, shared)
+        return cls(evaluator, problem.model, inputs, check, settings.seed, training, shared, settings.distillation)
 
     def __call__(self, task: Task) -> Evaluation:
         """Do one task: `Policy`, `Substitution` (`loss`) or `Construction` (see `Built`)."""

@@ -27,6 +27,7 @@ space:
   bits: [8, 4]
   exclude: ["head*"]
   pin: {"fc/weights": {weights: 8}}
+distillation: {steps: 90, learning_rate: 0.01, bfloat16: true, augmentation: {mirror: 0.5, noise: 0}}
 timing: {runs: 50}
 """
 
@@ -57,6 +58,9 @@ def test_a_full_file_arrives_in_the_search(write):
     assert (settings.workers, settings.executor, settings.timing_runs) == (2, "process", 50)
     assert settings.space.keep == (0.25, 0.5, 1.0)
     assert settings.space.pin == {"fc/weights": Weights(8)}
+    trained = settings.distillation
+    assert (trained.steps, trained.learning_rate, trained.bfloat16, trained.seconds) == (90, 0.01, True, None)
+    assert (trained.augmentation.mirror, trained.augmentation.noise) == (0.5, 0.0)
     assert settings.name == "run"
 
 
@@ -74,6 +78,7 @@ def test_an_empty_file_gives_the_defaults(write):
         "ray",
         "sampler",
         "importance",
+        "distillation",
         "finalists",
         "space",
         "timing_runs",
@@ -122,6 +127,11 @@ def test_a_ray_address_chooses_the_executor():
         ("search: {trials: 0}", "search.trials: should be greater than or equal to 1, got 0"),
         ("search: {time: 5}", "search.time: expected text, got 5"),
         ("search: {importance: obd}", "search.importance: unknown value 'obd'; did you mean 'obs'?"),
+        ("distillation: {step: 9}", "distillation.step: unknown key; did you mean 'steps'?"),
+        ("distillation: {steps: 0}", "distillation: steps: got 0 (allowed: from 1)"),
+        ("distillation: {features: much}", "distillation.features: expected a number, got 'much'"),
+        ("distillation: {augmentation: {miror: 1}}", "distillation.augmentation.miror: unknown key; did you mean"),
+        ("distillation: {augmentation: {mirror: 2}}", "augmentation: mirror: got 2.0 (allowed: from 0 to 1)"),
         ("search: 5", "search: expected keys with values, got 5"),
         ("targets: local", "targets: expected a list, got 'local'"),
         ("targets: []", "targets: "),
