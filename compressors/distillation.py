@@ -126,7 +126,6 @@ def distil(
     if network.plan.policy.is_dense:   # realised as a copy of the user's own model
         return Distilled(network, 0.0, 0.0)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        inputs = [tensor.detach().clone() for tensor in inputs]
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(inputs[0]), generator=generator)
         count = max(1, round(settings.held_out * len(order)))

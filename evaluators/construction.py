@@ -28,7 +28,7 @@ EXAMPLE_SAMPLES = 4
 CALIBRATION_SAMPLES = 1024
 TUNING_SAMPLES = 256
 REFIT_SAMPLES = 512
-TRAINING_SAMPLES = 10_000   # every worker holds them
+TRAINING_SAMPLES = 10_000   # of a search: every worker holds them
 
 Scores = Mapping[str, float]
 

@@ -20,7 +20,6 @@ from paretopress.evaluators.batches import Batches, Set, normalise_set
 from paretopress.evaluators.construction import (
     CALIBRATION_SAMPLES,
     REFIT_SAMPLES,
-    TRAINING_SAMPLES,
     Scores,
     build,
     calibrated,
@@ -144,7 +143,7 @@ def apply_policy(
         policy, assignment = decided
         if gradual is not None and not policy.is_dense:
             watcher.stage("train", (gradual.shares - 1) * gradual.share.steps)
-            distillation, training = gradual.share, flat_inputs(program, sets.training.first(TRAINING_SAMPLES))
+            distillation, training = gradual.share, flat_inputs(program, sets.training)
             entries = approached(entries, policy, sets.fitted, training, gradual, seed=seed, progress=watcher.advance)
         if refit:
             watcher.stage("refit", None)
@@ -245,7 +244,7 @@ def _distilled(
     as they are.
     """
     watcher.stage("distil", settings.steps)
-    inputs = flat_inputs(program, sets.training.first(TRAINING_SAMPLES))
+    inputs = flat_inputs(program, sets.training)
     found = distil(program, network, inputs, settings, seed=seed, progress=lambda *_: watcher.advance())
     if found.network is network:
         return network, tier

@@ -108,7 +108,7 @@ def main() -> None:
                 rows += subject.pruned(factor, arguments.seeds)
         if "quantising" in arguments.only:
             rows += subject.quantised(arguments.seeds)
-    (arguments.out / "methods.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (arguments.out / "methods.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 class Subject:
