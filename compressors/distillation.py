@@ -48,6 +48,8 @@ class DistillationSettings:
             first twentieth of the steps and falls to zero along a cosine.
         temperature: Softens both distributions where outputs are class scores.
         features: Weight of the mean relative squared error of the layers' outputs.
+        narrowed: Whether the outputs of layers that lost outputs are among these, compared with those that stayed. It
+            guides a short training; a long one finds better features where nothing holds them.
         augmentation: How inputs are varied.
         held_out: Fraction of the samples that training does not see; before and after are compared on variations
             of them.
@@ -61,6 +63,7 @@ class DistillationSettings:
     learning_rate: float = 0.03
     temperature: float = 4.0
     features: float = 10.0
+    narrowed: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
     held_out: float = 0.125
     seconds: float | None = None
@@ -155,7 +158,7 @@ class Student:
         self.network = replace(network, state=state, parts=parts)
         self.latents = latent_parts(self.network)
         self.trained = [tensor for parts in self.latents.values() for part in parts for tensor in part.trained()]
-        self.features = feature_nodes(program, network) if settings.features else ()
+        self.features = feature_nodes(program, network, settings.narrowed) if settings.features else ()
         # Of an equalised student the teacher is equalised as well: their values are compared inside the model too.
         teacher = base_network(program, equalise=network.equalised > 0)
         self.teacher_program, self.teacher = program, _with_channels_last(teacher)
@@ -232,10 +235,11 @@ def in_32_bits(value: Any) -> Any:  # noqa: ANN401 - whatever a node of the grap
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
-def feature_nodes(program: Program, network: Network) -> tuple[str, ...]:
+def feature_nodes(program: Program, network: Network, narrowed: bool = True) -> tuple[str, ...]:
     """Outputs of the layers' kernels that mean the same in the dense model, model outputs excepted.
 
-    A layer that stands in for a dropped branch has another output than in the dense model.
+    A layer that stands in for a dropped branch has another output than in the dense model. Layers that lost outputs
+    count only if `narrowed`.
     """
     structure = network.plan.structure
     goals = layer_goals(program.graph, structure)
@@ -245,6 +249,7 @@ def feature_nodes(program: Program, network: Network) -> tuple[str, ...]:
     nodes = (
         kernels[layer.layer.node] for layer in network.plan.layers
         if layer.layer.node in kernels and layer.layer.node not in standing_in
+        and (narrowed or layer.shape[0] == layer.layer.shape[0])
     )
     return tuple(dict.fromkeys(name for name in nodes if name not in outputs and name in program.graph.by_name))
 

@@ -88,6 +88,7 @@ class DistillationSection(_Strict):
     learning_rate: float | None = None
     temperature: float | None = None
     features: float | None = None
+    narrowed: bool | None = None
     held_out: float | None = None
     bfloat16: bool | None = None
     augmentation: AugmentationSection = AugmentationSection()

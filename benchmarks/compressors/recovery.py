@@ -30,7 +30,8 @@ from paretopress.compressors.distillation import DistillationSettings
 from paretopress.spaces.choices import Keep
 
 RATIO, BATCH, STEPS = 0.484375, 250, 20_000   # the ratio of `methods.py` at 2.00 times fewer
-IMAGES = Augmentation(mixup=0.25, noise=0.0, difference=0.0, shift=0.125, mirror=0.5)
+FEATURES = 40.0
+IMAGES = Augmentation(mixup=1.0, noise=0.0, difference=0.0, shift=0.125, mirror=0.5)
 WIDTHS = tuple(f"layer{stage}.{block}.conv1/channels" for stage in (1, 2, 3) for block in range(3))
 
 
@@ -66,7 +67,7 @@ def measured(
     policy = Policy.of({unit: Keep(RATIO) for unit in WIDTHS})
     settings = DistillationSettings(
         steps=STEPS, seconds=arguments.seconds, held_out=0.02, augmentation=IMAGES, learning_rate=arguments.rate,
-        temperature=arguments.temperature, bfloat16=arguments.bfloat16)
+        features=FEATURES, narrowed=False, temperature=arguments.temperature, bfloat16=arguments.bfloat16)
     begin = time.perf_counter()
     found = apply_policy(model, data, policy, distillation=settings, schedule=schedule, seed=seed)
     row = {"schedule": schedule, "seed": seed, "dense": dense, "accuracy": score(found), "tier": found.tier,

@@ -160,6 +160,18 @@ def test_distance_is_nothing_from_the_dense_model_itself_and_more_the_more_is_re
         assert same < close < away
 
 
+def test_outputs_of_narrowed_layers_are_compared_unless_they_are_left_free():
+    item = prepared("depthwise")
+    network = item.network(choices_of(item, keep=True))
+    narrowed = {part.layer.node for part in network.plan.layers if part.shape[0] < part.layer.shape[0]}
+    kernels = {kernel.output: kernel.main for kernel in network.plan.structure.fusion.kernels}
+    every, whole = ({kernels[name] for name in Student(item.program, network, replace(QUICK, narrowed=free)).features}
+                    for free in (True, False))
+    assert every & narrowed
+    assert whole == every - narrowed
+    assert distil(item.program, network, item.inputs, replace(QUICK, narrowed=False)).network is not network
+
+
 def test_steps_are_in_proportion_to_the_root_of_the_distance_and_at_most_full():
     assert relative_step(0.25 * FAR) == pytest.approx(0.5)
     assert relative_step(0.0) == 0.0
