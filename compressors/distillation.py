@@ -20,11 +20,19 @@ from torch.nn.functional import mse_loss
 from torch.utils import _pytree as pytree
 
 from paretopress.compressors.augmentation import Augmentation, Augmenter
+from paretopress.compressors.block_reconstruction import reconstruct
 from paretopress.compressors.calibration import base_network
 from paretopress.compressors.compressed_model import run_batches
-from paretopress.compressors.distillation_latents import LatentPart, channels_last, latent_parts, quantise_activation
+from paretopress.compressors.distillation_latents import (
+    LatentPart,
+    channels_last,
+    latent_parts,
+    outside_inference,
+    quantise_activation,
+)
 from paretopress.compressors.distillation_loss import output_loss, relative_error, variance
 from paretopress.compressors.distillation_optimiser import Optimiser
+from paretopress.compressors.distillation_schedule import relative_step, schedule
 from paretopress.compressors.goals import layer_goals
 from paretopress.compressors.network import Network, Part, apply_parts, runner, select
 from paretopress.compressors.program import Program, Values
@@ -32,8 +40,8 @@ from paretopress.compressors.tuning import with_integer_biases
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import LayerPlan
 
+BLOCK_SAMPLES = 2048   # variations that blocks are trained on, again and again
 COMPARED = 256   # variations of the samples that were held out, which before and after are compared on
-FAR = 0.1        # mean relative squared error of the layers' outputs from which on steps are of full size
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class DistillationSettings:
         steps: Gradient steps.
         batch_size: Samples per step; models captured for one batch size use that.
         learning_rate: Peak step of the optimiser, relative to the size of each row of weights, for a network whose
-            layers' outputs start as far off as `FAR`; one that starts nearer takes smaller steps. It rises over the
-            first twentieth of the steps and falls to zero along a cosine.
+            layers' outputs start as far off as `distillation_schedule.FAR`; one that starts nearer takes smaller
+            steps. It rises over the first twentieth of the steps and falls to zero along a cosine.
         temperature: Softens both distributions where outputs are class scores.
         features: Weight of the mean relative squared error of the layers' outputs.
         narrowed: Whether the outputs of layers that lost outputs are among these, compared with those that stayed. It
@@ -53,6 +61,8 @@ class DistillationSettings:
         augmentation: How inputs are varied.
         held_out: Fraction of the samples that training does not see; before and after are compared on variations
             of them.
+        blocks: Fraction of the steps, and of the time, in which the blocks of the network are trained one after the
+            other (`block_reconstruction`), before all layers are trained together.
         seconds: Time limit; the schedule then ends early, and the result depends on the machine's speed.
         bfloat16: Whether products are computed in bfloat16 (`torch.autocast`) where the CPU has instructions for it,
             else in 32 bits as everything else is. What is stored is trained in 32 bits either way.
@@ -66,6 +76,7 @@ class DistillationSettings:
     narrowed: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
     held_out: float = 0.125
+    blocks: float = 0.0
     seconds: float | None = None
     bfloat16: bool = False
 
@@ -81,6 +92,8 @@ class DistillationSettings:
             raise ConfigError(f"distillation: features: got {self.features!r} (allowed: from 0)")
         if not 0.0 <= self.held_out < 1.0:
             raise ConfigError(f"distillation: held_out: got {self.held_out!r} (allowed: from 0 to below 1)")
+        if not 0.0 <= self.blocks <= 1.0:
+            raise ConfigError(f"distillation: blocks: got {self.blocks!r} (allowed: from 0 to 1)")
 
 
 @dataclass(frozen=True)
@@ -136,15 +149,39 @@ def distil(
         # The refit has seen these samples themselves: variations of them are as new to it as to the training.
         held_out = list(Augmenter(held_out, settings.augmentation, generator).batch(max(count, COMPARED)))
         before = output_divergence(program, network, held_out)
-        student = Student(program, network, settings)
-        if not student.trained or not len(training[0]):
+        if not len(training[0]):
             return Distilled(network, before, before)
         augmenter = Augmenter(training, settings.augmentation, generator)
-        if not train(student, augmenter, settings, progress):
+        trained = trained_network(program, network, augmenter, settings, progress)
+        if trained is network:
             return Distilled(network, before, before)
-        trained = student.finished()
         after = output_divergence(program, trained, held_out)
     return Distilled(trained, before, after) if after < before else Distilled(network, before, before)
+
+
+def trained_network(
+    program: Program,
+    network: Network,
+    augmenter: Augmenter,
+    settings: DistillationSettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> Network:
+    """Train block by block, then all layers together, as the settings divide the time; untrained it is the same."""
+    if settings.blocks:
+        size, total, report = batch_size(program, augmenter, settings), settings.steps, progress
+        steps = round(settings.blocks * total)
+        batches = [augmenter.batch(size) for _ in range(max(2, -(-BLOCK_SAMPLES // size)))]
+        network = reconstruct(
+            program, network, batches, steps=steps, learning_rate=settings.learning_rate,
+            seconds=None if settings.seconds is None else settings.blocks * settings.seconds,
+            progress=None if report is None else lambda done: report(done, total))
+        if steps == total:
+            return network
+        seconds = None if settings.seconds is None else (1.0 - settings.blocks) * settings.seconds
+        settings = replace(settings, steps=total - steps, seconds=seconds, blocks=0.0)
+        progress = None if report is None else lambda done, _: report(steps + done, total)
+    student = Student(program, network, settings)
+    return student.finished() if student.trained and train(student, augmenter, settings, progress) else network
 
 
 class Student:
@@ -153,9 +190,7 @@ class Student:
     def __init__(self, program: Program, network: Network, settings: DistillationSettings) -> None:
         self.program, self.settings = program.under(network.plan.structure), settings
         self.bfloat16 = settings.bfloat16 and computes_in_bfloat16()
-        state = {name: tensor.detach().clone() for name, tensor in network.state.items()}
-        parts = {node: tuple(_outside_inference(part) for part in parts) for node, parts in network.parts.items()}
-        self.network = replace(network, state=state, parts=parts)
+        self.network = outside_inference(network)
         self.latents = latent_parts(self.network)
         self.trained = [tensor for parts in self.latents.values() for part in parts for tensor in part.trained()]
         self.features = feature_nodes(program, network, settings.narrowed) if settings.features else ()
@@ -260,16 +295,6 @@ def _with_channels_last(network: Network) -> Network:
     return replace(network, parts=parts)
 
 
-def _outside_inference(part: Part) -> Part:
-    """A part without inference tensors, which autograd refuses."""
-    def copied(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone()
-
-    inputs = None if part.inputs is None else part.inputs.each(copied)
-    stored = None if part.stored is None else part.stored.each(copied)
-    return Part(copied(part.weight), None if part.bias is None else copied(part.bias), stored, inputs)
-
-
 def train(
     student: Student,
     augmenter: Augmenter,
@@ -290,8 +315,7 @@ def train(
             nearer the student is to the teacher.
         after: Called after every step with the fraction of the training done.
     """
-    graph = student.teacher_program.graph
-    size = min(settings.batch_size, augmenter.count) if graph.dynamic_batch else graph.batch
+    size = batch_size(student.teacher_program, augmenter, settings)
     optimiser = Optimiser(student.trained)
     taken, start = 0, time.perf_counter()
     if rate is None:
@@ -320,25 +344,9 @@ def train(
     return taken
 
 
-def relative_step(distance: float) -> float:
-    """Size of the steps of a network that starts at a relative squared error from the dense model, at most 1.
-
-    Weights that are nearly right are lost by steps as large as those that wrong ones need, and a short schedule
-    does not find them again. The root makes it a ratio of values, as steps are.
-    """
-    return min(1.0, math.sqrt(distance / FAR)) if math.isfinite(distance) else 1.0
-
-
-def schedule(done: float, warm_up: float = 0.05) -> float:
-    """Fraction of the peak learning rate: a linear rise, then a cosine to zero.
-
-    Args:
-        done: Fraction of the steps done.
-        warm_up: Fraction of the steps that the rise takes.
-    """
-    if done < warm_up:
-        return done / warm_up
-    return 0.5 * (1.0 + math.cos(math.pi * (done - warm_up) / (1.0 - warm_up)))
+def batch_size(program: Program, augmenter: Augmenter, settings: DistillationSettings) -> int:
+    """Samples per step: what the settings say, as far as there are so many and the captured graph takes them."""
+    return min(settings.batch_size, augmenter.count) if program.graph.dynamic_batch else program.graph.batch
 
 
 def output_divergence(program: Program, network: Network, inputs: Sequence[Tensor]) -> float:

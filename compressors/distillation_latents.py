@@ -231,3 +231,18 @@ def latent_parts(network: Network) -> dict[str, tuple[LatentPart, ...]]:
         for layer in network.plan.layers
         if not layer.layer.frozen and layer.layer.kind is not LayerKind.EMBEDDING
     }
+
+
+def outside_inference(network: Network) -> Network:
+    """A copy of a network without inference tensors, which autograd refuses."""
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    def copied_part(part: Part) -> Part:
+        inputs = None if part.inputs is None else part.inputs.each(copied)
+        stored = None if part.stored is None else part.stored.each(copied)
+        return Part(copied(part.weight), None if part.bias is None else copied(part.bias), stored, inputs)
+
+    state = {name: copied(tensor) for name, tensor in network.state.items()}
+    parts = {node: tuple(copied_part(part) for part in parts) for node, parts in network.parts.items()}
+    return replace(network, state=state, parts=parts)
