@@ -90,6 +90,7 @@ class DistillationSection(_Strict):
     features: float | None = None
     narrowed: bool | None = None
     held_out: float | None = None
+    blocks: float | None = None
     bfloat16: bool | None = None
     augmentation: AugmentationSection = AugmentationSection()
 

@@ -27,7 +27,7 @@ space:
   bits: [8, 4]
   exclude: ["head*"]
   pin: {"fc/weights": {weights: 8}}
-distillation: {steps: 90, learning_rate: 0.01, bfloat16: true, augmentation: {mirror: 0.5, noise: 0}}
+distillation: {steps: 90, learning_rate: 0.01, bfloat16: true, blocks: 0.5, augmentation: {mirror: 0.5, noise: 0}}
 timing: {runs: 50}
 """
 
@@ -59,7 +59,8 @@ def test_a_full_file_arrives_in_the_search(write):
     assert settings.space.keep == (0.25, 0.5, 1.0)
     assert settings.space.pin == {"fc/weights": Weights(8)}
     trained = settings.distillation
-    assert (trained.steps, trained.learning_rate, trained.bfloat16, trained.seconds) == (90, 0.01, True, None)
+    assert (trained.steps, trained.learning_rate, trained.bfloat16, trained.blocks, trained.seconds) == (
+        90, 0.01, True, 0.5, None)
     assert (trained.augmentation.mirror, trained.augmentation.noise) == (0.5, 0.0)
     assert settings.name == "run"
 

@@ -17,17 +17,15 @@ from paretopress.compressors.calibration import base_network, calibrate
 from paretopress.compressors.compressed_model import load, network_of, run_batches
 from paretopress.compressors.distillation import (
     COMPARED,
-    FAR,
     DistillationSettings,
     Student,
     distil,
     output_divergence,
-    relative_step,
-    schedule,
 )
 from paretopress.compressors.distillation_latents import LatentPart, quantise_activation
 from paretopress.compressors.distillation_loss import output_loss
 from paretopress.compressors.distillation_optimiser import LARGEST_SIDE, Optimiser, orthogonalised
+from paretopress.compressors.distillation_schedule import FAR, relative_step, schedule
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
 from paretopress.compressors.matrices import Matrix, in_format
@@ -555,6 +553,7 @@ def test_the_schedule_rises_and_falls_to_zero():
     (lambda: DistillationSettings(temperature=math.nan), "temperature: got nan"),
     (lambda: DistillationSettings(features=-1.0), "features: got -1.0"),
     (lambda: DistillationSettings(held_out=1.0), "held_out: got 1.0"),
+    (lambda: DistillationSettings(blocks=1.5), "blocks: got 1.5"),
     (lambda: Augmentation(mirror=1.5), "mirror: got 1.5"),
     (lambda: Augmentation(shift=-0.1), "shift: got -0.1"),
     (lambda: Augmentation(noise=math.inf), "noise: got inf"),
