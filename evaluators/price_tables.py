@@ -1,11 +1,15 @@
-"""Tables from small integer keys to numbers, filled on demand and looked up for many rows at once."""
+"""Tables from small integer keys to prices, filled on demand and looked up for many rows at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from paretopress.hardware_profiles.profile import DeviceProfile
+from paretopress.spaces.errors import ProfileError
+from paretopress.spaces.kernels import Boundary, Kernel
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -55,13 +59,6 @@ class KeyTable:
         found: Array = self._values[np.searchsorted(self._codes, codes)]
         return found
 
-    def ensured(self, codes: Integers, make: Callable[[Sequence[int]], Array]) -> Array:
-        """The rows of keys; those that the table lacks are made from positions in `codes` first."""
-        absent, positions = self.missing(codes)
-        if len(absent):
-            self.add(absent, make(positions.tolist()))
-        return self.rows(codes)
-
 
 class _Coder:
     """Numbers rows of digits in a mixed radix."""
@@ -88,3 +85,45 @@ class _Coder:
             known, numbers = known[order], numbers[order]
             self._prefixes[place] = (known, numbers)
         return numbers[np.searchsorted(known, prefixes)]
+
+
+def kernel_costs(device: DeviceProfile, kernels: Sequence[Kernel]) -> Array:
+    """Price kernels, shape (n,), infinite where the device cannot execute them or has no figures.
+
+    Whether a kernel is known depends on its family and its widths alone.
+    """
+    try:
+        return device.kernel_cost(kernels)
+    except ProfileError:
+        pass
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        alike.setdefault((kernel.family, kernel.weight_bits, kernel.activation_bits), []).append(index)
+    prices = np.full(len(kernels), np.inf)
+    for members in alike.values():
+        try:
+            prices[members] = device.kernel_cost([kernels[index] for index in members])
+        except ProfileError:
+            continue
+    return prices
+
+
+def conversion_prices(devices: Sequence[DeviceProfile], boundaries: Sequence[Boundary]) -> Array:
+    """Price conversions on every device, shape (n, devices), infinite where it has no figures."""
+    found = np.full((len(boundaries), len(devices)), np.inf)
+    for number, device in enumerate(devices):
+        try:
+            found[:, number] = device.boundary_cost(boundaries)
+        except ProfileError:
+            continue
+    return rounded(found)
+
+
+def rounded(prices: Array) -> Array:
+    """Prices to 34 bits: products of matrices differ in their last bits with the number of rows.
+
+    What a search proposes then does not depend on which policies happened to be priced together.
+    """
+    fraction, exponent = np.frexp(prices)
+    found: Array = np.ldexp(np.round(fraction * 2.0**34) / 2.0**34, exponent)
+    return found

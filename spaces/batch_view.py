@@ -99,7 +99,7 @@ class BatchView:
             for name in chain.nodes:
                 where = where & self._integer(name)
             if where.any():
-                found.update({name: (chain.output, where) for name in chain.nodes})
+                found.update(dict.fromkeys(chain.nodes, (chain.output, where)))
         return found
 
     @cached_property
