@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.structure import Structure
 
+ROBUST = "robust"        # the cost that is the worst device's time, relative to the dense model's
 RELATIVE_NOISE = 0.002   # a predicted gain below this is not a gain
 TWIN_WIDTHS = (0.75, 0.625, 0.5)   # of all channels, where integers that pay in the dense model may not
 
@@ -38,9 +40,12 @@ class CostModel:
 
     Attributes:
         devices: Profiles of the target devices.
+        dense: The dense model's time on each of them, in their order, which `robust` is relative to; empty where that
+            is not asked for, or some device cannot execute the dense model.
     """
 
     devices: tuple[DeviceProfile, ...]
+    dense: tuple[float, ...] = ()
 
     @property
     def latency_names(self) -> tuple[str, ...]:
@@ -52,8 +57,8 @@ class CostModel:
 
         Returns:
             `latency@ID` (ms) or `relative@ID`, `peak_memory@ID` (bytes), `energy@ID` (microjoules) where
-            the profile knows its power, `size` (stored bytes) and `macs`. Time and energy are infinite where
-            the device cannot execute the plan.
+            the profile knows its power, `size` (stored bytes) and `macs`; `robust` where `dense` is known. Time and
+            energy are infinite where the device cannot execute the plan.
         """
         view = cost_view(planned)
         costs: dict[str, float] = {"size": float(planned.stored_bytes), "macs": float(view.macs)}
@@ -70,7 +75,30 @@ class CostModel:
                 continue
             if energy is not None:
                 costs[f"energy@{device.id}"] = energy.mid * 1000.0
+        if self.dense:
+            costs[ROBUST] = float(self.robust(costs))
         return costs
+
+    def relative_to(self, structure: Structure) -> CostModel:
+        """Return the same with `robust` among its costs, where every device can execute the dense model."""
+        found = self.predict(plan(structure, Policy()))
+        dense = tuple(found[name] for name in self.latency_names)
+        return replace(self, dense=dense) if all(map(math.isfinite, dense)) else self
+
+    def robust(self, costs: Mapping[str, Any], baseline: Mapping[str, float] | None = None) -> Any:  # noqa: ANN401
+        """The worst device: the largest ratio of a time to the dense model's on the same device.
+
+        The minimax relative loss of robust optimisation (Ben-Tal, El Ghaoui and Nemirovski, "Robust Optimization",
+        2009) over devices: `max_d t_d(policy) / t_d(dense)`, 1 for the dense model. Ratios also mean something on
+        devices that only rank.
+
+        Args:
+            costs: Times by name, numbers or arrays.
+            baseline: The dense model's times by name; `dense` where not given.
+        """
+        dense = self.dense if baseline is None else [baseline[name] for name in self.latency_names]
+        ratios = [np.asarray(costs[name]) / base for name, base in zip(self.latency_names, dense, strict=True)]
+        return np.max(ratios, axis=0)
 
     def interval(self, planned: Plan) -> dict[str, tuple[float, float]]:
         """Return the predicted interval in ms of every `latency@ID` whose device can execute the plan."""
@@ -98,7 +126,7 @@ class CostModel:
         Raises:
             ConfigError: Unknown objective or device; an absolute time on a device that only ranks.
         """
-        names = {"size", "macs", *self.latency_names}
+        names = {"size", "macs", ROBUST, *self.latency_names}
         for device in self.devices:
             names.add(f"peak_memory@{device.id}")
             if _knows_energy(device):

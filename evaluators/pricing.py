@@ -111,6 +111,8 @@ class PolicyPricer:
 
     def _predict(self, rows: Integers) -> dict[str, Array]:
         found = PriceBatch(self._space, rows).costs(self._costs.latency_names)
+        if self._costs.dense:
+            found["robust"] = self._costs.robust(found)
         for row in np.flatnonzero(self._is_dense(rows)):   # batch normalisation is not folded there
             for name, value in self._dense.items():
                 found[name][row] = value

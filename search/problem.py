@@ -24,6 +24,7 @@ from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.construction import EXAMPLE_SAMPLES, captured, flat_inputs
 from paretopress.evaluators.costs import (
+    ROBUST,
     CostModel,
     drop_slower_ranks,
     drop_slower_twins,
@@ -274,6 +275,8 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     space = drop_slower_ranks(program.structure, space, costs)
     space = drop_slower_twins(program.structure, space, costs)
     space, size_only = drop_what_does_not_pay(program.structure, space, costs)
+    if len(devices) > 1 or any(budget.objective == ROBUST for budget in settings.budgets):
+        costs = costs.relative_to(program.structure)
     baseline = costs.predict(plan(program.structure, DENSE))
     problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings)
     _refuse_fractions_of_nothing(problem)
@@ -304,6 +307,13 @@ def _refuse_times_without_basis(costs: CostModel, budgets: Sequence[Budget]) -> 
 def _refuse_fractions_of_nothing(problem: Problem) -> None:
     """Refuse relative budgets on costs that the dense model does not have. Raises `ConfigError`."""
     for budget in problem.settings.budgets:
+        if budget.objective == ROBUST and not problem.costs.dense:
+            names = problem.costs.latency_names
+            device = next(name for name in names if not math.isfinite(problem.baseline[name])).partition("@")[2]
+            raise ConfigError(
+                f"budget robust={budget.text}: {device} cannot run the dense model, so there is nothing to be "
+                f"relative to (allowed: a limit for each target, such as latency@{device}=5ms)"
+            )
         if not budget.on_cost or budget.kind == "absolute":
             continue
         for name in problem.costs.resolve(budget.objective):
@@ -410,6 +420,8 @@ def show_cost(name: str, value: float) -> str:
         return f"{value:.4g} ms predicted"
     if base in ("size", "peak_memory"):
         return f"{value:,.0f} bytes"
+    if base == ROBUST:
+        return f"{100.0 * value:.3g}% of the dense model's time on the worst target"
     if base == "energy":
         return f"{value:.4g} uJ predicted"
     return f"{value:,.4g} MACs" if base == "macs" else f"{value:.4g}"

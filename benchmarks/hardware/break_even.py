@@ -1,6 +1,6 @@
 """Choices that a count of operations would take, and what the profile and ONNX Runtime say about them.
 
-    python benchmarks/hardware/break_even.py [--runs 400] [--target x86-zen4-vnni-onnxruntime] [--out FOLDER]
+    python benchmarks/hardware/break_even.py [--runs 400] [--target local] [--out FOLDER]
 
 Every row is one choice in a small network, beside the network without it. `operations` is the ratio that a count gives:
 of multiply-accumulates, those that are left out of sparse weights not counted, and for formats of bit operations
@@ -89,6 +89,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(n, channels, height, width)` to the same shape."""
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x
@@ -102,6 +103,7 @@ class Tokens(nn.Module):
         self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(n, rows, width)` to the same shape."""
         second: Tensor = self.second(torch.relu(self.first(x)))
         return second
 
@@ -129,10 +131,11 @@ def cases() -> list[Case]:
         Case("29 of 32 channels, int8", wide, (32, 16, 16), int8,
              {**int8, **everywhere(inner, "channels", Keep(29 / 32))}, SpaceSettings(keep=(29 / 32,))),
         Case("rank 31 instead of 32, float", convolutions(4, 64), (64, 14, 14),
-             everywhere(four, "rank", Factorised("svd", 32)), everywhere(four, "rank", Factorised("svd", 31))),
+             everywhere(four, "rank", Factorised("svd", 32)), everywhere(four, "rank", Factorised("svd", 31)),
+             SpaceSettings(rank=(0.538,))),
         Case("rank 31 instead of 32, int8", convolutions(4, 64), (64, 14, 14),
              {**int8, **everywhere(four, "rank", Factorised("svd", 32))},
-             {**int8, **everywhere(four, "rank", Factorised("svd", 31))}),
+             {**int8, **everywhere(four, "rank", Factorised("svd", 31))}, SpaceSettings(rank=(0.538,))),
         Case("rank 6 of a 1x1 convolution of 16 channels", convolutions(4, 16, 1), (16, 28, 28), {},
              everywhere(four, "rank", Factorised("svd", 6)), SpaceSettings(rank=(0.75,))),
         Case("rank 12 of a 1x1 convolution of 32 channels", convolutions(4, 32, 1), (32, 14, 14), {},
@@ -142,12 +145,14 @@ def cases() -> list[Case]:
         Case("one int8 1x1 convolution between float ones", convolutions(3, 32, 1), (32, 28, 28), {},
              {"layers.1/weights": Weights(8)}, bits=((32, 32), (8, 8)), layers=("layers.1",)),
         Case("8-bit weights, float activations", wide, (32, 16, 16), {}, everywhere(four, "weights", Weights(8, 32)),
-             bits=((32, 32), (8, 32)), layers=tuple(four)),
+             SpaceSettings(end_bits=2), bits=((32, 32), (8, 32)), layers=tuple(four)),
         Case("4-bit weights instead of 8, int8 activations", wide, (32, 16, 16), int8,
-             everywhere(four, "weights", Weights(4)), bits=((8, 8), (4, 8)), layers=tuple(four)),
+             everywhere(four, "weights", Weights(4)), SpaceSettings(end_bits=2), bits=((8, 8), (4, 8)),
+             layers=tuple(four)),
         Case("4-bit weights of a linear layer, 256 rows", lambda: Tokens(512), (256, 512), {},
-             everywhere(("first", "second"), "weights", packed), SpaceSettings(schemes=("asymmetric",), groups=(32,)),
-             bits=((32, 32), (4, 32)), layers=("first", "second")),
+             everywhere(("first", "second"), "weights", packed),
+             SpaceSettings(schemes=("asymmetric",), groups=(32,), end_bits=2), bits=((32, 32), (4, 32)),
+             layers=("first", "second")),
         Case("half of the weights of a 3x3 convolution", wide, (32, 16, 16), {},
              everywhere(four, "sparsity", Sparse(0.5)), SpaceSettings(sparsity=(0.5,)), left=0.5),
         Case("a tenth of the weights of a 3x3 convolution", wide, (32, 16, 16), {},
@@ -166,7 +171,7 @@ def main() -> None:
     """Print the table, and write it as text and JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--target", default="x86-zen4-vnni-onnxruntime")
+    parser.add_argument("--target", default="local")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -229,7 +234,7 @@ def offered(case: Case, program: Program, costs: CostModel) -> str:
     if choice in space.options.get(unit, ()):
         return "size only" if any(key.startswith(f"{unit}: ") for key in size_only) else "yes"
     reasons = [reason for name, _, reason in space.dropped if name == unit]
-    return "no: " + (reasons[0] if reasons else "not among the choices of these settings")
+    return "no: " + (reasons[-1] if reasons else "not among the choices of these settings")
 
 
 def measured(
