@@ -180,7 +180,8 @@ class Front:
             minimize: The objective: `latency`, `size`, `macs`, `peak_memory`, `energy`, `robust`, or `accuracy` for the
                 best in the first metric, in its direction.
             max_drop: The allowed loss of the first metric: `1pp`, or relative such as `2%`.
-            **limits: `max_latency="5ms"`, `max_size="-50%"`, `max_macs`, `max_memory`, `max_energy`.
+            **limits: `max_latency="5ms"`, `max_size="-50%"`, `max_macs`, `max_memory`, `max_energy`,
+                `max_robust`.
 
         Raises:
             InfeasibleError: No point fits; the message states the nearest.

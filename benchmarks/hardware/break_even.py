@@ -41,7 +41,7 @@ from paretopress.evaluators.costs import (
 )
 from paretopress.evaluators.timing import call_of, host_description
 from paretopress.hardware_profiles.catalogue import load_profile
-from paretopress.spaces.choices import Choice, Factorised, Keep, Sparse, Weights
+from paretopress.spaces.choices import Choice, Factorised, Keep, Sparse, Weights, describe
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
@@ -233,8 +233,9 @@ def offered(case: Case, program: Program, costs: CostModel) -> str:
     unit, choice = next((unit, choice) for unit, choice in case.after.items() if case.before.get(unit) != choice)
     if choice in space.options.get(unit, ()):
         return "size only" if any(key.startswith(f"{unit}: ") for key in size_only) else "yes"
-    reasons = [reason for name, _, reason in space.dropped if name == unit]
-    return "no: " + (reasons[-1] if reasons else "not among the choices of these settings")
+    reasons = {text: reason for name, text, reason in space.dropped if name == unit}
+    reason = reasons.get(describe(choice)) or reasons.get("*")
+    return f"no: {reason}" if reason else "no: between the steps of the device"
 
 
 def measured(
