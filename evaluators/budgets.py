@@ -21,13 +21,16 @@ _BYTES = {
 }
 _COUNT = {"": 1.0, "K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9}
 _ENERGY = {"nJ": 1e-3, "uJ": 1.0, "µJ": 1.0, "mJ": 1e3, "J": 1e6}
+_SHARE = {"": 1.0}   # of the dense model's time, on the worst target
 UNITS: Mapping[str, Mapping[str, float]] = {
     "latency": _TIME, "size": _BYTES, "peak_memory": _BYTES, "macs": _COUNT, "energy": _ENERGY,
+    "robust": _SHARE,
 }
 _EXAMPLES = {
     "latency": "'<=5ms', '800us' or '-50%'", "size": "'<=1MB', '200KiB' or '-50%'",
     "peak_memory": "'<=256KiB' or '-50%'", "macs": "'<=10M' or '-50%'",
     "energy": "'<=3mJ', '500uJ' or '-50%'",
+    "robust": "'-40%' or '<=0.6'",
 }
 _TEXT = re.compile(r"(?P<sign><=|≤|-)?\s*(?P<number>\d+(\.\d*)?([eE][-+]?\d+)?|\.\d+)\s*(?P<unit>[^\s\d]*)")
 _TOLERANCE = 1e-9  # relative: 0.98 - 0.01 is not the double nearest to 0.97

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+
+from paretopress.evaluators.price_tables import Array
+from paretopress.evaluators.pricing import Bools, price_policies
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.choices import (
     Choice,
@@ -24,6 +29,7 @@ from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.structure import Structure
 
+ROBUST = "robust"        # the cost that is the worst device's time, relative to the dense model's
 RELATIVE_NOISE = 0.002   # a predicted gain below this is not a gain
 TWIN_WIDTHS = (0.75, 0.625, 0.5)   # of all channels, where integers that pay in the dense model may not
 
@@ -34,9 +40,12 @@ class CostModel:
 
     Attributes:
         devices: Profiles of the target devices.
+        dense: The dense model's time on each of them, in their order, which `robust` is relative to; empty where that
+            is not asked for, or some device cannot execute the dense model.
     """
 
     devices: tuple[DeviceProfile, ...]
+    dense: tuple[float, ...] = ()
 
     @property
     def latency_names(self) -> tuple[str, ...]:
@@ -48,8 +57,8 @@ class CostModel:
 
         Returns:
             `latency@ID` (ms) or `relative@ID`, `peak_memory@ID` (bytes), `energy@ID` (microjoules) where
-            the profile knows its power, `size` (stored bytes) and `macs`. Time and energy are infinite where
-            the device cannot execute the plan.
+            the profile knows its power, `size` (stored bytes) and `macs`; `robust` where `dense` is known. Time and
+            energy are infinite where the device cannot execute the plan.
         """
         view = cost_view(planned)
         costs: dict[str, float] = {"size": float(planned.stored_bytes), "macs": float(view.macs)}
@@ -66,7 +75,30 @@ class CostModel:
                 continue
             if energy is not None:
                 costs[f"energy@{device.id}"] = energy.mid * 1000.0
+        if self.dense:
+            costs[ROBUST] = float(self.robust(costs))
         return costs
+
+    def relative_to(self, structure: Structure) -> CostModel:
+        """Return the same with `robust` among its costs, where every device can execute the dense model."""
+        found = self.predict(plan(structure, Policy()))
+        dense = tuple(found[name] for name in self.latency_names)
+        return replace(self, dense=dense) if all(map(math.isfinite, dense)) else self
+
+    def robust(self, costs: Mapping[str, Any], baseline: Mapping[str, float] | None = None) -> Any:  # noqa: ANN401
+        """The worst device: the largest ratio of a time to the dense model's on the same device.
+
+        The minimax relative loss of robust optimisation (Ben-Tal, El Ghaoui and Nemirovski, "Robust Optimization",
+        2009) over devices: `max_d t_d(policy) / t_d(dense)`, 1 for the dense model. Ratios also mean something on
+        devices that only rank.
+
+        Args:
+            costs: Times by name, numbers or arrays.
+            baseline: The dense model's times by name; `dense` where not given.
+        """
+        dense = self.dense if baseline is None else [baseline[name] for name in self.latency_names]
+        ratios = [np.asarray(costs[name]) / base for name, base in zip(self.latency_names, dense, strict=True)]
+        return np.max(ratios, axis=0)
 
     def interval(self, planned: Plan) -> dict[str, tuple[float, float]]:
         """Return the predicted interval in ms of every `latency@ID` whose device can execute the plan."""
@@ -94,7 +126,7 @@ class CostModel:
         Raises:
             ConfigError: Unknown objective or device; an absolute time on a device that only ranks.
         """
-        names = {"size", "macs", *self.latency_names}
+        names = {"size", "macs", ROBUST, *self.latency_names}
         for device in self.devices:
             names.add(f"peak_memory@{device.id}")
             if _knows_energy(device):
@@ -181,18 +213,27 @@ def drop_slower_ranks(structure: Structure, space: SearchSpace, costs: CostModel
     """
     contexts = [context for context in (Policy(), integer_policy(space))
                 if any(math.isfinite(costs.predict(plan(structure, context))[name]) for name in costs.latency_names)]
-    before = [costs.predict(plan(structure, context)) for context in contexts]
-
-    def is_slower(unit: str, choice: Choice) -> bool:
-        after = (costs.predict(plan(structure, context.replace({unit: choice}))) for context in contexts)
-        return not any(_saves_time(costs, new, old) for new, old in zip(after, before, strict=True))
-
-    removed: dict[str, list[Choice]] = {
-        unit: [choice for choice in options if isinstance(choice, Factorised) and is_slower(unit, choice)]
-        for unit, options in space.options.items() if contexts and unit.endswith("/rank")
-    }
+    ranks = [(unit, choice) for unit, options in space.options.items() if contexts and unit.endswith("/rank")
+             for choice in options if isinstance(choice, Factorised)]
+    faster = np.zeros(len(ranks), dtype=bool)
+    for context in contexts:
+        before, after = _alone(structure, costs, context, ranks)
+        faster |= _saves_time(costs, after, before)
+    removed: dict[str, list[Choice]] = {}
+    for (unit, choice), pays in zip(ranks, faster, strict=True):
+        if not pays:
+            removed.setdefault(unit, []).append(choice)
     reason = f"predicted no faster than the layer in one piece on {', '.join(d.id for d in costs.devices)}"
     return space.without(removed, dict.fromkeys(removed, reason))
+
+
+def _alone(
+    structure: Structure, costs: CostModel, context: Policy, changes: Sequence[tuple[str, Choice]]
+) -> tuple[dict[str, float], dict[str, Array]]:
+    """Costs of a policy, and of the same with each change alone, shape `(changes,)`."""
+    changed = [context.replace({unit: choice}) for unit, choice in changes]
+    found = price_policies(structure, costs, [context, *changed])
+    return {name: float(values[0]) for name, values in found.items()}, {n: v[1:] for n, v in found.items()}
 
 
 def drop_slower_twins(structure: Structure, space: SearchSpace, costs: CostModel) -> SearchSpace:
@@ -208,32 +249,35 @@ def drop_slower_twins(structure: Structure, space: SearchSpace, costs: CostModel
         costs: The target devices.
     """
     contexts = [Policy(), *(uniform_width(space, ratio) for ratio in TWIN_WIDTHS)]
-    for unit, options in space.options.items():
-        removed: list[Choice] = []
-        known: dict[tuple[str, ...], bool] = {}
-        for choice in options:
-            if not isinstance(choice, Weights) or choice.activations != 32 or not choice.is_plain:
-                continue
-            twin = replace(choice, activations=8)
-            if twin not in options:
-                continue
-            arithmetic = tuple(device.arithmetic(one.bits, one.activations)
-                               for device in costs.devices for one in (twin, choice))
-            if arithmetic not in known:   # widths that run alike take the same time
-                known[arithmetic] = all(
-                    _is_faster(structure, costs, context.replace({unit: twin}), context.replace({unit: choice}))
-                    for context in contexts
-                )
-            if known[arithmetic]:
-                removed.append(choice)
+    pairs = list(_twins(space, costs))
+    first = {key: number for number, (*_, key) in reversed(list(enumerate(pairs)))}   # widths that run alike
+    tried = [pairs[number] for number in first.values()]
+    found = price_policies(structure, costs, [
+        context.replace({unit: choice}) for unit, *both, _ in tried for choice in both for context in contexts
+    ])
+    faster = {}
+    for number, (*_, key) in enumerate(tried):
+        start = 2 * len(contexts) * number
+        twin, one = (slice(start + side * len(contexts), start + (side + 1) * len(contexts)) for side in (0, 1))
+        faster[key] = all(bool((found[name][twin] < found[name][one] * (1 - RELATIVE_NOISE)).all())
+                          for name in costs.latency_names)
+    for unit in space.options:
+        removed = [choice for name, _, choice, key in pairs if name == unit and faster[key]]
         space = space.without({unit: removed}, {unit: "the same bytes with 8-bit activations run faster"})
     return space
 
 
-def _is_faster(structure: Structure, costs: CostModel, policy: Policy, other: Policy) -> bool:
-    """Whether a policy is clearly faster than another one on every target."""
-    found, before = costs.predict(plan(structure, policy)), costs.predict(plan(structure, other))
-    return all(found[name] < before[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names)
+def _twins(space: SearchSpace, costs: CostModel) -> Iterator[tuple[str, Weights, Weights, tuple[str, ...]]]:
+    """Units with weights that compute in integers, the same in floats, and what tells such pairs apart."""
+    for unit, options in space.options.items():
+        for choice in options:
+            if not isinstance(choice, Weights) or choice.activations != 32 or not choice.is_plain:
+                continue
+            twin = replace(choice, activations=8)
+            if twin in options:
+                arithmetic = (device.arithmetic(one.bits, one.activations)
+                              for device in costs.devices for one in (twin, choice))
+                yield unit, twin, choice, (unit, *arithmetic)
 
 
 def uniform_width(space: SearchSpace, ratio: float) -> Policy:
@@ -268,47 +312,52 @@ def drop_what_does_not_pay(
     contexts = [Policy()]
     if costs.refusals(plan(structure, Policy())):
         contexts.append(integer_policy(space))
-    before = [costs.predict(plan(structure, context)) for context in contexts]
+    choices = [(unit, choice) for unit, options in space.options.items() if len(options) > 1
+               for choice in options if choice is not None]
+    priced = [_alone(structure, costs, context, choices) for context in contexts]
+    pays = np.any([_saves_time(costs, after, before) for before, after in priced], axis=0)
+    pays = pays | _pay_with_neighbours(structure, costs, choices)
+    smaller = priced[0][1]["size"] < priced[0][0]["size"]
     removed: dict[str, list[Choice]] = {}
     reasons: dict[str, str] = {}
     size_only: dict[str, str] = {}
-    for unit, options in space.options.items():
-        for choice in options:
-            if choice is None or len(options) == 1:
-                continue
-            after = [costs.predict(plan(structure, context.replace({unit: choice}))) for context in contexts]
-            faster = any(_saves_time(costs, new, old) for new, old in zip(after, before, strict=True))
-            smaller = after[0]["size"] < before[0]["size"]
-            if faster or _pays_with_neighbours(structure, costs, unit, choice):
-                continue
-            if smaller and size_matters:
-                size_only[f"{unit}: {describe(choice)}"] = "size only"
-            else:
-                removed.setdefault(unit, []).append(choice)
-                reasons[unit] = "saves neither time nor bytes on " + ", ".join(d.id for d in costs.devices)
-                if smaller:
-                    reasons[unit] = "saves only bytes, and size is not asked for"
+    for (unit, choice), faster, saves_bytes in zip(choices, pays.tolist(), smaller.tolist(), strict=True):
+        if faster:
+            continue
+        if saves_bytes and size_matters:
+            size_only[f"{unit}: {describe(choice)}"] = "size only"
+        else:
+            removed.setdefault(unit, []).append(choice)
+            reasons[unit] = "saves neither time nor bytes on " + ", ".join(d.id for d in costs.devices)
+            if saves_bytes:
+                reasons[unit] = "saves only bytes, and size is not asked for"
     return space.without(removed, reasons), size_only
 
 
-def _pays_with_neighbours(structure: Structure, costs: CostModel, unit: str, choice: Choice) -> bool:
-    """Whether a choice saves time when every other layer already has the same format.
+def _pay_with_neighbours(structure: Structure, costs: CostModel, choices: Sequence[tuple[str, Choice]]) -> Bools:
+    """Which choices save time when every other layer already has the same format, shape `(choices,)`.
 
     An integer layer among float ones pays conversions that it does not pay among integer ones.
     """
-    subject, _, kind = unit.rpartition("/")
-    if kind != "weights" or not isinstance(choice, WeightFormat) or activation_bits(choice) != 8:
-        return False
-    others = structure.takers(choice)
-    without = {name: value for name, value in others.items() if name != f"{subject}/weights"}
-    all_costs = costs.predict(plan(structure, Policy.of(others)))
-    rest_costs = costs.predict(plan(structure, Policy.of(without)))
-    return _saves_time(costs, all_costs, rest_costs)
+    pays = np.zeros(len(choices), dtype=bool)
+    formats = [number for number, (unit, choice) in enumerate(choices)
+               if unit.endswith("/weights") and isinstance(choice, WeightFormat) and activation_bits(choice) == 8]
+    policies = []
+    for number in formats:
+        unit, choice = choices[number]
+        assert isinstance(choice, WeightFormat)
+        everywhere = Policy.of(structure.takers(choice))
+        policies += [everywhere, everywhere.replace({unit: None})]
+    found = price_policies(structure, costs, policies)
+    pays[formats] = _saves_time(costs, {n: v[::2] for n, v in found.items()}, {n: v[1::2] for n, v in found.items()})
+    return pays
 
 
-def _saves_time(costs: CostModel, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-    """Whether a change saves time on any target, or makes the plan executable there."""
-    return any(new[name] < old[name] * (1 - RELATIVE_NOISE) for name in costs.latency_names)
+def _saves_time(costs: CostModel, new: Mapping[str, Array], old: Mapping[str, Array | float]) -> Bools:
+    """Which changes save time on any target, or make the plan executable there."""
+    saved = [np.asarray(new[name] < np.asarray(old[name]) * (1 - RELATIVE_NOISE)) for name in costs.latency_names]
+    found: Bools = np.any(saved, axis=0)
+    return found
 
 
 def violations(budgets: Sequence[tuple[str, str, float]], costs: Mapping[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from paretopress.spaces.errors import ConfigError, DataError, ParetopressError, 
 Direction = Literal["max", "min"]
 PRIMARY = "accuracy"
 # Names that costs and figures of a candidate carry beside the metrics, in trials, in `measured` and in tables.
-COST_NAMES = frozenset({"latency", "relative", "size", "macs", "peak_memory", "energy"})
+COST_NAMES = frozenset({"latency", "relative", "size", "macs", "peak_memory", "energy", "robust"})
 RESERVED = COST_NAMES | {
     "divergence", "feasible", "knee", "why_not", "id", "name", "policy", "policy_hash", "tier", "host", "device",
     "latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_baseline_iqr", "speedup", "runs", "parity",

@@ -251,10 +251,14 @@ class DeviceProfile:
 
     def relative_cost(self, view: CostView) -> float:
         """Return a unit-free cost that ranks plans on this device, at every tier."""
-        session = self.document.latency.session_us.value if self.document.latency else 0.0
         return float(
-            session + self.kernel_cost(view.kernels).sum() + self.boundary_cost(view.boundaries).sum()
+            self.session_cost + self.kernel_cost(view.kernels).sum() + self.boundary_cost(view.boundaries).sum()
         )
+
+    @property
+    def session_cost(self) -> float:
+        """What `relative_cost` adds to the costs of kernels and conversions, at every tier."""
+        return self.document.latency.session_us.value if self.document.latency else 0.0
 
     @property
     def session_us(self) -> float:

@@ -26,6 +26,7 @@ def compress(
     model: nn.Module, *, data: Data, target: str | Sequence[str] | None = None,
     max_latency: str | None = None, max_size: str | None = None, max_drop: str | None = None,
     max_macs: str | None = None, max_memory: str | None = None, max_energy: str | None = None,
+    max_robust: str | None = None,
     time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
     distil: str | None = None,
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
@@ -45,6 +46,7 @@ def compress(
         max_macs: `10M` or `-50%`.
         max_memory: Peak memory, `256KiB` or `-50%`.
         max_energy: `3mJ` or `-50%`.
+        max_robust: `-40%`: the time on whichever target saves least, relative to the dense model there.
         time: Search time such as `5m`, the default where `trials` is not given either.
         trials: Number of trials, for repeatable runs.
         seed: Of everything that is drawn, 0 by default.
@@ -68,7 +70,7 @@ def compress(
     """
     limits = {
         "latency": max_latency, "size": max_size, "macs": max_macs, "peak_memory": max_memory,
-        "energy": max_energy,
+        "energy": max_energy, "robust": max_robust,
     }
     search = {"time": time, "trials": trials, "seed": seed, "workers": workers, "distil": distil}
     targets = [target] if isinstance(target, str) else list(target or ())

@@ -71,7 +71,8 @@ class Point:
         machine that verified the point: then it is the predicted upper bound.
 
         Args:
-            objective: `accuracy`, `latency`, `latency@DEVICE`, `size`, `macs`, `peak_memory`, `energy`.
+            objective: `accuracy`, `latency`, `latency@DEVICE`, `size`, `macs`, `peak_memory`, `energy`,
+                `robust`.
 
         Returns:
             Milliseconds, bytes, multiply-accumulates, microjoules or the metric's value; None where unknown.
@@ -176,10 +177,11 @@ class Front:
         """Return the best feasible point within limits.
 
         Args:
-            minimize: The objective: `latency`, `size`, `macs`, `peak_memory`, `energy`, or `accuracy` for the
+            minimize: The objective: `latency`, `size`, `macs`, `peak_memory`, `energy`, `robust`, or `accuracy` for the
                 best in the first metric, in its direction.
             max_drop: The allowed loss of the first metric: `1pp`, or relative such as `2%`.
-            **limits: `max_latency="5ms"`, `max_size="-50%"`, `max_macs`, `max_memory`, `max_energy`.
+            **limits: `max_latency="5ms"`, `max_size="-50%"`, `max_macs`, `max_memory`, `max_energy`,
+                `max_robust`.
 
         Raises:
             InfeasibleError: No point fits; the message states the nearest.

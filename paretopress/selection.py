@@ -22,6 +22,7 @@ _KEYWORDS = {
     "max_macs": "macs",
     "max_memory": "peak_memory",
     "max_energy": "energy",
+    "max_robust": "robust",
 }
 _COMPARED = (ACCURACY, "latency", "size")
 _SIGNS = {"max": ">=", "min": "<="}
@@ -111,7 +112,7 @@ def within(front: Front, budgets: Sequence[Budget]) -> list[Point]:
     """Return the feasible points of the front that meet more budgets; an unknown value meets none.
 
     Raises:
-        ConfigError: A budget names a device that was no target of the run.
+        ConfigError: A budget names a device that was no target of the run, or `robust` where the run has none.
     """
     for budget in budgets:
         _check_target(front, budget.objective)
@@ -119,6 +120,11 @@ def within(front: Front, budgets: Sequence[Budget]) -> list[Point]:
 
 
 def _check_target(front: Front, objective: str) -> None:
+    if objective == "robust" and front.baseline.value(objective) is None:
+        raise ConfigError(
+            "robust: this run does not know it, which compares several targets that all run the dense model "
+            "(allowed: latency)"
+        )
     device = objective.partition("@")[2]
     targets = {name.partition("@")[2] for name in front.baseline.predicted if "@" in name}
     if device and device not in targets:

@@ -24,6 +24,8 @@ def shown(objective: str, value: float | None) -> str:
     if value is None:
         return "–"
     base = objective.partition("@")[0]
+    if base == "robust":
+        return f"{100.0 * value:.3g}%"
     scales = {
         "latency": (("s", 1e3), ("ms", 1.0), ("µs", 1e-3)),
         "energy": (("J", 1e6), ("mJ", 1e3), ("µJ", 1.0)),

@@ -9,6 +9,7 @@ from typing import Any
 
 from paretopress.compressors.probe import own_code_failures
 from paretopress.evaluators.costs import integer_policy
+from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.problem import Problem, reachable
 from paretopress.spaces.arithmetic import INNER
@@ -124,7 +125,7 @@ def inspection(problem: Problem) -> dict[str, Any]:
             "nodes": [_plain(_node_row(problem, node, prices)) for node in drawn.nodes],
             "edges": [_plain(edge) for edge in drawn.edges],
         },
-        "notes": [*structure.graph.notes, *anchors, *_refusals(problem)],
+        "notes": [*structure.graph.notes, *anchors, *device_notes(problem.costs.devices), *_refusals(problem)],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from paretopress.evaluators.budgets import Budget
-from paretopress.evaluators.costs import runs_everywhere
+from paretopress.evaluators.costs import ROBUST, runs_everywhere
 from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.evaluators.verification import Verified, drop_interval, measured_plain
 from paretopress.search.correlation import kendall, spearman
@@ -119,9 +119,13 @@ def _judge_alone(problem: Problem, candidate: Candidate, dense: Candidate, metri
         "size_bytes_baseline": baseline.size_bytes,
         "macs": int(candidate.predicted["macs"]),
     }
-    values = _values(problem, candidate, verified)
+    values, base = _values(problem, candidate, verified), _beside(problem, dense, verified)
+    if problem.costs.dense:
+        values[ROBUST], base[ROBUST] = float(problem.costs.robust(values, base)), 1.0
+        if verified.timing is not None:   # targets that cannot run here count as they are predicted
+            measured[ROBUST] = values[ROBUST] if math.isfinite(values[ROBUST]) else None
     broken = _refusals(problem, candidate)
-    broken += _broken_budgets(problem, candidate, dense, values, metric)
+    broken += _broken_budgets(problem, candidate, dense, values, base, metric)
     if verified.parity.problem:
         broken.append(f"parity: {verified.parity.problem}")
     costs = (drop, *(values[name] for name in problem.cost_objectives))
@@ -148,21 +152,28 @@ def _values(problem: Problem, candidate: Candidate, verified: Verified) -> dict[
     return values
 
 
+def _beside(problem: Problem, dense: Candidate, verified: Verified) -> dict[str, float]:
+    """The dense model's costs as they are judged: a candidate is compared with the baseline timed beside it."""
+    assert isinstance(dense.verified, Verified)
+    baseline = _values(problem, dense, dense.verified)
+    if verified.timing is not None:
+        for device in problem.costs.devices:
+            if device.runs_here():
+                baseline[f"latency@{device.id}"] = verified.timing.baseline
+    return baseline
+
+
 def _broken_budgets(
     problem: Problem,
     candidate: Candidate,
     dense: Candidate,
     values: Mapping[str, float],
+    baseline: Mapping[str, float],
     metric: PrimaryMetric,
 ) -> list[str]:
     assert isinstance(dense.verified, Verified)
     assert isinstance(candidate.verified, Verified)
     accuracy, dense_accuracy = candidate.verified.scores["accuracy"], dense.verified.scores["accuracy"]
-    baseline = _values(problem, dense, dense.verified)
-    if candidate.verified.timing is not None:
-        for device in problem.costs.devices:
-            if device.runs_here():   # a candidate is compared with the baseline timed beside it
-                baseline[f"latency@{device.id}"] = candidate.verified.timing.baseline
     broken = []
     for budget in problem.settings.budgets:
         if not budget.on_cost:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paretopress.compressors.distillation import DistillationSettings
@@ -22,6 +24,7 @@ from paretopress.evaluators.budgets import Budget, parse_budget
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.construction import EXAMPLE_SAMPLES, captured, flat_inputs
 from paretopress.evaluators.costs import (
+    ROBUST,
     CostModel,
     drop_slower_ranks,
     drop_slower_twins,
@@ -32,10 +35,12 @@ from paretopress.evaluators.costs import (
     uniform_width,
 )
 from paretopress.evaluators.data import Data, PreparedData, prepare
+from paretopress.evaluators.pricing import PolicyPricer
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.exact import CostTerm, ExactProblem, cheapest
+from paretopress.search.option_space import Genome, OptionSpace
 from paretopress.search.seeds import FactorGraph, policy_of
-from paretopress.spaces.choices import Weights, choice_to_plain, compatible
+from paretopress.spaces.choices import Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 from paretopress.spaces.plan import Plan, plan
@@ -192,6 +197,18 @@ class Problem:
             found[f"{name}/channels"] = (*(f"{group}/channels" for group in groups), *units)
         return found
 
+    @cached_property
+    def option_space(self) -> OptionSpace:
+        """The options as genomes are numbered in."""
+        return OptionSpace.of(self.space.options, model=self.model_fingerprint, space=self.space.fingerprint,
+                              inside=self.units_inside_branches())
+
+    @cached_property
+    def pricer(self) -> PolicyPricer:
+        """Prices many genomes of `option_space` at once."""
+        space = self.option_space
+        return PolicyPricer(self.program.structure, dict(zip(space.units, space.options, strict=True)), self.costs)
+
     def distillation_samples(self) -> Batches | None:
         """What finalists are distilled on, None where they are not."""
         data, wanted = self.data, self.settings.distil
@@ -258,6 +275,8 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     space = drop_slower_ranks(program.structure, space, costs)
     space = drop_slower_twins(program.structure, space, costs)
     space, size_only = drop_what_does_not_pay(program.structure, space, costs)
+    if len(devices) > 1 or any(budget.objective == ROBUST for budget in settings.budgets):
+        costs = costs.relative_to(program.structure)
     baseline = costs.predict(plan(program.structure, DENSE))
     problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings)
     _refuse_fractions_of_nothing(problem)
@@ -288,6 +307,13 @@ def _refuse_times_without_basis(costs: CostModel, budgets: Sequence[Budget]) -> 
 def _refuse_fractions_of_nothing(problem: Problem) -> None:
     """Refuse relative budgets on costs that the dense model does not have. Raises `ConfigError`."""
     for budget in problem.settings.budgets:
+        if budget.objective == ROBUST and not problem.costs.dense:
+            names = problem.costs.latency_names
+            device = next(name for name in names if not math.isfinite(problem.baseline[name])).partition("@")[2]
+            raise ConfigError(
+                f"budget robust={budget.text}: {device} cannot run the dense model, so there is nothing to be "
+                f"relative to (allowed: a limit for each target, such as latency@{device}=5ms)"
+            )
         if not budget.on_cost or budget.kind == "absolute":
             continue
         for name in problem.costs.resolve(budget.objective):
@@ -330,17 +356,40 @@ def reachable(problem: Problem) -> dict[str, float]:
 
 
 def _descend(problem: Problem, name: str, policy: Policy, value: float) -> float:
-    """The value of one cost where no change of a single unit lowers it further."""
-    improved = True
-    while improved:
-        improved = False
-        for unit, options in problem.space.options.items():
-            for choice in options:
-                neighbour = Policy.of(compatible(policy.replace({unit: choice}).choices))
-                costs = problem.costs.predict(problem.plan(neighbour))
-                if costs[name] < value and runs_everywhere(costs):
-                    policy, value, improved = neighbour, costs[name], True
-    return value
+    """The value of one cost where no change of a single unit lowers it further.
+
+    All changes of single units are priced side by side; then the best ones together, as many as lower it most.
+    """
+    space, pricer = problem.option_space, problem.pricer
+    current = space.genome(policy)
+    while True:
+        single = [(place, option) for place, options in enumerate(space.options) for option in range(len(options))
+                  if option != current[place]]
+        values = _runnable_values(pricer, name, [space.canonical(changed(current, [one])) for one in single])
+        order = [single[index] for index in np.argsort(values, kind="stable") if values[index] < value]
+        best = [*{place: (place, option) for place, option in order[::-1]}.values()]
+        best.sort(key=order.index)   # of each unit the option that lowers it most
+        if not best:
+            return value
+        together = [space.canonical(changed(current, best[:count])) for count in range(1, len(best) + 1)]
+        values = _runnable_values(pricer, name, together)
+        current, value = together[int(np.argmin(values))], float(values.min())
+
+
+def _runnable_values(pricer: PolicyPricer, name: str, genomes: Sequence[Genome]) -> NDArray[np.float64]:
+    """One cost of genomes, infinite where some target cannot execute them."""
+    found = pricer.predict(np.array(genomes, dtype=np.int64).reshape(len(genomes), len(pricer.units)))
+    runs = np.all([np.isfinite(values) for values in found.values()], axis=0)
+    values: NDArray[np.float64] = np.where(runs, found[name], np.inf)
+    return values
+
+
+def changed(genome: Genome, changes: Iterable[tuple[int, int]]) -> Genome:
+    """A genome with options at some places changed."""
+    result = list(genome)
+    for place, option in changes:
+        result[place] = option
+    return tuple(result)
 
 
 def check_feasible(problem: Problem, lowest: Mapping[str, float]) -> None:
@@ -371,6 +420,8 @@ def show_cost(name: str, value: float) -> str:
         return f"{value:.4g} ms predicted"
     if base in ("size", "peak_memory"):
         return f"{value:,.0f} bytes"
+    if base == ROBUST:
+        return f"{100.0 * value:.3g}% of the dense model's time on the worst target"
     if base == "energy":
         return f"{value:.4g} uJ predicted"
     return f"{value:,.4g} MACs" if base == "macs" else f"{value:.4g}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.timing import host_description
 from paretopress.evaluators.verification import Verified
 from paretopress.search.judgement import Judged, Verdict
@@ -75,7 +76,7 @@ def contract(
         "space_log10": problem.space.log10_size,
         "size_only": dict(problem.size_only),
         "dropped": [{"unit": unit, "choice": choice, "reason": why} for unit, choice, why in problem.space.dropped],
-        "notes": list(problem.program.graph.notes),
+        "notes": [*problem.program.graph.notes, *device_notes(problem.costs.devices)],
     }
 
 

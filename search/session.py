@@ -15,6 +15,7 @@ from paretopress.compressors.entries import IMPORTANCES
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
+from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import ExplorationSettings, explore
@@ -119,10 +120,9 @@ def run_search(
     problem = prepare_problem(model, data, settings)
     lowest = reachable(problem)
     check_feasible(problem, lowest)
+    for note in device_notes(problem.costs.devices):
+        watcher.warning(note)
     for device in problem.costs.devices:
-        warning = device.host_warning()
-        if warning:
-            watcher.warning(warning)
         if device.anchors:
             watcher.message(f"{device.id}: {device.anchors}")
     path = run_path or default_run_path(problem)

@@ -94,7 +94,7 @@ def choose_arithmetic(
             if not linear or kernel.output in wanted:
                 produced.add(kernel.output)
                 ranges.append(kernel.output)
-        elif node.name in kernels and _can_run_in_integers(graph, node):
+        elif node.name in kernels and can_run_in_integers(graph, node):
             output = kernels[node.name].output
             quantised = [name for name in activations if name in shared or name in ranges]
             given = [name for name in activations if graph.by_name[name].op == "input"]
@@ -200,7 +200,8 @@ def moves_data(node: Node) -> bool:
     return node.short_op in MOVES
 
 
-def _can_run_in_integers(graph: Graph, node: Node) -> bool:
+def can_run_in_integers(graph: Graph, node: Node) -> bool:
+    """Whether a kernel without weights has a form that computes in integers and pays."""
     if is_residual_sum(graph, node):
         return True
     # Windowed average pooling has integer kernels too, but runtimes run them far slower than in floats.
@@ -221,7 +222,7 @@ def _wanted(
             continue
         if node.name in integer_layers:
             wanted.update(_activation_inputs(graph, node)[:1])
-        elif node.name in kernels and _can_run_in_integers(graph, node):
+        elif node.name in kernels and can_run_in_integers(graph, node):
             if kernels[node.name].output in wanted:
                 wanted.update(_activation_inputs(graph, node))
         elif moves_data(node) and node.name in wanted:

@@ -219,11 +219,21 @@ def without_branches(graph: Graph, branches: Iterable[Branch]) -> tuple[Graph, d
 def _went_through(kept: Mapping[str, Node], activation: Node) -> bool:
     """Whether the input of an activation is the output of an equal one, moved at most."""
     source = kept[activation.inputs[0]]
-    while source.short_op in _VALUES_STAY and source.op.startswith("aten."):
-        pads = source.short_op in ("pad", "constant_pad_nd")
-        if pads and (source.arguments.get("mode", "constant") != "constant" or source.arguments.get("value")):
-            return False
+    while passes_values(source):
         source = kept[source.inputs[0]]
+    return same_activation(source, activation)
+
+
+def passes_values(node: Node) -> bool:
+    """Whether what went through an activation before a node is still as it leaves it."""
+    if node.short_op not in _VALUES_STAY or not node.op.startswith("aten."):
+        return False
+    pads = node.short_op in ("pad", "constant_pad_nd")
+    return not pads or (node.arguments.get("mode", "constant") == "constant" and not node.arguments.get("value"))
+
+
+def same_activation(source: Node, activation: Node) -> bool:
+    """Whether a node is the same activation as another one, which then changes nothing behind it."""
     if source.op != activation.op:
         return False
     low, high = (activation.arguments.get(name, default) for name, default in (("min_val", 0), ("max_val", 6)))

@@ -76,11 +76,11 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
     layer, subsampling = plan.by_node.get(fused.main), plan.subsamplings.get(fused.main)
     if subsampling is not None:
         if fused.main == subsampling.output:
-            yield _subsampling_kernel(plan, subsampling)
+            yield subsampling_kernel(plan, subsampling)
         return
     if layer is None or (fused.layer is not None and fused.layer.kind is LayerKind.EMBEDDING):
         if not _is_rectified_in_quantising(plan, fused.main):
-            yield _plain_kernel(plan, fused)
+            yield plain_kernel(plan, fused)
         return
     tail = _absorbed_names(plan.structure.graph, fused)
     output, extra = fused.output, 0
@@ -88,7 +88,7 @@ def kernels_of(plan: Plan, fused: FusedKernel, addition: FusedKernel | None) -> 
         tail = (*tail, "add", *_absorbed_names(plan.structure.graph, addition))
         output = addition.output
         extra = product(plan.shape(fused.output))
-    yield from _layer_kernels(plan, layer, fused.main, output, tail, extra)
+    yield from layer_kernels(plan, layer, fused.main, output, tail, extra)
 
 
 def _is_rectified_in_quantising(plan: Plan, name: str) -> bool:
@@ -110,13 +110,13 @@ def _absorbed_names(graph: Graph, fused: FusedKernel) -> tuple[str, ...]:
     return tuple(name for name in names if name != "batch_norm")
 
 
-def _layer_kernels(
+def layer_kernels(
     plan: Plan, layer: LayerPlan, main: str, output: str, tail: tuple[str, ...], extra: int
 ) -> Iterator[Kernel]:
     """The kernel of each real layer; `tail` and the `extra` elements read are the last one's."""
     graph = plan.structure.graph
     source = source_of(graph.by_name[main])
-    before, after = plan.shape(_unpadded(graph, source)), plan.shape(main)
+    before, after = plan.shape(unpadded(graph, source)), plan.shape(main)
     is_linear = layer.layer.kind is LayerKind.LINEAR
     rows = product(after[:-1]) if is_linear else 1
     size, elements = () if is_linear else before[2:], product(before)
@@ -139,13 +139,13 @@ def _layer_kernels(
         elements = written
 
 
-def _unpadded(graph: Graph, tensor: str) -> str:
+def unpadded(graph: Graph, tensor: str) -> str:
     """The tensor that is really read where a convolution pads it."""
     node = graph.by_name[tensor]
     return node.inputs[0] if convolution_pads(graph, node) else tensor
 
 
-def _subsampling_kernel(plan: Plan, chain: Subsampling) -> Kernel:
+def subsampling_kernel(plan: Plan, chain: Subsampling) -> Kernel:
     """The 1x1 convolution with an identity weight that an integer runtime runs instead of the chain."""
     before, after = plan.shape(chain.source), plan.shape(chain.output)
     return Kernel(
@@ -154,7 +154,8 @@ def _subsampling_kernel(plan: Plan, chain: Subsampling) -> Kernel:
     )
 
 
-def _plain_kernel(plan: Plan, fused: FusedKernel) -> Kernel:
+def plain_kernel(plan: Plan, fused: FusedKernel) -> Kernel:
+    """The kernel of a main operator without weights of its own."""
     graph = plan.structure.graph
     node = graph.by_name[fused.main]
     sources = [name for name in node.inputs if graph.by_name[name].op not in ("parameter", "constant")]
@@ -179,7 +180,7 @@ def _plain_kernel(plan: Plan, fused: FusedKernel) -> Kernel:
 def _boundaries(plan: Plan) -> Iterator[Boundary]:
     arithmetic, graph = plan.arithmetic, plan.structure.graph
     for tensor in arithmetic.sources:
-        shape = plan.shape(_unpadded(graph, tensor))
+        shape = plan.shape(unpadded(graph, tensor))
         yield Boundary(tensor, "quantize", product(shape), len(shape))
     absorbed = {name: kernel.main for kernel in plan.structure.fusion.kernels for name in kernel.absorbed}
     for tensor in (*arithmetic.ranges, *arithmetic.shared):

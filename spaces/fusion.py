@@ -27,6 +27,7 @@ NORMS = frozenset((
 ))
 PRODUCTS = frozenset(("matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention"))
 CONCATS = frozenset(("cat", "concat", "stack"))
+PADDING_CONVOLUTIONS = ("aten.conv1d.default", "aten.conv2d.default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,16 @@ def is_free(graph: Graph, node: Node) -> bool:
 def convolution_pads(graph: Graph, node: Node) -> bool:
     """Whether a node is a zero padding that the one convolution behind it does instead, as exported graphs have it."""
     user = _only_user(graph, node.name)
-    if not pads_with_zeros(node) or user is None or user.op not in ("aten.conv1d.default", "aten.conv2d.default"):
+    return may_pad(node) and user is not None and user.op in PADDING_CONVOLUTIONS and user.inputs[0] == node.name
+
+
+def may_pad(node: Node) -> bool:
+    """Whether a node is a zero padding of positions, which a convolution that alone reads it can do instead."""
+    if not pads_with_zeros(node):
         return False
     amounts = node.arguments["pad"]
     of_positions = len(amounts) <= 2 * (len(node.shape) - 2)
-    return of_positions and user.inputs[0] == node.name and all(isinstance(n, int) and n >= 0 for n in amounts)
+    return of_positions and all(isinstance(n, int) and n >= 0 for n in amounts)
 
 
 def pads_with_zeros(node: Node) -> bool:

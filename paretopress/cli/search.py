@@ -111,7 +111,8 @@ def demo_command(
     "limits",
     multiple=True,
     metavar="NAME=BUDGET",
-    help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB, energy=3mJ.",
+    help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB, energy=3mJ, "
+    "robust=-40% (the worst target).",
 )
 @click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy, or 2%: of whatever the metric is.")
 @effort_options
