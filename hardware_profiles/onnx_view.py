@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paretopress.spaces.errors import ProfileError
 from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifetime, product
 
@@ -44,8 +47,34 @@ _BITS = {1: 32, 2: 8, 3: 8, 10: 16, 16: 16, 21: 4, 22: 4}   # onnx.TensorProto.D
 LARGEST_FILE = 2**31
 
 
+@dataclass(frozen=True)
+class OnnxKernels:
+    """The kernels of an ONNX file with what connects them.
+
+    Attributes:
+        view: What a device prices.
+        sources: Per kernel the kernels that make its operands, -1 for the model's input.
+        weights: Per kernel its stored weights as in the file, None where it has none.
+        operators: Per kernel the ONNX operator it is named after.
+    """
+
+    view: CostView
+    sources: tuple[tuple[int, ...], ...]
+    weights: tuple[NDArray[Any] | None, ...]
+    operators: tuple[str, ...]
+
+
 def onnx_view(path: Path) -> CostView:
     """Read the cost view of an ONNX file; dimensions without a number count as 1.
+
+    Raises:
+        ProfileError: The file is missing, too large, no ONNX model, or branches at run time.
+    """
+    return onnx_kernels(path).view
+
+
+def onnx_kernels(path: Path) -> OnnxKernels:
+    """Read the kernels of an ONNX file; dimensions without a number count as 1.
 
     Raises:
         ProfileError: The file is missing, too large, no ONNX model, or branches at run time.
@@ -65,7 +94,7 @@ def onnx_view(path: Path) -> CostView:
         model = onnx.shape_inference.infer_shapes(model)
     except Exception as error:   # noqa: BLE001 - protobuf and shape inference raise types of their own
         raise ProfileError(f"{path}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None
-    return _Reader(model.graph, str(path)).view()
+    return _Reader(model.graph, str(path)).read()
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:  # noqa: ANN401 - protobuf
@@ -85,6 +114,8 @@ class _Reader:
     reads: dict[int, list[int]] = field(default_factory=dict)  # kernel to its readers
     written: dict[int, str] = field(default_factory=dict)     # kernel to the tensor after its tail
     absorbed: set[int] = field(default_factory=set)           # identities of nodes in a tail
+    sources: list[tuple[int, ...]] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)            # the operator that a kernel is named after
 
     def __post_init__(self) -> None:
         graph = self.graph
@@ -105,14 +136,28 @@ class _Reader:
         self.inputs = [value.name for value in graph.input if value.name not in self.constants]
         self.outputs = {value.name for value in graph.output}
 
-    def view(self) -> CostView:
+    def read(self) -> OnnxKernels:
         for node in self.graph.node:
             if node.op_type in ("If", "Loop", "Scan"):
                 raise ProfileError(f"{self.source}: {node.op_type} branches at run time: its cost depends on the input")
             if self._is_kernel(node):
                 self._add(node)
         boundaries = tuple(self._boundaries())
-        return CostView(tuple(self.kernels), boundaries, tuple(self._lifetimes()), self._weight_bytes())
+        view = CostView(tuple(self.kernels), boundaries, tuple(self._lifetimes()), self._weight_bytes())
+        weights = tuple(
+            self._stored(node) if kernel.layer else None for node, kernel in zip(self.nodes, self.kernels, strict=True)
+        )
+        return OnnxKernels(view, tuple(self.sources), weights, tuple(node.op_type for node in self.nodes))
+
+    def _stored(self, node: Any) -> NDArray[Any] | None:  # noqa: ANN401 - protobuf
+        """The weights of a node as they are stored, None where they are not in an initialiser."""
+        from onnx import numpy_helper
+
+        name = node.input[3 if node.op_type == "QLinearConv" else 1]
+        while (producer := self.producer.get(name)) is not None and producer.op_type in (*_FREE, *_CONVERSIONS):
+            name = producer.input[0]
+        stored = next((item for item in self.graph.initializer if item.name == name), None)
+        return None if stored is None else np.asarray(numpy_helper.to_array(stored))
 
     def _is_kernel(self, node: Any) -> bool:  # noqa: ANN401 - protobuf
         if id(node) in self.absorbed or node.op_type in (*_FREE, *_CONVERSIONS, "Constant", "Shape"):
@@ -165,6 +210,8 @@ class _Reader:
             input_elements=sum(product(self._shape(name)) for name, _ in roots),
             output_elements=product(self._shape(output)),
         ))
+        self.sources.append(tuple(self.made_by.get(name, -1) for name, _ in roots))
+        self.nodes.append(node)
         self._made(index, output, roots)
 
     def _in_integers(self, node: Any, family: Family, roots: list[tuple[str, bool]]) -> bool:  # noqa: ANN401
@@ -235,6 +282,7 @@ class _Reader:
         self.kernels[index] = replace(
             kernel, name=output, fused=("add", *tail), input_elements=kernel.input_elements + extra
         )
+        self.sources[index] = (*self.sources[index], self.made_by.get(order[0][0], -1))
         self._made(index, output, order[:1])
         return True
 

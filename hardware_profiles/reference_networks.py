@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -359,7 +360,7 @@ _NETWORKS: Mapping[str, Callable[[int], CostView]] = {
     "resnet-8": lambda bits: tiny_resnet(8, bits),
     "resnet-32": lambda bits: tiny_resnet(32, bits, 100),
     "ds-cnn": ds_cnn,
-    **{f"resnet-{depth}": (lambda bits, depth=depth: resnet(depth, bits)) for depth in (18, 34, 50, 101)},
+    **{f"resnet-{depth}": partial(resnet, depth) for depth in (18, 34, 50, 101)},
     "vgg-16": vgg16,
     "inception-v1": inception_v1,
     "inception-v1-tf": lambda bits: inception_v1(bits, 3),

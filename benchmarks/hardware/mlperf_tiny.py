@@ -1,11 +1,13 @@
 """Latency and energy of the MLPerf Tiny networks: fixed ratios of kernel families, one scalar per device.
 
-Usage: python benchmarks/hardware/mlperf_tiny.py mlperf_tiny.csv [-o mlperf_tiny.json]
+Usage: python benchmarks/hardware/mlperf_tiny.py mlperf_tiny.csv [--vela] [-o mlperf_tiny.json]
 
 Every figure is of a network that its prediction has not seen: the scalar of a device comes from its other networks
 (leave one network out). The ratios are the reference's for vendor libraries, or those of all other boards with the
 same kind of library (leave one board out, too). `microcontrollers.py` says which is which. Energy is the device's
 power (from its other networks) times time. Systems without a Cortex-M have no ratios and are listed as left out.
+Memory is predicted for ResNet-8 and DS-CNN and compared with vendors' figures; `--vela` compiles both with Arm's
+compiler (the extra ethos-u), with random weights, which hardly compress.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,10 @@ from microcontrollers import (
 )
 from rates import geometric_scale, scaled_leave_one_out
 
+from paretopress.hardware_profiles.catalogue import load_profile
+from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
 from paretopress.hardware_profiles.reference_networks import known_network
+from paretopress.hardware_profiles.vela import VelaEstimate, vela_estimate
 
 ZOO = Path(__file__).with_name("stm32_model_zoo.csv")
 WITHIN, ASKED = 0.20, 0.80
@@ -92,7 +98,67 @@ def zoo_errors(rates: Array) -> dict[str, float]:
     return {row["network"]: round(float(error), 4) for row, error in zip(rows, errors, strict=True)}
 
 
-def benchmark(path: Path) -> dict[str, Any]:
+# KiB, from the reference: Arm Vela on Ethos-U55-128; ST's model zoo, X-CUBE-AI 9.1.0 on the STM32H747.
+VENDOR_KIB = (
+    ("resnet-8", "activations", "Vela, SRAM", 50.6), ("resnet-8", "weights", "Vela, flash", 77.4),
+    ("resnet-8", "activations", "ST, activations", 62.5), ("resnet-8", "runtime", "ST, runtime", 7.2),
+    ("resnet-8", "weights", "ST, weights", 76.9),
+)
+MEMORY_WITHIN = 0.15
+
+
+def memory_figures(compiled: Mapping[str, VelaEstimate]) -> list[dict[str, Any]]:
+    """Predicted memory beside the vendors' figures, and what Vela says of the networks that were compiled."""
+    vendors = list(VENDOR_KIB)
+    for name, found in compiled.items():
+        vendors.append((name, "activations", "Vela here, SRAM", found.sram_bytes / 1024))
+        vendors.append((name, "weights", "Vela here, flash, random weights", found.flash_bytes / 1024))
+    rows = []
+    for name, what, vendor, kib in vendors:
+        memory = load_profile("stm32-h747").memory(known_network(name, 8))
+        predicted = {
+            "activations": memory.peak_activation_bytes, "weights": memory.weight_bytes,
+            "runtime": memory.runtime_bytes or 0,
+        }[what] / 1024
+        rows.append({
+            "network": name, "what": what, "vendor": vendor, "vendor_kib": round(kib, 2),
+            "predicted_kib": round(predicted, 2), "error": round(predicted / kib - 1, 4),
+        })
+    return rows
+
+
+def compiled_networks(folder: Path) -> dict[str, VelaEstimate]:
+    """Compile ResNet-8 and DS-CNN for the Ethos-U55-128."""
+    result = {}
+    for name, build in {"resnet-8": _resnet8, "ds-cnn": _ds_cnn}.items():
+        path = folder / f"{name}.onnx"
+        path.write_bytes(build())
+        result[name] = vela_estimate(path, "ethos-u55-128")
+    return result
+
+
+def _resnet8() -> bytes:
+    builder = ModelBuilder(0)
+    value = builder.conv(builder.start(3, (32, 32)), 16, (3, 3), int8=True)
+    for channels, stride in ((16, 1), (32, 2), (64, 2)):
+        inner = builder.conv(value, channels, (3, 3), stride, int8=True)
+        inner = builder.conv(inner, channels, (3, 3), relu=False, int8=True)
+        if stride > 1:
+            value = builder.conv(value, channels, (1, 1), stride, relu=False, int8=True)
+        value = builder.add(value, inner, int8=True)
+    return builder.build(builder.linear(builder.global_pool(value, int8=True), 10, int8=True, last=True))[0]
+
+
+def _ds_cnn() -> bytes:
+    builder = ModelBuilder(0)
+    value = builder.conv(builder.start(1, (49, 10)), 64, (10, 4), 2, int8=True)
+    for _ in range(4):
+        value = builder.conv(value, 64, (3, 3), groups=64, int8=True)
+        value = builder.conv(value, 64, (1, 1), int8=True)
+    return builder.build(builder.linear(builder.global_pool(value, int8=True), 12, int8=True, last=True))[0]
+
+
+def benchmark(path: Path, compiled: Mapping[str, VelaEstimate]) -> dict[str, Any]:
     """Return all figures."""
     submissions = read_submissions(path)
     reference = reference_ratios()
@@ -126,6 +192,7 @@ def benchmark(path: Path) -> dict[str, Any]:
     }
     errors = zoo_errors(ratios_of(submissions, STOCK))
     report["stm32_model_zoo"] = {**figures(list(errors.values())), "errors": errors}
+    report["memory"] = memory_figures(compiled)
     report["left_out"] = sorted(one.title for one in submissions if not one.kind)
     return report
 
@@ -151,6 +218,12 @@ def text_of(report: Mapping[str, Any]) -> str:
         f"STM32H747, model zoo, ratios of MLPerf Tiny (stock libraries): {zoo['rows']} networks: within 20% "
         f"{zoo['within20']:.1%}, MAPE {zoo['mape']:.1%}"
     )
+    for row in report["memory"]:
+        verdict = "within 15%" if abs(row["error"]) <= MEMORY_WITHIN else "NOT within 15%"
+        lines.append(
+            f"memory, {row['network']} {row['what']}: predicted {row['predicted_kib']} KiB, {row['vendor']} "
+            f"{row['vendor_kib']} KiB: {row['error']:+.0%} ({verdict})"
+        )
     lines.append(f"left out, no ratios for them: {'; '.join(report['left_out'])}")
     return "\n".join(lines) + "\n"
 
@@ -158,9 +231,12 @@ def text_of(report: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="mlperf_tiny.csv")
+    parser.add_argument("--vela", action="store_true", help="compile ResNet-8 and DS-CNN with Arm Vela")
     parser.add_argument("-o", "--output", type=Path, help="where to write the figures as JSON; a .txt lies beside it")
     arguments = parser.parse_args()
-    report = benchmark(arguments.data)
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = compiled_networks(Path(folder)) if arguments.vela else {}
+    report = benchmark(arguments.data, compiled)
     print(text_of(report), end="")
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

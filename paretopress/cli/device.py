@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paretopress.cli.device_checks import lint_command, validate_command
+from paretopress.cli.device_checks import lint_command, validate_command, vela_command
 from paretopress.cli.options import common, next_command, print_json, terminal_width
 from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
 
@@ -23,7 +23,7 @@ TIERS = {
     "T2": "measured",
 }
 VALIDATION = {"set": "on", "n": "n", "mape": "mean error", "within10": "within 10 %", "spearman": "Spearman"}
-_VERBS = ("list", "show", "measure", "validate", "lint")
+_VERBS = ("list", "show", "measure", "validate", "lint", "vela")
 
 
 class _DeviceVerbs(click.Group):
@@ -42,6 +42,7 @@ def device_command() -> None:
 
 device_command.add_command(validate_command)
 device_command.add_command(lint_command)
+device_command.add_command(vela_command)
 
 
 @device_command.command("list")

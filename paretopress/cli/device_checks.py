@@ -1,4 +1,4 @@
-"""`paretopress device validate` and `paretopress device lint`: whether a profile can be believed."""
+"""`paretopress device validate`, `lint` and `vela`: whether a profile can be believed, and what Arm's compiler says."""
 
 from __future__ import annotations
 
@@ -101,6 +101,35 @@ def _worst_row(item: Checked) -> tuple[str, ...]:
         str(item.row.line), f"{item.row.milliseconds:.4g} ms", f"{item.predicted_ms:.4g} ms", f"{item.error:+.1%}",
         item.row.name,
     )
+
+
+@click.command("vela")
+@click.argument("model", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--accelerator", default="ethos-u55-128", show_default=True, help="ethos-u55-32 to -256, ethos-u65-256 or -512."
+)
+@common
+def vela_command(model: Path, accelerator: str, as_json: bool) -> int:
+    """Compile an int8 ONNX file for an Arm Ethos-U and show cycles, SRAM and flash.
+
+    Needs the extra: pip install 'paretopress[ethos-u]'. Arm calls the cycles an estimate.
+    """
+    from dataclasses import asdict
+
+    from paretopress.hardware_profiles.vela import vela_estimate
+    from paretopress.tables import plain_table, render, shown
+
+    found = vela_estimate(model, accelerator)
+    if as_json:
+        print_json(asdict(found))
+        return 0
+    figures = [
+        ("cycles", f"{found.cycles:,.0f}"), ("time at its clock", f"{found.milliseconds:.3f} ms (estimate)"),
+        ("SRAM", shown("size", found.sram_bytes)), ("flash or DRAM", shown("size", found.flash_bytes)),
+        ("system", found.system), ("Vela", found.version),
+    ]
+    click.echo(render([plain_table(f"{model.name} on {accelerator}", ("", ""), figures)], terminal_width()), nl=False)
+    return 0
 
 
 @click.command("lint")

@@ -126,7 +126,7 @@ def test_fifty_networks_calibrate_nasbench201(device, within10):
 
 
 def test_mlperf_tiny_within_a_fifth():
-    report = benchmark("mlperf_tiny").benchmark(needs("mlperf_tiny.csv"))
+    report = benchmark("mlperf_tiny").benchmark(needs("mlperf_tiny.csv"), {})
     latency = report["latency"]["all Cortex-M, ratios of all other boards of the kind"]
     assert latency["rows"] == 111
     assert latency["within20"] >= 0.8
@@ -134,6 +134,10 @@ def test_mlperf_tiny_within_a_fifth():
     assert report["energy"]["given the measured time"]["within20"] >= 0.9
     assert report["energy"]["with the predicted time"]["within20"] >= 0.8
     assert report["stm32_model_zoo"]["within20"] >= 0.8
+    errors = {(row["what"], row["vendor"]): row["error"] for row in report["memory"]}
+    assert abs(errors["activations", "Vela, SRAM"]) <= 0.15
+    assert abs(errors["weights", "Vela, flash"]) <= 0.15
+    assert abs(errors["weights", "ST, weights"]) <= 0.15
 
 
 # OpenVINO 2024.1, ResNet-50: int8 over float32.
