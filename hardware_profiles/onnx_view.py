@@ -124,6 +124,7 @@ class _Reader:
             node.output[0]: (tuple(_attribute(node, "value", None).dims), _attribute(node, "value", None).data_type)
             for node in graph.node if node.op_type == "Constant" and _attribute(node, "value", None) is not None
         })
+        self.folded: dict[str, tuple[tuple[int, ...], int] | None] = {}
         self.producer = {name: node for node in graph.node for name in node.output}
         self.users: dict[str, list[Any]] = {}
         for node in graph.node:
@@ -154,8 +155,9 @@ class _Reader:
         from onnx import numpy_helper
 
         name = node.input[3 if node.op_type == "QLinearConv" else 1]
-        while (producer := self.producer.get(name)) is not None and producer.op_type in (*_FREE, *_CONVERSIONS):
-            name = producer.input[0]
+        while (producer := self.producer.get(name)) is not None:   # the largest operand is the weight
+            operands = [one for one in producer.input if one]
+            name = max(operands, key=lambda one: product((self._constant(one) or ((), 0))[0]))
         stored = next((item for item in self.graph.initializer if item.name == name), None)
         return None if stored is None else np.asarray(numpy_helper.to_array(stored))
 
@@ -167,16 +169,22 @@ class _Reader:
         return self.types.get(node.output[0], ((), 1))[1] in _BITS   # whatever computes shapes is no kernel
 
     def _constant(self, name: str) -> tuple[tuple[int, ...], int] | None:
-        """Dimensions and type of what is stored, through conversions; None for what is computed from inputs."""
+        """Dimensions, and type as it is stored, of what does not depend on inputs; None for what does.
+
+        Runtimes compute it once: integers that are cast and scaled before a product are that product's weights.
+        """
         if name in self.constants:
             return self.constants[name]
-        node = self.producer.get(name)
-        if node is None or node.op_type not in (*_FREE, *_CONVERSIONS, "Transpose"):
-            return None
-        stored = self._constant(node.input[0])
-        if stored is None:
-            return None
-        return self.types[name][0] if name in self.types else stored[0], stored[1]
+        if name not in self.folded:
+            node = self.producer.get(name)
+            operands = [self._constant(one) for one in node.input if one] if node is not None else []
+            known = [one for one in operands if one is not None]
+            if not known or len(known) < len(operands):
+                self.folded[name] = None
+            else:
+                largest = max(known, key=lambda one: product(one[0]))
+                self.folded[name] = (self.types[name][0] if name in self.types else largest[0], largest[1])
+        return self.folded[name]
 
     def _root(self, name: str) -> tuple[str, bool]:
         """The tensor that is really read, and whether it is read as integers."""

@@ -25,6 +25,7 @@ SYSTEMS = {
     "ethos-u65": ("Ethos_U65_High_End", "Dedicated_Sram_384KB"),
 }
 ACCELERATORS = ("ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256", "ethos-u65-256", "ethos-u65-512")
+GOALS = ("performance", "size")
 SECONDS = 300.0
 
 
@@ -51,19 +52,22 @@ class VelaEstimate:
     version: str
 
 
-def vela_estimate(path: Path, accelerator: str) -> VelaEstimate:
+def vela_estimate(path: Path, accelerator: str, optimise: str = "performance") -> VelaEstimate:
     """Compile an int8 ONNX file (QDQ) for an Ethos-U.
 
     Args:
         path: The ONNX file.
         accelerator: One of `ACCELERATORS`.
+        optimise: `performance`, which spends SRAM on buffered weights, or `size`, the least SRAM.
 
     Raises:
-        ProfileError: Unknown accelerator, Vela is not installed, the network has kernels that do not run in integers
-            or that are not written as TFLite, or Vela refuses it.
+        ProfileError: Unknown accelerator or goal, Vela is not installed, the network has kernels that do not run in
+            integers or that are not written as TFLite, or Vela refuses it.
     """
     if accelerator not in ACCELERATORS:
         raise ProfileError(unknown_name("accelerator", accelerator, ACCELERATORS))
+    if optimise not in GOALS:
+        raise ProfileError(unknown_name("goal", optimise, GOALS))
     if find_spec("ethosu") is None:
         raise ProfileError("Vela is not installed: pip install 'paretopress[ethos-u]'")
     from importlib.metadata import version
@@ -75,6 +79,7 @@ def vela_estimate(path: Path, accelerator: str) -> VelaEstimate:
         command = [
             sys.executable, "-m", "ethosu.vela", str(model), "--accelerator-config", accelerator,
             "--system-config", system, "--memory-mode", mode, "--config", "Arm/vela.ini", "--output-dir", folder,
+            "--optimise", optimise.capitalize(),
         ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, check=False)

@@ -108,8 +108,11 @@ def _worst_row(item: Checked) -> tuple[str, ...]:
 @click.option(
     "--accelerator", default="ethos-u55-128", show_default=True, help="ethos-u55-32 to -256, ethos-u65-256 or -512."
 )
+@click.option(
+    "--optimise", default="performance", show_default=True, help="performance, or size: the least SRAM."
+)
 @common
-def vela_command(model: Path, accelerator: str, as_json: bool) -> int:
+def vela_command(model: Path, accelerator: str, optimise: str, as_json: bool) -> int:
     """Compile an int8 ONNX file for an Arm Ethos-U and show cycles, SRAM and flash.
 
     Needs the extra: pip install 'paretopress[ethos-u]'. Arm calls the cycles an estimate.
@@ -119,7 +122,7 @@ def vela_command(model: Path, accelerator: str, as_json: bool) -> int:
     from paretopress.hardware_profiles.vela import vela_estimate
     from paretopress.tables import plain_table, render, shown
 
-    found = vela_estimate(model, accelerator)
+    found = vela_estimate(model, accelerator, optimise)
     if as_json:
         print_json(asdict(found))
         return 0

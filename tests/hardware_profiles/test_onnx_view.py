@@ -3,11 +3,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import paretopress
+from paretopress.demo import factories
+from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.memory import peak_bytes
 from paretopress.hardware_profiles.networks import random_network
 from paretopress.hardware_profiles.onnx_view import onnx_view
+from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.errors import ProfileError
 from paretopress.spaces.kernels import Family
+from paretopress.spaces.plan import plan
 
 FIELDS = (
     "family", "weight_bits", "activation_bits", "cin", "cout", "window", "stride", "groups", "input_size",
@@ -113,3 +118,19 @@ def test_files_that_are_no_models(tmp_path):
     branch = [helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=then)]
     with pytest.raises(ProfileError, match="If branches at run time"):
         read(tmp_path, branch, {"c": np.array(True)})
+
+
+@pytest.mark.parametrize(("bits", "activations"), [(8, 8), (4, 8), (8, 32)])
+def test_an_exported_model_is_priced_as_its_plan(bits, activations, tmp_path):
+    """What users measure is the exported file; searches price the plan."""
+    compressed = paretopress.quantize(factories.model(), factories.data(), bits, activations, refit=False)
+    path = tmp_path / "small.onnx"
+    compressed.export_onnx(path)
+    view, planned = onnx_view(path), cost_view(plan(compressed.program.structure, compressed.policy))
+    assert view.macs == planned.macs
+    assert [(k.family, k.activation_bits, k.fused) for k in view.kernels] == [
+        (k.family, k.activation_bits, k.fused) for k in planned.kernels
+    ]
+    assert view.weight_bytes == planned.weight_bytes
+    profile = load_profile("x86-zen4-vnni-onnxruntime")
+    assert profile.latency_ms(view).mid == pytest.approx(profile.latency_ms(planned).mid, rel=1e-9)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from paretopress.cli import main
+from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
 from paretopress.hardware_profiles.onnx_view import onnx_kernels
+from paretopress.hardware_profiles.reference_networks import known_network
 from paretopress.hardware_profiles.vela import vela_estimate
 from paretopress.spaces.errors import ProfileError
 
@@ -41,6 +43,22 @@ def test_resnet8_needs_what_vela_reports_for_the_reference_model(reference, caps
     assert found["flash_bytes"] / 1024 == pytest.approx(77.4, rel=0.1)
     assert 100_000 < found["cycles"] < 500_000
     assert found["milliseconds"] == pytest.approx(found["cycles"] / 500e6 * 1e3)
+
+
+def test_the_least_memory_of_a_chain_is_that_of_liveness(tmp_path):
+    """DS-CNN: the largest input and output of one kernel."""
+    builder = ModelBuilder(0)
+    value = builder.conv(builder.start(1, (49, 10)), 64, (10, 4), 2, int8=True)
+    for _ in range(4):
+        value = builder.conv(value, 64, (3, 3), groups=64, int8=True)
+        value = builder.conv(value, 64, (1, 1), int8=True)
+    model, _ = builder.build(builder.linear(builder.global_pool(value, int8=True), 12, int8=True, last=True))
+    path = tmp_path / "ds_cnn.onnx"
+    path.write_bytes(model)
+    predicted = load_profile("stm32-h747").memory(known_network("ds-cnn", 8)).peak_activation_bytes
+    assert vela_estimate(path, "ethos-u55-128", "size").sram_bytes == predicted == 2 * 64 * 25 * 5
+    with pytest.raises(ProfileError, match="did you mean 'size'"):
+        vela_estimate(path, "ethos-u55-128", "sizes")
 
 
 def test_edges_are_those_of_the_file(reference):
