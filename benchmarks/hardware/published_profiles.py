@@ -6,6 +6,7 @@ Usage: python benchmarks/hardware/published_profiles.py hardware_profiles/librar
 convolutions, other products, depthwise products, elements read and written), every accelerator overheads of a call
 and of a kernel, too; the checks leave out a network at a time, in every arithmetic. What is more than `WORST_MAPE` off
 on held-out networks is not calibrated by them: such an arithmetic is refused, and a device without one not written.
+Which rates there are was chosen on these networks as well: with so few, errors on others may be larger.
 """
 
 from __future__ import annotations
