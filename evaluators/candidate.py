@@ -108,6 +108,8 @@ class CandidateEvaluator:
             return self._refused(planned, costs)
         values = {name: costs[name] for name in self.objectives}
         over = self.limits.check(costs, None)
+        if no_room := self.costs.over_capacity(planned):
+            return Evaluation(State.SCREENED, values, over, f"screened by cost: {'; '.join(no_room.values())}")
         for label, name, limit in self.limits.costs:
             if costs[name] > limit * (1.0 + self.slack):
                 return Evaluation(

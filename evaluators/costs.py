@@ -120,6 +120,25 @@ class CostModel:
         found = {device.id: _refusal(device, view) for device in self.devices}
         return {name: f"{name} cannot run it: {reason}" for name, reason in found.items() if reason}
 
+    def over_capacity(self, planned: Plan) -> dict[str, str]:
+        """Return the devices that have no room for a plan, each with one line that says why."""
+        view = cost_view(planned)
+        found = {device.id: device.over_capacity(view) for device in self.devices}
+        return {name: f"{name} has no room for it: {reason}" for name, reason in found.items() if reason}
+
+    def capacities(self, baseline: Mapping[str, float]) -> tuple[tuple[str, str, float], ...]:
+        """Return limits on memory that devices set, as `(label, cost name, bytes)`, where the dense model breaks them.
+
+        Args:
+            baseline: The dense model's costs.
+        """
+        found = []
+        for device in self.devices:
+            name, limit = f"peak_memory@{device.id}", device.limits.sram_bytes
+            if limit is not None and baseline[name] > limit:
+                found.append((f"{name} <={limit}B (its SRAM)", name, float(limit)))
+        return tuple(found)
+
     def resolve(self, objective: str) -> tuple[str, ...]:
         """Return the cost names a user's objective stands for: `latency` is the latency on every target.
 

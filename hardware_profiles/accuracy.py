@@ -21,6 +21,8 @@ class Accuracy:
         spearman: Rank correlation.
         low: 5% quantile of measured / predicted.
         high: 95% quantile.
+        within5: Share of rows within 5%.
+        bias: Mean of predicted / measured - 1.
     """
 
     n: int
@@ -29,6 +31,8 @@ class Accuracy:
     spearman: float
     low: float
     high: float
+    within5: float
+    bias: float
 
 
 def accuracy(predicted: Array, measured: Array) -> Accuracy:
@@ -42,6 +46,8 @@ def accuracy(predicted: Array, measured: Array) -> Accuracy:
         spearman(predicted, measured),
         float(np.quantile(ratio, 0.05)),
         float(np.quantile(ratio, 0.95)),
+        float((errors <= 0.05).mean()),
+        float((predicted / measured - 1).mean()),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.documents import parse_yaml, read_document
@@ -38,10 +39,19 @@ def load_profile(name_or_path: str | Path, *, refresh: bool = False) -> DevicePr
         return local_profile(refresh=refresh)
     if isinstance(name_or_path, Path) or name.endswith(_SUFFIXES) or "/" in name:
         return read_profile(Path(name))
+    return DeviceProfile.from_plain(shipped_document(name), f"{name}.yaml")
+
+
+def shipped_document(name: str) -> Any:  # noqa: ANN401 - unvalidated document
+    """Return the parsed, unvalidated document of a shipped profile.
+
+    Raises:
+        ProfileError: Unknown name (with the nearest match).
+    """
     if name not in list_profiles():
         raise ProfileError(unknown_name("device", name, [*list_profiles(), LOCAL]))
     entry = files("paretopress.hardware_profiles") / "library" / f"{name}.yaml"
-    return DeviceProfile.from_plain(parse_yaml(entry.read_text(encoding="utf-8"), entry.name), entry.name)
+    return parse_yaml(entry.read_text(encoding="utf-8"), entry.name)
 
 
 def read_profile(path: Path) -> DeviceProfile:

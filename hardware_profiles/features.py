@@ -149,6 +149,11 @@ def _few_inputs(c: Columns, a: Alignment) -> NDArray[np.bool_]:
     return np.asarray((c.cin < a.input_channels) & (c.groups == 1) & (a.input_channels > 4))
 
 
+def _shallow(c: Columns, _: Alignment) -> NDArray[np.bool_]:
+    """Dense windows over fewer than four channels: they leave lanes of four products idle."""
+    return np.asarray((c.cin < 4) & (c.groups == 1))
+
+
 def _few_outputs(c: Columns, _: Alignment) -> NDArray[np.bool_]:
     """Fewer outputs than a vector register: every position ends in scalar code."""
     return np.asarray(c.cout < 16)
@@ -171,6 +176,7 @@ FEATURES: dict[str, Callable[[Columns, Alignment], Array]] = {
     "work_odd_output": _where(_odd_out, _work),
     "work_few_inputs": _where(lambda c, a: _few_inputs(c, a) & (c.area > 1), _work),
     "work_few_inputs_1x1": _where(lambda c, a: _few_inputs(c, a) & (c.area == 1), _work),
+    "work_shallow": _where(_shallow, _work),
     "work_flat": _where(lambda c, _: c.flat > 0, _work),
     "gathers": _gathers,
     "im2col": lambda c, a: _gathers(c, a) * c.cin / c.groups,

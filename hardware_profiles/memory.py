@@ -1,22 +1,33 @@
-"""Peak activation memory by liveness over the execution order."""
+"""Peak activation memory by liveness over the execution order, and what a device has room for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paretopress.spaces.kernels import Lifetime
+from paretopress.spaces.kernels import Family, Kernel, Lifetime
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes at the profile's batch; `runtime_bytes` is None where the profile does not know it."""
+    """Bytes at the profile's batch; `runtime_bytes` is None where the profile does not know it.
+
+    Attributes:
+        peak_activation_bytes: Largest sum of buffers that are alive at one time.
+        weight_bytes: Weights in the file that the runtime loads.
+        runtime_bytes: What the runtime needs beside them.
+    """
 
     peak_activation_bytes: int
     weight_bytes: int
     runtime_bytes: int | None
+
+    @property
+    def ram_bytes(self) -> int:
+        """Activations and what is known of the runtime's own data; weights stay in flash."""
+        return self.peak_activation_bytes + (self.runtime_bytes or 0)
 
 
 def peak_bytes(lifetimes: Sequence[Lifetime], kernels: int) -> int:
@@ -35,3 +46,32 @@ def peak_bytes(lifetimes: Sequence[Lifetime], kernels: int) -> int:
         change[item.first + 1] += item.size
         change[max(item.last, item.first) + 2] -= item.size
     return int(np.cumsum(change).max(initial=0))
+
+
+def written_in_place(
+    lifetimes: Sequence[Lifetime], kernels: Sequence[Kernel], families: Collection[Family]
+) -> tuple[Lifetime, ...]:
+    """Shorten the buffers that a kernel writes over.
+
+    A kernel of one of the `families` writes its output over an input that it is the last to read and that is large
+    enough, the smallest of these; that input is then alive until the kernel before.
+
+    Args:
+        lifetimes: The buffers.
+        kernels: The kernels in their order.
+        families: Whose kernels run in place.
+    """
+    result = list(lifetimes)
+    by_first = {item.first: item for item in lifetimes if item.first >= 0}
+    for index, kernel in enumerate(kernels):
+        output = by_first.get(index)
+        if kernel.family not in families or output is None:
+            continue
+        dying = [
+            place for place, item in enumerate(result)
+            if item.last == index and item.first < index and item.size >= output.size
+        ]
+        if dying:
+            place = min(dying, key=lambda one: result[one].size)
+            result[place] = replace(result[place], last=index - 1)
+    return tuple(result)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretopress.hardware_profiles.host import HostInfo, host_info, matches
-from paretopress.hardware_profiles.memory import MemoryEstimate, peak_bytes
+from paretopress.hardware_profiles.memory import MemoryEstimate, peak_bytes, written_in_place
 from paretopress.hardware_profiles.predictor import STAND_IN_RANGE, LatencyModel
 from paretopress.hardware_profiles.schema import Format, ProfileDocument, parse_profile
 from paretopress.spaces.capabilities import Capabilities
@@ -286,9 +286,31 @@ class DeviceProfile:
 
     def memory(self, view: CostView) -> MemoryEstimate:
         """Return peak activation bytes by liveness, weight bytes, and the runtime's own bytes where known."""
-        runtime = self.document.memory.runtime_bytes
-        peak = peak_bytes(view.lifetimes, len(view.kernels))
-        return MemoryEstimate(peak, view.weight_bytes, None if runtime is None else int(runtime.value))
+        memory, lifetimes = self.document.memory, view.lifetimes
+        if memory.in_place is not None:
+            lifetimes = written_in_place(lifetimes, view.kernels, memory.in_place.families)
+        runtime = None
+        if memory.runtime_bytes is not None or memory.runtime_bytes_per_kernel is not None:
+            fixed = memory.runtime_bytes.value if memory.runtime_bytes else 0.0
+            each = memory.runtime_bytes_per_kernel.value if memory.runtime_bytes_per_kernel else 0.0
+            runtime = round(fixed + each * len(view.kernels))
+        return MemoryEstimate(peak_bytes(lifetimes, len(view.kernels)), view.weight_bytes, runtime)
+
+    def over_capacity(self, view: CostView) -> str:
+        """Return one line that says what of a network the device has no room for, `""` where it fits.
+
+        Activations and the runtime's own data must fit the SRAM, weights the flash; a capacity that the profile does
+        not know limits nothing.
+        """
+        need, limits = self.memory(view), self.limits
+        found = []
+        if limits.sram_bytes is not None and need.ram_bytes > limits.sram_bytes:
+            runtime = f" and {need.runtime_bytes} of the runtime" if need.runtime_bytes else ""
+            activations = f"{need.peak_activation_bytes} bytes of activations{runtime}"
+            found.append(f"{activations} exceed its {limits.sram_bytes} bytes of SRAM")
+        if limits.flash_bytes is not None and need.weight_bytes > limits.flash_bytes:
+            found.append(f"{need.weight_bytes} bytes of weights exceed its {limits.flash_bytes} bytes of flash")
+        return "; ".join(found)
 
     def energy_mj(self, view: CostView) -> Estimate | None:
         """Return active power times latency in millijoules, None where the profile has no sourced power."""

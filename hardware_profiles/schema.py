@@ -102,13 +102,39 @@ class Peak(Strict):
     macs_s: Positive
 
 
+class InPlace(Strict):
+    """Families whose kernels may write over an input that nothing reads after them."""
+
+    families: Annotated[list[Annotated[Family, Field(strict=False)]], Field(min_length=1)]
+    basis: Basis
+    source: Text
+
+    @model_validator(mode="after")
+    def _elementwise(self) -> InPlace:
+        wrong = [family.value for family in self.families if family not in (Family.ADD, Family.ELEMENTWISE)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} kernels would read what they have written over (allowed: add, elementwise)")
+        return self
+
+
 class Memory(Strict):
-    """Capacities and bandwidth; what is unknown is left out."""
+    """Capacities and bandwidth; what is unknown is left out.
+
+    Attributes:
+        bandwidth_bytes_s: Of the memory that holds weights and activations.
+        sram_bytes: Capacity for activations and the runtime's own data.
+        flash_bytes: Capacity for weights.
+        runtime_bytes: What the runtime needs beside activations, whatever the network.
+        runtime_bytes_per_kernel: What it needs on top for every kernel.
+        in_place: Which kernels write over their input.
+    """
 
     bandwidth_bytes_s: Positive | None = None
     sram_bytes: Positive | None = None
     flash_bytes: Positive | None = None
     runtime_bytes: NotNegative | None = None
+    runtime_bytes_per_kernel: NotNegative | None = None
+    in_place: InPlace | None = None
 
 
 class Correction(Strict):
@@ -181,13 +207,21 @@ class Latency(Strict):
 
 
 class Validation(Strict):
-    """How far predictions were from measurements that no coefficient has seen."""
+    """How far predictions were from measurements that no coefficient has seen.
+
+    `calibrated_on` counts the measurements that the coefficients of this check rest on; `unknown` the rows that the
+    profile has no figures for, which are not among the `n`.
+    """
 
     set: Text
     n: Annotated[int, Field(ge=1)]
     mape: Annotated[float, Field(ge=0)]
     within10: Annotated[float, Field(ge=0, le=1)]
+    within5: Annotated[float, Field(ge=0, le=1)] | None = None
+    bias: float | None = None
     spearman: Annotated[float, Field(ge=-1, le=1)] | None = None
+    calibrated_on: Annotated[int, Field(ge=0)] | None = None
+    unknown: Annotated[int, Field(ge=0)] | None = None
     source: Text
 
 

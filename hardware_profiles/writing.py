@@ -85,16 +85,31 @@ def _correction(trees: Trees, basis: str, source: str) -> dict[str, Any]:
     }
 
 
-def validation_entry(name: str, result: Accuracy, source: str) -> dict[str, Any]:
-    """One entry of the `validation` section."""
-    return {
+def validation_entry(
+    name: str, result: Accuracy, source: str, calibrated_on: int | None = None, unknown: int | None = None
+) -> dict[str, Any]:
+    """One entry of the `validation` section.
+
+    Args:
+        name: What was measured.
+        result: The errors.
+        source: Where the measurements come from.
+        calibrated_on: Measurements that the coefficients rest on, where that is known.
+        unknown: Rows that the profile has no figures for.
+    """
+    entry = {
         "set": name,
         "n": result.n,
         "mape": round(result.mape, 4),
         "within10": round(result.within10, 4),
+        "within5": round(result.within5, 4),
+        "bias": round(result.bias, 4),
         "spearman": round(result.spearman, 4),
+        "calibrated_on": calibrated_on,
+        "unknown": unknown,
         "source": source,
     }
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 class _Dumper(yaml.SafeDumper):

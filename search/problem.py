@@ -151,7 +151,7 @@ class Problem:
         costs = tuple(
             (f"{name} {budget.text}", name, budget.resolve(self.baseline[name]))
             for budget in budgets if budget.on_cost for name in self.costs.resolve(budget.objective)
-        )
+        ) + self.costs.capacities(self.baseline)
         worst = [budget.resolve(accuracy) for budget in budgets if not budget.on_cost]
         return Limits(costs, worst[-1] if worst else None, self.data.metrics[0].direction)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paretopress.cli.device_checks import lint_command, validate_command, vela_command
 from paretopress.cli.options import common, next_command, print_json, terminal_width
 from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
 
@@ -22,7 +23,7 @@ TIERS = {
     "T2": "measured",
 }
 VALIDATION = {"set": "on", "n": "n", "mape": "mean error", "within10": "within 10 %", "spearman": "Spearman"}
-_VERBS = ("list", "show", "measure")
+_VERBS = ("list", "show", "measure", "validate", "lint", "vela")
 
 
 class _DeviceVerbs(click.Group):
@@ -36,7 +37,12 @@ class _DeviceVerbs(click.Group):
 
 @click.group("device", cls=_DeviceVerbs)
 def device_command() -> None:
-    """List, show and measure device profiles."""
+    """List, show, measure and check device profiles."""
+
+
+device_command.add_command(validate_command)
+device_command.add_command(lint_command)
+device_command.add_command(vela_command)
 
 
 @device_command.command("list")
