@@ -174,7 +174,7 @@ class _Search:
             right.append(loss)
             bounds = [(None, None), *[(0.0, LARGEST_WEIGHT)] * count]
             master = linprog([-1.0, *[0.0] * count], A_ub=np.array(left), b_ub=np.array(right), bounds=bounds)
-            if master.fun is None or -master.fun - best <= PRECISE * max(abs(best), 1e-12):
+            if master.x is None or master.fun is None or -master.fun - best <= PRECISE * max(abs(best), 1e-12):
                 break
             weights = np.asarray(master.x[1:], dtype=np.float64)
         slack = 1e-9 * self.loss_range
