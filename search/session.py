@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import nn
 
-from paretopress.compressors.entries import IMPORTANCES
+from paretopress.compressors.entries import IMPORTANCES, Entries
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
@@ -168,8 +168,8 @@ def _check_settings(settings: SearchSettings) -> None:
         raise ConfigError("a search needs a number of trials or a time")
 
 
-def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
-    """Calibrate the model and score it."""
+def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
+    """Calibrate the model; its compressed layers are made on demand."""
     torch.manual_seed(problem.settings.seed)
     fitted, importance = problem.data.fitted, cast("Importance", problem.settings.importance)   # `_check_settings`
     observer.stage("calibrate", len(fitted.first(CALIBRATION_SAMPLES)))
@@ -180,6 +180,12 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     if importance == "hessian":   # once, for all workers
         observer.stage("curvature", None)
         entries.curvature()
+    return entries
+
+
+def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
+    """Calibrate the model and score it."""
+    entries = calibrated_entries(problem, observer)
     samples = problem.data.scored.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
