@@ -45,6 +45,9 @@ class SearchSection(_Strict):
     sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
     importance: Literal["obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"] = "obs"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
+    proxy: Literal[
+        "auto", "divergence", "output_error", "snr", "taylor", "fisher", "hessian", "interactions"
+    ] = "auto"
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
     finalists: Annotated[int, Field(ge=1)] = 22
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -221,6 +224,7 @@ def search_settings(
         sampler=search.sampler,
         importance=search.importance,
         ranges=search.ranges,
+        proxy=search.proxy,
         distil=search.distil,
         distillation=_distillation(document.distillation, source),
         finalists=search.finalists,

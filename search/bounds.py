@@ -10,7 +10,7 @@ assignment (bound sets: Ehrgott and Gandibleux 2007; in dynamic programmes: Bazg
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,6 +76,16 @@ class BoundSet:
     def worthwhile(self, table: SetTable) -> bool:
         """Tell whether a table has enough entries for pruning to pay."""
         return len(table.low) >= WORTHWHILE
+
+    def floor(self, problem: ExactProblem) -> Callable[[FloatArray], FloatArray]:
+        """What weak duality proves: the least cost of whatever loses less than each of some losses."""
+        multipliers, minima = self.multipliers[:, None], self.minima[:, None]
+
+        def below(losses: FloatArray) -> FloatArray:
+            found: FloatArray = ((minima - losses) / multipliers).max(axis=0) + problem.constant_cost
+            return found
+
+        return below
 
     def minima_of(self, table: SetTable) -> Scoped:
         """Return the least weighted sum in each cell of a table, infinity in empty cells."""

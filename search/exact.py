@@ -8,7 +8,8 @@ Pisinger 2004, "Knapsack Problems", chapter 11); terms over several units are re
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from paretopress.search.factors import (
 from paretopress.search.lagrangian import lagrangian_front
 from paretopress.search.pareto import non_dominated
 from paretopress.search.pareto_sets import Grid, SetTable, trace
+from paretopress.search.restrictions import restrict
+from paretopress.search.separable import CostFloor, is_separable, separable_front
 from paretopress.spaces.errors import ConfigError
 
 __all__ = [
@@ -54,42 +57,62 @@ COARSER = 4
 FINER = 4
 
 
-def solve_front(problem: ExactProblem, *, buckets: int = 4096, max_table: int = 1 << 22) -> ExactFront:
+Floor = Callable[[FloatArray], FloatArray]
+
+
+def solve_front(
+    problem: ExactProblem, *, buckets: int = 4096, max_table: int = 1 << 22, tolerance: float = 0.0,
+    pins: Mapping[str, int] | None = None, equal: Sequence[Sequence[str]] = (),
+) -> ExactFront:
     """Return the front of (cost, loss) over all assignments.
 
     Exact when the costs are multiples of one unit and the front spans at most `buckets` of them, or when no
     Pareto set of a partial assignment outgrows `buckets` (products of more than 4 million pairs are rounded
     without trying). Otherwise costs are rounded down to buckets of the front's width, true costs and lower
-    bounds are carried along, and the gap is what the two differ by in the end. Bound sets drop partial
-    assignments that cannot matter (see `bounds`); from 256 buckets on a coarse solve sharpens them first, and
-    the pruned sets may grow to four times `buckets`.
+    bounds are carried along, and the gap is what the two differ by in the end, or what the Lagrangian relaxation
+    proves where that is less. Bound sets drop partial assignments that cannot matter (see `bounds`); from 256 buckets
+    on a coarse solve sharpens them first, and the pruned sets may grow to four times `buckets`. Where every term
+    depends on one unit, the coarse solve is the plain recursion over cost (see `separable`).
 
     Args:
         problem: The problem.
         buckets: Entries a Pareto set may have before it is rounded; the resolution of rounded costs.
         max_table: Most cells of a joined table; beyond it a Lagrangian sweep gives a front with a bound.
+        tolerance: A coarse solve whose certified gap is no larger is the result.
+        pins: Units that take one option.
+        equal: Groups of units that take the same option number.
 
     Raises:
-        ConfigError: If `buckets` or `max_table` is below 1.
+        ConfigError: If `buckets` or `max_table` is below 1 or `tolerance` below 0, and where a pinned unit or option
+            does not exist or equal units differ in the number of their options.
     """
     if buckets < 1 or max_table < 1:
         raise ConfigError(f"buckets and max_table must be at least 1, got {buckets} and {max_table}")
-    return _solve(problem, buckets, max_table, None)
+    if not tolerance >= 0.0:
+        raise ConfigError(f"tolerance must be at least 0, got {tolerance}")
+    restricted = restrict(problem, {unit: [option] for unit, option in (pins or {}).items()}, equal)
+    front = _solve(restricted.problem, buckets, max_table, None, tolerance)
+    return replace(front, points=restricted.lifted(front.points))
 
 
 def solve_budget(
-    problem: ExactProblem, max_cost: float, *, buckets: int = 4096, max_table: int = 1 << 22
+    problem: ExactProblem, max_cost: float, *, buckets: int = 4096, max_table: int = 1 << 22,
+    pins: Mapping[str, int] | None = None, equal: Sequence[Sequence[str]] = (),
 ) -> FrontPoint | None:
     """Return the assignment of lowest loss whose cost is at most `max_cost`, None where none exists.
 
-    Where costs had to be rounded, a better assignment may exist within `solve_front(...).gap` of the budget.
+    Where costs had to be rounded, a better assignment may exist within `solve_front(...).gap` of the budget. The
+    other arguments are those of `solve_front`, and so is what is raised.
     """
+    restricted = restrict(problem, {unit: [option] for unit, option in (pins or {}).items()}, equal)
+    problem = restricted.problem
     least = cheapest(problem, max_table=max_table)
     if least.cost > max_cost:
         return None
-    front = _solve(problem, buckets, max_table, max_cost)
+    front = _solve(problem, buckets, max_table, max_cost, 0.0)
     affordable = [point for point in front.points if point.cost <= max_cost]
-    return min([*affordable, least], key=lambda point: (point.loss, point.cost))
+    best = min([*affordable, least], key=lambda point: (point.loss, point.cost))
+    return restricted.lifted([best])[0]
 
 
 def cheapest(problem: ExactProblem, *, max_table: int = 1 << 22) -> FrontPoint:
@@ -136,24 +159,46 @@ def _rate(move: tuple[str, int, float, float]) -> tuple[bool, float]:
     return True, loss / cost if cost > 0 else math.copysign(math.inf, loss) if loss else 0.0
 
 
-def _solve(problem: ExactProblem, buckets: int, max_table: int, budget: float | None) -> ExactFront:
+def _solve(
+    problem: ExactProblem, buckets: int, max_table: int, budget: float | None, tolerance: float
+) -> ExactFront:
     order, cells = elimination_order(problem.options, [scope for scope, _, _ in factors_of(problem)])
     if not order:
         return ExactFront(as_points(problem, np.zeros((1, 0), dtype=np.int64)), 0.0, None, "elimination")
-    if max(cells, default=1) > max_table:
-        return lagrangian_front(problem, order, max_table)
-    ends = [_extreme(problem, order, max_table, cost_first=first) for first in (True, False)]
-    rows = np.stack([as_row(problem, end.assignment) for end in ends])
-    bounds = bound_set(problem, order, rows, sum(cells))
-    top = ends[1].cost if budget is None else min(ends[1].cost, budget)
-    sizes = (buckets // COARSER, buckets * FINER) if bounds and buckets >= 64 * COARSER else (buckets,)
-    found, gap = rows, math.inf
+    sizes: tuple[int, ...] = (buckets,)
+    if is_separable(problem):
+        rows, steps, exact = separable_front(problem, buckets)
+        floors: list[Floor] = [step.below for step in steps]
+        found, gap = _front(problem, rows, floors, exact=exact)
+        if gap <= tolerance:
+            return ExactFront(as_points(problem, found), gap, buckets if gap > 0 else None, "elimination")
+        ends = found[[0, -1]]
+        if buckets >= 64 * COARSER:
+            sizes = (buckets * FINER,)
+    else:
+        if max(cells, default=1) > max_table:
+            return lagrangian_front(problem, order, max_table)
+        floors, gap = [], math.inf
+        extremes = [_extreme(problem, order, max_table, cost_first=first) for first in (True, False)]
+        found = ends = np.stack([as_row(problem, end.assignment) for end in extremes])
+        if buckets >= 64 * COARSER:
+            sizes = (buckets // COARSER, buckets * FINER)
+    bounds = bound_set(problem, order, ends, sum(cells))
+    if bounds is None:
+        sizes = (buckets,)
+    else:
+        floors.append(bounds.floor(problem))
+        bounds = with_known(problem, bounds, found)
+        found = bounds.known
+    costs, _ = evaluate(problem, ends)
+    top = float(costs[1]) if budget is None else min(float(costs[1]), budget)
     for size in sizes:
-        whole = eliminate_sets(problem, order, _grid(problem, ends[0].cost, top, size), bounds)
-        found, certified = _front(problem, whole, found if bounds is None else bounds.known)
-        # Each round knows what the earlier ones found, so their certificates hold for it too.
-        gap = min(gap, certified)
-        if gap == 0.0:
+        whole = eliminate_sets(problem, order, _grid(problem, float(costs[0]), top, size), bounds)
+        traced = _traced(problem, whole)
+        if whole.rounded:
+            floors.append(_floor(problem, whole, traced))
+        found, gap = _front(problem, np.concatenate([traced, found]), floors, exact=not whole.rounded)
+        if gap <= tolerance:
             break
         if bounds is not None:
             bounds = with_known(problem, bounds, found)
@@ -192,42 +237,59 @@ def _common_unit(tables: Sequence[FloatArray]) -> int | None:
     return max(unit, 1)
 
 
-def _front(problem: ExactProblem, whole: SetTable, known: IntArray) -> tuple[IntArray, float]:
-    """Trace the whole problem's set back to assignments, join the known ones, and certify the gap.
+def _traced(problem: ExactProblem, whole: SetTable) -> IntArray:
+    """Trace the whole problem's set back to assignments, shape `(n, units)`."""
+    if not len(whole.low):
+        return np.empty((0, len(problem.options)), dtype=np.int64)
+    options = trace(whole, np.arange(len(whole.low), dtype=np.int64))
+    return np.stack([options[unit] for unit in problem.options], axis=1)
 
-    Returns:
-        Non-dominated assignments by rising cost, and the gap.
+
+def _floor(problem: ExactProblem, whole: SetTable, traced: IntArray) -> Floor:
+    """What the whole problem's set proves of what no known assignment dominates.
+
+    An entry stands for assignments that lose no less than it does and cost at least its bound.
     """
-    traced = np.empty((0, known.shape[1]), dtype=np.int64)
-    if len(whole.low):
-        options = trace(whole, np.arange(len(whole.low), dtype=np.int64))
-        traced = np.stack([options[unit] for unit in problem.options], axis=1)
-    assignments = np.concatenate([traced, known])
-    costs, losses = evaluate(problem, assignments)
-    kept = np.flatnonzero(non_dominated(np.stack([costs, losses], axis=1)))
-    kept = kept[np.argsort(costs[kept], kind="stable")]
-    gap = 0.0
-    if whole.rounded:
-        lows = whole.low + whole.base + problem.constant_cost
-        gap = _gap(lows, losses[: len(traced)], costs[kept], losses[kept])
-    return assignments[kept], gap
+    _, losses = evaluate(problem, traced)
+    lows = whole.low + whole.base + problem.constant_cost
+    return CostFloor(np.minimum.accumulate(losses), lows, linear=False).below
 
 
-def _gap(lows: FloatArray, covered: FloatArray, costs: FloatArray, losses: FloatArray) -> float:
-    """Return by which fraction an assignment can be cheaper than the point that covers it.
+def _front(problem: ExactProblem, rows: IntArray, floors: Sequence[Floor], *, exact: bool) -> tuple[IntArray, float]:
+    """Return the non-dominated assignments by rising cost, and their certified gap.
 
     Args:
-        lows: Bound on the cost of what each entry stands for.
-        covered: Loss of each entry; what it stands for loses no less.
-        costs: Of the front, rising.
-        losses: Of the front, falling.
+        problem: The problem.
+        rows: Shape `(n, units)`, the two ends of the front among them.
+        floors: Bounds on the cost of what loses less than a value and is not dominated by any of `rows`.
+        exact: Whether all of the front is among the assignments.
     """
-    cover = costs[np.searchsorted(-losses, -covered)]
-    excess = cover - lows
-    # Sums in another order differ in their last digits: no gap.
-    noise = 1e-12 * float(np.abs(costs).max())
-    if (excess <= noise).all():
+    costs, losses = evaluate(problem, rows)
+    kept = np.flatnonzero(non_dominated(np.stack([costs, losses], axis=1)))
+    kept = kept[np.argsort(costs[kept], kind="stable")]
+    return rows[kept], 0.0 if exact else _gap(costs[kept], losses[kept], floors)
+
+
+def _gap(costs: FloatArray, losses: FloatArray, floors: Sequence[Floor]) -> float:
+    """Return by which fraction an assignment can be cheaper than the point that covers it.
+
+    What loses less than one point, and not less than the next, is covered by that next one.
+
+    Args:
+        costs: Of the front, rising, from the least cost of all on.
+        losses: Of the front, falling, to the least loss of all.
+        floors: Bounds on the cost of what loses less than a value.
+    """
+    if len(costs) < 2:
         return 0.0
-    if (lows[excess > noise] <= 0).any():
+    lows = np.full(len(costs) - 1, costs[0])
+    for floor in floors:
+        lows = np.maximum(lows, floor(losses[:-1]))
+    excess = costs[1:] - lows
+    # Sums in another order differ in their last digits: no gap.
+    wrong = excess > 1e-12 * float(np.abs(costs).max())
+    if not wrong.any():
+        return 0.0
+    if (lows[wrong] <= 0).any():
         return math.inf
-    return max(float((excess / np.where(lows > 0, lows, np.inf)).max()), 0.0) + 1e-12
+    return float((excess[wrong] / lows[wrong]).max()) + 1e-12

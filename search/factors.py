@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +60,28 @@ class ExactProblem:
         for kind, terms in (("cost", self.costs), ("loss", self.loss_terms)):
             for term in terms:
                 _check(self.options, term.units, term.table, kind)
+
+
+class Assignment(Mapping[str, int]):
+    """Option number per unit, read from a row of a front's array: fronts have thousands of points."""
+
+    __slots__ = ("_column", "_row")
+
+    def __init__(self, column: Mapping[str, int], row: IntArray) -> None:
+        """Args are the place of every unit in the row, and the row, shape `(units,)`."""
+        self._column, self._row = column, row
+
+    def __getitem__(self, unit: str) -> int:
+        return int(self._row[self._column[unit]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._column)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @dataclass(frozen=True)
@@ -134,9 +156,9 @@ def as_row(problem: ExactProblem, assignment: Mapping[str, int]) -> IntArray:
 def as_points(problem: ExactProblem, assignments: IntArray) -> tuple[FrontPoint, ...]:
     """Return one point per row of `assignments`, evaluated on the problem's tables."""
     costs, losses = evaluate(problem, assignments)
-    units = list(problem.options)
-    rows = zip(costs.tolist(), losses.tolist(), assignments.tolist(), strict=True)
-    return tuple(FrontPoint(cost, loss, dict(zip(units, row, strict=True))) for cost, loss, row in rows)
+    column = {unit: place for place, unit in enumerate(problem.options)}
+    rows = zip(costs.tolist(), losses.tolist(), assignments, strict=True)
+    return tuple(FrontPoint(cost, loss, Assignment(column, row)) for cost, loss, row in rows)
 
 
 def factors_of(problem: ExactProblem) -> list[tuple[tuple[str, ...], FloatArray, FloatArray]]:
@@ -156,16 +178,26 @@ def factors_of(problem: ExactProblem) -> list[tuple[tuple[str, ...], FloatArray,
 
 def walk_between(problem: ExactProblem, assignments: IntArray) -> list[IntArray]:
     """Return the assignments met when walking from each to the next, one unit at a time, best rate first."""
-    paths = []
-    for start, end in itertools.pairwise(assignments):
-        changed = np.flatnonzero(start != end)
+    pairs = [(start, np.flatnonzero(start != end), end) for start, end in itertools.pairwise(assignments)]
+    # All single changes of all pairs are priced at once, each pair's start behind its changes.
+    singles = []
+    for start, changed, end in pairs:
         single = np.tile(start, (len(changed) + 1, 1))
         single[np.arange(len(changed)), changed] = end[changed]
-        costs, losses = evaluate(problem, single)
-        rate = np.arctan2(losses[:-1] - losses[-1], costs[:-1] - costs[-1])
-        walk = np.tile(start, (len(changed), 1))
-        for step, unit in enumerate(changed[np.argsort(rate, kind="stable")]):
-            walk[step:, unit] = end[unit]
+        singles.append(single)
+    if not singles:
+        return []
+    costs, losses = evaluate(problem, np.concatenate(singles))
+    stops = np.cumsum([len(single) for single in singles]) - 1
+    paths = []
+    for (start, changed, end), stop in zip(pairs, stops.tolist(), strict=True):
+        own = slice(stop - len(changed), stop)
+        rate = np.arctan2(losses[own] - losses[stop], costs[own] - costs[stop])
+        ordered = changed[np.argsort(rate, kind="stable")]
+        # Step k has the first k + 1 changes made.
+        made = np.tri(len(ordered), dtype=bool)
+        walk = np.tile(start, (len(ordered), 1))
+        walk[:, ordered] = np.where(made, end[ordered], start[ordered])
         paths.append(walk)
     return paths
 

@@ -66,6 +66,7 @@ class SearchSettings:
         sampler: `"nsga2"`, `"tpe"` or `"random"`.
         importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
         ranges: How ranges of quantised activations are chosen.
+        proxy: What choices are judged by before anything is scored: `"auto"` or one of `evaluators.proxies.PROXIES`.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
             on the train set where the data has one.
         distillation: How they are; the time that is left for each decides when it ends.
@@ -86,6 +87,7 @@ class SearchSettings:
     sampler: str = "nsga2"
     importance: str = "obs"
     ranges: RangeMethod = "mse"
+    proxy: str = "auto"
     distil: str = "auto"
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     finalists: int = 22
@@ -228,9 +230,11 @@ class Problem:
     def fingerprints(self) -> dict[str, str]:
         """What the results of a run depend on."""
         settings = self.settings
-        evaluator = [settings.importance, settings.ranges, settings.distil, asdict(settings.distillation),
+        evaluator: list[Any] = [settings.importance, settings.ranges, settings.distil, asdict(settings.distillation),
                      settings.sampler, settings.finalists, settings.executor == "serial",
                      [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
+        if settings.proxy != "auto":
+            evaluator.append(settings.proxy)
         return {
             "model": self.model_fingerprint,
             "data": self.data.fingerprint,

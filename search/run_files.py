@@ -22,7 +22,8 @@ _TIMED = ("latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_bas
 
 
 def write_front(
-    path: Path, problem: Problem, verdict: Verdict, lowest: Mapping[str, float], records: Sequence[TrialRecord]
+    path: Path, problem: Problem, verdict: Verdict, lowest: Mapping[str, float], records: Sequence[TrialRecord],
+    proxies: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write what a run found. Every file is replaced as a whole.
 
@@ -32,6 +33,7 @@ def write_front(
         verdict: The judged points.
         lowest: Best reachable predicted costs.
         records: The run's trials.
+        proxies: Reports on the proxies.
 
     Raises:
         DiskError: A file cannot be written.
@@ -40,11 +42,12 @@ def write_front(
     write_text(path / "finalists.csv", _csv(finalists))
     write_text(path / "measured.csv", _csv([_measured_row(point) for point in verdict.points]))
     write_text(path / "front.csv", _csv([_front_row(point) for point in verdict.points if point.why_not is None]))
-    write_json(path / "front.json", contract(path, problem, verdict, lowest, records))
+    write_json(path / "front.json", contract(path, problem, verdict, lowest, records, proxies))
 
 
 def contract(
-    path: Path, problem: Problem, verdict: Verdict, lowest: Mapping[str, float], records: Sequence[TrialRecord]
+    path: Path, problem: Problem, verdict: Verdict, lowest: Mapping[str, float], records: Sequence[TrialRecord],
+    proxies: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the JSON that `demo`, `search` and `front` print."""
     host = host_description()
@@ -71,7 +74,7 @@ def contract(
         "reachable": {name: finite(value) for name, value in lowest.items()},
         "trials": {"total": len(records), **states},
         "latency_error": dict(verdict.latency_error),
-        "proxies": dict(verdict.proxy),
+        "proxies": {**verdict.proxy, "measured": [dict(report) for report in proxies]},
         "hypervolume": finite(verdict.hypervolume),
         "space_log10": problem.space.log10_size,
         "size_only": dict(problem.size_only),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
 
-from paretopress.compressors.entries import IMPORTANCES
+from paretopress.compressors.entries import IMPORTANCES, Entries
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
@@ -29,6 +29,7 @@ from paretopress.search.problem import (
     reachable,
 )
 from paretopress.search.process_executor import ProcessExecutor
+from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
 from paretopress.search.records import TrialRecord
 from paretopress.search.seeds import exact_seeds
 from paretopress.search.surrogate import Guide
@@ -45,6 +46,7 @@ __all__ = ["Observer", "SearchSettings", "run_search"]
 SEARCH_SAMPLES = 1000     # candidates and finalists are scored on the first of them
 SEEDS = 40
 TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
+CHECK_SHARE = 0.1         # of the time that is left then: other proxies are measured where the first does badly
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SHARE_WITH_DISTILLATION = 0.25   # the same where finalists are distilled, which gains more than more candidates do
 SENSITIVITY = "sensitivity.json"
@@ -136,13 +138,17 @@ def run_search(
     ):
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem) as executor:
-            table = _table(problem, executor, run.path, watcher, deadline)
+            table = _table(problem, evaluator, executor, run.path, watcher, deadline)
+            if settings.proxy == AUTO:
+                first = _explore(problem, evaluator, table, executor, run, watcher, deadline, most=CHECKED)
+                table = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
             records = _explore(problem, evaluator, table, executor, run, watcher, deadline)
+            reports = proxy_reports(problem, table, records, run.path)
             if settings.executor != "ray":
-                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline)
+                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports)
         if settings.executor == "ray":   # other nodes cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
-                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline)
+                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline, reports)
     _raise_if_stopped(watcher, path)
     return path
 
@@ -162,8 +168,8 @@ def _check_settings(settings: SearchSettings) -> None:
         raise ConfigError("a search needs a number of trials or a time")
 
 
-def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
-    """Calibrate the model and score it."""
+def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
+    """Calibrate the model; its compressed layers are made on demand."""
     torch.manual_seed(problem.settings.seed)
     fitted, importance = problem.data.fitted, cast("Importance", problem.settings.importance)   # `_check_settings`
     observer.stage("calibrate", len(fitted.first(CALIBRATION_SAMPLES)))
@@ -174,6 +180,12 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     if importance == "hessian":   # once, for all workers
         observer.stage("curvature", None)
         entries.curvature()
+    return entries
+
+
+def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
+    """Calibrate the model and score it."""
+    entries = calibrated_entries(problem, observer)
     samples = problem.data.scored.first(SEARCH_SAMPLES)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
@@ -183,7 +195,8 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
 
 
 def _table(
-    problem: Problem, executor: Executor, path: Path, observer: Observer, deadline: float | None
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, path: Path, observer: Observer,
+    deadline: float | None,
 ) -> SensitivityTable:
     """Read the sensitivity table back, or measure as much of it as a share of the time allows."""
     stored = path / SENSITIVITY
@@ -191,7 +204,7 @@ def _table(
     if (table := read_table(stored, key, problem.space)) is not None:
         return table
     seconds = None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
-    table = _measured_table(problem, executor, observer, seconds)
+    table = _measured_table(problem, evaluator, executor, observer, seconds)
     stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
     if stop is None or not stop():
         write_table(stored, key, table, problem.space)
@@ -199,18 +212,31 @@ def _table(
 
 
 def _measured_table(
-    problem: Problem, executor: Executor, observer: Observer, seconds: float | None
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, observer: Observer, seconds: float | None
 ) -> SensitivityTable:
     """Measure the sensitivity table, or as much of it as the seconds allow, and say what is missing."""
     cells = sum(len(options) - 1 for options in problem.space.options.values())
     observer.stage("sensitivity", cells)
     stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
-    table, failures = measure_table(problem.space, executor, seconds, observer.advance, stop)
-    for failure in failures:
-        observer.warning(failure)
+    if problem.settings.proxy in (AUTO, DIVERGENCE):
+        table, failures = measure_table(problem.space, executor, seconds, observer.advance, stop)
+        for failure in failures:
+            observer.warning(failure)
+    else:
+        table = proxy_table(problem, evaluator, problem.settings.proxy, observer, seconds)
     if table.estimated and not (stop is not None and stop()):
         observer.message(f"{len(table.estimated)} of {cells} losses are estimated from their neighbours: time was up")
     return table
+
+
+def _trusted(
+    problem: Problem, evaluator: CandidateEvaluator, table: SensitivityTable, records: Sequence[TrialRecord],
+    path: Path, observer: Observer, deadline: float | None,
+) -> SensitivityTable:
+    """The table to go on with, once the first candidates are scored."""
+    key = {**problem.fingerprints(), "versions": _versions()}
+    seconds = None if deadline is None else CHECK_SHARE * (deadline - time.monotonic())
+    return trusted_table(problem, evaluator, table, records, path, key, observer, seconds)
 
 
 def _explore(
@@ -221,8 +247,11 @@ def _explore(
     run: Run,
     observer: Observer,
     deadline: float | None,
+    most: int | None = None,
 ) -> list[TrialRecord]:
+    """Explore, or make only the first `most` trials of that."""
     settings = problem.settings
+    trials = settings.trials if most is None else min(most, settings.trials or most)
     limits = problem.limits_without_accuracy().costs
     seeds = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS, limits)
     first = seeds.policies[:1]
@@ -234,9 +263,9 @@ def _explore(
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
         seconds = max(1.0, (deadline - time.monotonic()) * share)
     exploration = ExplorationSettings(
-        sampler=settings.sampler, trials=settings.trials, seconds=seconds, seed=settings.seed
+        sampler=settings.sampler, trials=trials, seconds=seconds, seed=settings.seed
     )
-    observer.stage("explore", settings.trials)
+    observer.stage("explore" if most is None else "check the proxy", trials)
     for _ in run.records():
         observer.advance()
     stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
@@ -322,7 +351,7 @@ def measure_sensitivity(
     with torch_threads(THREADS), torch.random.fork_rng(devices=[]):
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem) as executor:
-            table = _measured_table(problem, executor, watcher, seconds)
+            table = _measured_table(problem, evaluator, executor, watcher, seconds)
     stop = getattr(watcher, "should_stop", None)
     if stop is not None and stop():
         raise InterruptedSearch("stopped; nothing is stored", getattr(watcher, "exit_code", 130))

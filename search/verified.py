@@ -66,6 +66,7 @@ def verify_finalists(
     lowest: Mapping[str, float],
     observer: Observer,
     deadline: float | None = None,
+    proxies: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Build, store and verify the finalists of a run, and write its front.
 
@@ -78,6 +79,7 @@ def verify_finalists(
         lowest: Best reachable predicted costs.
         observer: Hears about progress.
         deadline: Of `time.monotonic()`, None for no limit: fewer finalists are verified where it is near.
+        proxies: Reports on the proxies, for the front.
 
     Raises:
         DiskError: A file cannot be written.
@@ -115,7 +117,7 @@ def verify_finalists(
         if (result := verified.get(finalist.number, workshop.failed.get(finalist.policy.hash))) is not None
     ]
     _drop_unverified(path, candidates)
-    write_front(path, problem, judge(problem, candidates), lowest, records)
+    write_front(path, problem, judge(problem, candidates), lowest, records, proxies)
 
 
 def dense_seconds(evaluator: CandidateEvaluator) -> float:

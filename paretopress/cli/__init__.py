@@ -17,6 +17,7 @@ _VERBS = {
     "sensitivity": "sensitivity",
     "search": "search",
     "front": "front",
+    "solve": "solve",
     "export": "front",
     "verify": "verify",
     "apply": "apply",

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))   # tests share small problems
+
 
 @pytest.fixture(scope="session")
 def toys():
