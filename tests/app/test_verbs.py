@@ -66,7 +66,7 @@ def test_device_measure_stores_shows_and_writes_a_profile_that_loads(cli, monkey
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("-o", "local.yaml"), "profile id 'local' is taken (allowed: any but local, cortex-a76-tflite"),
+        (("-o", "local.yaml"), "profile id 'local' is taken (allowed: any but local, a100-80g"),
         (("-o", "h200-sxm.yml"), "'h200-sxm' is taken"),
         (("-o", "ü.yaml"), "profile id '': allowed are small letters"),
         (("-o", "a.yaml", "--id", "My Board"), "profile id 'My Board': allowed are small letters"),
