@@ -91,14 +91,14 @@ def inspect_command(
     return 0
 
 
-def check_drawing(path: Path | None) -> None:
+def check_drawing(path: Path | None, option: str = "--svg") -> None:
     """Refuse a file that cannot be written before anything is computed. Raises `ConfigError`."""
     if path is None:
         return
     if path.suffix != ".svg":
-        raise ConfigError(f"--svg {path}: the picture is SVG; write it to a .svg file")
+        raise ConfigError(f"{option} {path}: the picture is SVG; write it to a .svg file")
     if not path.parent.is_dir():
-        raise ConfigError(f"--svg {path}: the folder {path.parent} does not exist")
+        raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
 
 
 def _draw(found: Mapping[str, Any], path: Path) -> None:

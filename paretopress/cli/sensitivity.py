@@ -45,6 +45,12 @@ HEADINGS = ("unit", "choices", "choice=loss")
     metavar="FILE.svg",
     help="Draw the losses, a small plot per unit.",
 )
+@click.option(
+    "--heatmap",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg",
+    help="Draw the losses as a heat map, units by choices.",
+)
 @common
 def sensitivity_command(
     settings_file: Path | None,
@@ -54,6 +60,7 @@ def sensitivity_command(
     time: str | None,
     assignments: Sequence[str],
     svg: Path | None,
+    heatmap: Path | None,
     as_json: bool,
 ) -> int:
     """Measure what every choice alone does to a model's outputs, before searching.
@@ -61,6 +68,7 @@ def sensitivity_command(
     The loss is measured without labels, on calibration samples, with the compensation that a search uses.
     """
     check_drawing(svg)
+    check_drawing(heatmap, "--heatmap")
     from paretopress.cli.search import read_plain
     from paretopress.factories import load_data, load_model
     from paretopress.measuring import measure_if_targeted
@@ -81,6 +89,8 @@ def sensitivity_command(
         click.echo(sensitivity_text(found, terminal_width()), nl=False)
     if svg is not None:
         _draw(found, svg)
+    if heatmap is not None:
+        _draw_heatmap(found, heatmap)
     if not as_json:
         next_command(suggested_search(settings_file, model, data, targets, (), None, assignments, plain))
     return 0
@@ -92,6 +102,14 @@ def _draw(found: Mapping[str, Any], path: Path) -> None:
 
     write_text(path, sensitivity_svg(found))
     click.echo(f"curves: {path}", err=True)
+
+
+def _draw_heatmap(found: Mapping[str, Any], path: Path) -> None:
+    from paretopress.heatmap_svg import heatmap_svg
+    from paretopress.spaces.documents import write_text
+
+    write_text(path, heatmap_svg(found))
+    click.echo(f"heat map: {path}", err=True)
 
 
 def sensitivity_text(found: Mapping[str, Any], width: int) -> str:

@@ -181,3 +181,13 @@ def test_every_importance_can_be_asked_for(cli):
     assert losses["bn_scale"] == losses["l2"]   # the model has no batch normalisation
     assert losses["fisher"] == losses["taylor"]   # and no layers that are added up
     assert len({tuple(values) for values in losses.values()}) > 3
+
+
+def test_the_heat_map_is_written_and_a_wrong_place_is_refused_first(cli, project):
+    code, _, err = cli(*GIVEN, "--time", "0.001s", "--heatmap", "heat.svg")
+    assert code == 0
+    assert "heat map: heat.svg" in err
+    ElementTree.parse(project / "heat.svg")
+    code, out, err = cli(*GIVEN, "--heatmap", "heat.png")
+    assert (code, out) == (2, "")
+    assert "--heatmap heat.png: the picture is SVG" in err

@@ -91,6 +91,7 @@ def test_public_names_resolve_and_unknown_ones_do_not():
         "sensitivity",
         "search",
         "front",
+        "solve",
         "export",
         "verify",
         "apply",
