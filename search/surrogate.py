@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from paretopress.search.factors import CostTerm
 from paretopress.search.option_space import Genome, OptionSpace
 from paretopress.spaces.policy import Policy
 
@@ -40,11 +41,18 @@ class Guide:
         costs: Predicted costs of a policy by name.
         limits: Budgets on costs, the limit by the name of the cost.
         losses: Loss of every option of a unit alone, from the sensitivity table.
+        terms: Per cost the terms whose sum it is, up to what several kernels do to each other.
+        stages: The stage of the network that each unit belongs to.
+        worst_loss: Loss of the metric from which on a policy is worth nothing; None: a fifth of a share, or of the
+            dense model's value.
     """
 
     costs: Callable[[Policy], Mapping[str, float]]
     limits: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    terms: Mapping[str, Sequence[CostTerm]] = field(default_factory=dict)
+    stages: Mapping[str, int] = field(default_factory=dict)
+    worst_loss: float | None = None
 
 
 class Surrogate:
