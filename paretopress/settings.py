@@ -42,7 +42,8 @@ class SearchSection(_Strict):
     trials: Annotated[int, Field(ge=1)] | None = None
     time: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
+    sampler: Literal["pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"] = "nsga2"
+    encoding: Literal["auto", "reweighted", "full"] = "auto"
     importance: Literal["obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"] = "obs"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
@@ -218,6 +219,7 @@ def search_settings(
         ray=search.ray,
         executor=executor,
         sampler=search.sampler,
+        encoding=search.encoding,
         importance=search.importance,
         ranges=search.ranges,
         distil=search.distil,

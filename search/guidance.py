@@ -17,17 +17,18 @@ from paretopress.spaces.structure import Structure
 STAGES = 4   # parts of equal depth
 
 
-def guide_of(problem: Problem, table: SensitivityTable) -> Guide:
+def guide_of(problem: Problem, table: SensitivityTable, worst_value: float | None = None) -> Guide:
     """The guide of a problem: the table's losses, and cost terms of every device's time and of the stored bytes.
 
     Args:
         problem: The problem.
         table: Its sensitivity table.
+        worst_value: The worst value of the metric that candidates may have, None without such a budget.
     """
     limits = {name: limit for _, name, limit in problem.limits_without_accuracy().costs}
     return Guide(
         lambda policy: problem.costs.predict(problem.plan(policy)), limits, table.losses, cost_terms(problem),
-        stages(problem.program.structure),
+        stages(problem.program.structure), worst_value,
     )
 
 

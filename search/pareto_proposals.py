@@ -59,7 +59,9 @@ class Told:
 class ParetoProposals:
     """Learns from trials and proposes genomes."""
 
-    def __init__(self, space: OptionSpace, objectives: Mapping[str, str], guide: Guide, seed: int = 0) -> None:
+    def __init__(
+        self, space: OptionSpace, objectives: Mapping[str, str], guide: Guide, seed: int = 0, *, decodes: bool = True
+    ) -> None:
         """Start without trials.
 
         Args:
@@ -68,11 +70,13 @@ class ParetoProposals:
                 metric, which is modelled; others without terms are predicted from the choices alone.
             guide: Losses, cost terms, stages and limits; all may be empty.
             seed: Seed of all draws.
+            decodes: Whether the exact solver decodes reweighted tables; without it all candidates are small changes
+                and mixtures.
 
         Raises:
             ConfigError: All objectives are priced, or one that is priced is to be maximised.
         """
-        self._space, self._seed, self._guide = space, seed, guide
+        self._space, self._seed, self._guide, self._decodes = space, seed, guide, decodes
         self._signs = {name: -1.0 if direction == "max" else 1.0 for name, direction in objectives.items()}
         measured = [name for name in objectives if name not in guide.terms]
         if not measured:
@@ -92,17 +96,24 @@ class ParetoProposals:
         self._decoder: Decoder | None = None
         self._multipliers = (0, self._model.multipliers())
         self._decoded: tuple[int, list[Genome]] = (-1, [])
-        self._front = _Front(len(self._names), len(space.units))
+        self._front = _Front(len(space.units), len(self._names), len(self._priced))
         self._early: list[Told] = []
         self._link: MetricLink | None = None
         self._attained: Attained | None = None
         self._baseline = self._worst = 0.0
+        self._open_ended = False
+        self._low = self._high = np.zeros(0)
         self._known: set[bytes] = set()
 
     @property
     def model(self) -> AdditiveModel:
         """The model of the loss, with its interval."""
         return self._model
+
+    @property
+    def informed(self) -> bool:
+        """Whether there are enough trials to predict anything."""
+        return self._attained is not None
 
     def learn(self, told: Told) -> None:
         """Take note of a finished trial."""
@@ -160,20 +171,31 @@ class ParetoProposals:
         signed = [self._signs[self._metric] * told.values[self._metric] for told in early]
         dense = [loss for loss, told in zip(signed, early, strict=True) if told.genome == self._space.dense]
         self._baseline = dense[0] if dense else min(signed)
-        scale = 1.0 if 0.0 <= abs(self._baseline) <= 1.0 else abs(self._baseline)
-        self._worst = self._guide.worst_loss if self._guide.worst_loss is not None else WORST_LOSS * scale
+        self._worst = self._worst_loss(signed)
         costs = np.array([self._costs_of(told.values) for told in early])
         known = self._tables.at(np.array([self._space.dense], dtype=np.int64))[0]
         high = costs.max(axis=0)
         high[: len(known)] = np.where(known > 0.0, known, high[: len(known)])
         high = np.minimum(high, self._limits)
         low = np.minimum(costs.min(axis=0), high)
-        low = low - (1.0 - LOWEST) * np.abs(low)
-        self._attained = Attained(low, high, self._worst)
+        self._low, self._high = low - (1.0 - LOWEST) * np.abs(low), high
+        self._attained = Attained(self._low, self._high, self._worst)
         if any("divergence" in told.values for told in early):
             self._link = MetricLink(self._worst)
         for told in early:
             self._learn(told)
+
+    def _worst_loss(self, signed: Sequence[float]) -> float:
+        """The reference: what a budget allows, else a fifth of a share or as far as the first trials reach."""
+        allowed = math.inf
+        if self._guide.worst_value is not None:
+            allowed = self._signs[self._metric] * self._guide.worst_value - self._baseline
+        if all(abs(loss) <= 1.0 for loss in signed):
+            usual = WORST_LOSS
+        else:
+            usual = max(WORST_LOSS * abs(self._baseline), max(signed) - self._baseline)
+            self._open_ended = not math.isfinite(allowed)
+        return min(allowed, usual) if allowed > 0.0 else usual
 
     def _learn(self, told: Told) -> None:
         assert self._attained is not None
@@ -188,12 +210,25 @@ class ParetoProposals:
         if told.feasible:
             row = np.array(told.genome, dtype=np.int64)
             priced = self._tables.at(row[None])[0]
+            self._extend(costs, loss)
             self._attained.add(costs, loss)
             self._front.add(row, np.append(costs, loss), _ratios(costs, priced))
         trials = self._model.trials
         if trials - self._multipliers[0] >= max(DECODED_EVERY, trials // 8):
             draw = np.random.default_rng(self._number(trials, "reweighting"))
             self._multipliers = trials, np.stack([self._model.multipliers(draw) for _ in range(2)])
+
+    def _extend(self, costs: Array, loss: float) -> None:
+        """Make the box larger where a point comes near its end, and enter what is on the front again."""
+        beyond = self._open_ended and loss > self._worst / 2.0
+        if not beyond and (costs >= self._low).all():
+            return
+        if beyond:
+            self._worst = 2.0 * loss
+        self._low = np.where(costs < self._low, costs - (1.0 - LOWEST) * np.abs(costs), self._low)
+        self._attained = Attained(self._low, self._high, self._worst)
+        for objectives in self._front.objectives:
+            self._attained.add(objectives[:-1], float(objectives[-1]))
 
     def _costs_of(self, values: Mapping[str, float]) -> Array:
         return np.array([self._signs[name] * values[name] for name in self._names])
@@ -224,7 +259,7 @@ class ParetoProposals:
 
     def _decode(self) -> list[Genome]:
         """Policies that the solver finds for the table as the trials reweighted it last."""
-        if not self._priced or not self._guide.losses:
+        if not self._decodes or not self._priced or not self._guide.losses:
             return []
         at, multipliers = self._multipliers
         if self._decoded[0] != at:
@@ -280,18 +315,18 @@ class ParetoProposals:
 class _Front:
     """The feasible front so far: genomes, objectives, and how much more each costs than the tables say."""
 
-    def __init__(self, costs: int, units: int) -> None:
+    def __init__(self, units: int, costs: int, priced: int) -> None:
         self.rows = np.zeros((0, units), dtype=np.int64)
-        self.ratios = np.zeros((0, 0))
-        self._objectives = np.zeros((0, costs + 1))
+        self.ratios = np.zeros((0, priced))
+        self.objectives = np.zeros((0, costs + 1))
 
     def add(self, row: IntArray, objectives: Array, ratios: Array) -> None:
-        if (self._objectives <= objectives).all(axis=1).any():
+        if (self.objectives <= objectives).all(axis=1).any():
             return
-        kept = ~(objectives <= self._objectives).all(axis=1)
-        self._objectives = np.concatenate([self._objectives[kept], objectives[None]])
+        kept = ~(objectives <= self.objectives).all(axis=1)
+        self.objectives = np.concatenate([self.objectives[kept], objectives[None]])
         self.rows = np.concatenate([self.rows[kept], row[None]])
-        self.ratios = np.concatenate([self.ratios[kept].reshape(-1, len(ratios)), ratios[None]])
+        self.ratios = np.concatenate([self.ratios[kept], ratios[None]])
 
 
 def _ratios(costs: Array, priced: Array) -> Array:

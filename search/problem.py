@@ -58,7 +58,8 @@ class SearchSettings:
         workers: Parallel evaluations.
         ray: Address of a Ray cluster, `"auto"` or `"local"`; None without Ray.
         executor: `"serial"`, `"process"` or `"ray"`.
-        sampler: `"nsga2"`, `"tpe"` or `"random"`.
+        sampler: One of `samplers.SAMPLERS`.
+        encoding: One of `samplers.ENCODINGS`: what the sampler proposes.
         importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
         ranges: How ranges of quantised activations are chosen.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
@@ -79,6 +80,7 @@ class SearchSettings:
     ray: str | None = None
     executor: str = "serial"
     sampler: str = "nsga2"
+    encoding: str = "auto"
     importance: str = "obs"
     ranges: RangeMethod = "mse"
     distil: str = "auto"
@@ -212,7 +214,7 @@ class Problem:
         """What the results of a run depend on."""
         settings = self.settings
         evaluator = [settings.importance, settings.ranges, settings.distil, asdict(settings.distillation),
-                     settings.sampler, settings.finalists, settings.executor == "serial",
+                     settings.sampler, settings.encoding, settings.finalists, settings.executor == "serial",
                      [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
         return {
             "model": self.model_fingerprint,

@@ -17,7 +17,8 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
-from paretopress.search.exploration import ExplorationSettings, explore
+from paretopress.search.exploration import explore
+from paretopress.search.guidance import guide_of
 from paretopress.search.ledger import Run, package_versions
 from paretopress.search.problem import (
     Problem,
@@ -29,8 +30,8 @@ from paretopress.search.problem import (
 )
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.records import TrialRecord
+from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.surrogate import Guide
 from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.workload import Workload
@@ -147,6 +148,13 @@ def run_search(
     return path
 
 
+def exploration_settings(settings: SearchSettings, seconds: float | None) -> ExplorationSettings:
+    """How to explore. Raises `ConfigError` where settings do not go together."""
+    return ExplorationSettings(
+        settings.sampler, settings.trials, seconds, settings.seed, encoding=settings.encoding
+    )
+
+
 def _versions() -> str:
     return " ".join(f"{name}={version}" for name, version in sorted(package_versions().items()))
 
@@ -160,6 +168,7 @@ def _check_settings(settings: SearchSettings) -> None:
         raise ConfigError(unknown_name("executor", settings.executor, ("serial", "process", "ray")))
     if settings.seconds is None and settings.trials is None:
         raise ConfigError("a search needs a number of trials or a time")
+    exploration_settings(settings, settings.seconds)
 
 
 def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
@@ -233,9 +242,7 @@ def _explore(
     if deadline is not None:
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
         seconds = max(1.0, (deadline - time.monotonic()) * share)
-    exploration = ExplorationSettings(
-        sampler=settings.sampler, trials=settings.trials, seconds=seconds, seed=settings.seed
-    )
+    exploration = exploration_settings(settings, seconds)
     observer.stage("explore", settings.trials)
     for _ in run.records():
         observer.advance()
@@ -246,10 +253,7 @@ def _explore(
 
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
-    guide = Guide(
-        lambda policy: problem.costs.predict(problem.plan(policy)), {name: limit for _, name, limit in limits},
-        table.losses,
-    )
+    guide = guide_of(problem, table, (evaluator.held_to or evaluator.limits).accuracy)
     return explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
         evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,

@@ -43,8 +43,8 @@ class Guide:
         losses: Loss of every option of a unit alone, from the sensitivity table.
         terms: Per cost the terms whose sum it is, up to what several kernels do to each other.
         stages: The stage of the network that each unit belongs to.
-        worst_loss: Loss of the metric from which on a policy is worth nothing; None: a fifth of a share, or of the
-            dense model's value.
+        worst_value: The metric's value from which on a policy is worth nothing, because a budget says so; None: a
+            fifth of a share, or of the dense model's value, worse than that.
     """
 
     costs: Callable[[Policy], Mapping[str, float]]
@@ -52,7 +52,12 @@ class Guide:
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
     terms: Mapping[str, Sequence[CostTerm]] = field(default_factory=dict)
     stages: Mapping[str, int] = field(default_factory=dict)
-    worst_loss: float | None = None
+    worst_value: float | None = None
+
+    @classmethod
+    def empty(cls) -> Guide:
+        """A guide that knows nothing."""
+        return cls(lambda _policy: {})
 
 
 class Surrogate:

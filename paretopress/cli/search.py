@@ -116,7 +116,10 @@ def demo_command(
 @click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy, or 2%: of whatever the metric is.")
 @effort_options
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
-@click.option("--sampler", help="How trials are proposed: nsga2, tpe or random.  [default: nsga2]")
+@click.option(
+    "--sampler",
+    help="How trials are proposed: pareto, nsga2, nsga3, tpe, gp, random, evolution or ddpg.  [default: nsga2]",
+)
 @click.option(
     "--importance",
     help="How channels are ranked: obs, taylor, fisher, hessian, fpgm, bn_scale, l2 or l1.  [default: obs]",
