@@ -77,7 +77,7 @@ class ReweightedEncoding:
         import optuna
 
         self.space = space
-        self._decoder = Decoder(space, guide.losses, guide.terms)
+        self._decoder = Decoder(space, guide.losses, guide.terms, guide.hopeless)
         stages = [guide.stages.get(unit, 0) for unit in space.units]
         methods = [method_of(unit) for unit in space.units]
         self._names = [(f"weight of stage {stage}", f"weight of {method}")

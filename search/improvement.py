@@ -62,8 +62,11 @@ class Attained:
         Returns:
             Minus infinity for all but the `SHORTLIST` candidates that promise most if they lose one error less.
         """
-        reached = (costs[:, None, :] <= self._points).all(axis=2)
-        hopes = np.where(reached, np.maximum(self._least - (losses - errors)[:, None], 0.0), 0.0).sum(axis=1)
+        reached = np.ones((len(costs), len(self._points)), dtype=bool)
+        for cost, points in zip(costs.T, self._points.T, strict=True):
+            reached &= cost[:, None] <= points
+        hopes = np.maximum(self._least - (losses - errors)[:, None], 0.0)
+        hopes = np.einsum("np,np->n", hopes, reached)
         order = np.argsort(-hopes, kind="stable")[:SHORTLIST]
         rows, points = np.nonzero(reached[order])
         chosen = order[rows]

@@ -264,7 +264,7 @@ class ParetoProposals:
         at, multipliers = self._multipliers
         if self._decoded[0] != at:
             if self._decoder is None:
-                self._decoder = Decoder(self._space, self._guide.losses, self._guide.terms)
+                self._decoder = Decoder(self._space, self._guide.losses, self._guide.terms, self._guide.hopeless)
             generator = np.random.default_rng(self._number(at, "decoding"))
             draws = np.atleast_2d(multipliers)
             found = [

@@ -23,15 +23,16 @@ from paretopress.search.option_space import Genome, OptionSpace
 
 Array = NDArray[np.float64]
 MOST_CELLS = 1 << 16    # of a joined table: beyond it the solver bounds instead of joining, and stays fast
-PRICES = np.geomspace(1e-5, 1e3, 17)
-LEAST_LOSS, MOST_LOSS = 1e-3, 1.0   # nats: what loses less is as good as dense, what loses more hopeless
+PRICES = np.geomspace(1e-5, 1e3, 17)   # in units of a hopeless loss
+LEAST_SHARE = 1e-3      # of a hopeless loss: what loses less is as good as dense
 
 
 class Decoder:
     """Turns multipliers, a mix and a price into a genome."""
 
     def __init__(
-        self, space: OptionSpace, losses: Mapping[str, Sequence[float]], terms: Mapping[str, Sequence[CostTerm]]
+        self, space: OptionSpace, losses: Mapping[str, Sequence[float]], terms: Mapping[str, Sequence[CostTerm]],
+        hopeless: float = 1.0,
     ) -> None:
         """Prepare the solver.
 
@@ -39,7 +40,9 @@ class Decoder:
             space: The options.
             losses: The table.
             terms: Per cost the terms whose sum it is.
+            hopeless: The loss from which on a policy is not worth decoding.
         """
+        self._hopeless = hopeless
         self.space = space
         self.costs = tuple(terms)
         self._options = {unit: len(choices) for unit, choices in zip(space.units, space.options, strict=True)}
@@ -75,9 +78,11 @@ class Decoder:
         if not self.costs:
             return 1.0, 1.0
         units, mix = np.ones(len(self.space.units)), np.full(len(self.costs), 1.0 / len(self.costs))
-        found = [self.loss(self.decode(units, mix, float(price))) for price in PRICES]
-        low = max((price for price, loss in zip(PRICES, found, strict=True) if loss <= LEAST_LOSS), default=PRICES[0])
-        high = min((price for price, loss in zip(PRICES, found, strict=True) if loss >= MOST_LOSS), default=PRICES[-1])
+        prices = self._hopeless * PRICES
+        found = [self.loss(self.decode(units, mix, float(price))) for price in prices]
+        least, most = LEAST_SHARE * self._hopeless, self._hopeless
+        low = max((price for price, loss in zip(prices, found, strict=True) if loss <= least), default=prices[0])
+        high = min((price for price, loss in zip(prices, found, strict=True) if loss >= most), default=prices[-1])
         return float(low), float(max(low, high))
 
     def price_at(self, share: float) -> float:

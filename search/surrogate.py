@@ -45,6 +45,7 @@ class Guide:
         stages: The stage of the network that each unit belongs to.
         worst_value: The metric's value from which on a policy is worth nothing, because a budget says so; None: a
             fifth of a share, or of the dense model's value, worse than that.
+        hopeless: What a policy may lose by the table before it is hopeless, in the table's unit.
     """
 
     costs: Callable[[Policy], Mapping[str, float]]
@@ -53,11 +54,17 @@ class Guide:
     terms: Mapping[str, Sequence[CostTerm]] = field(default_factory=dict)
     stages: Mapping[str, int] = field(default_factory=dict)
     worst_value: float | None = None
+    hopeless: float = 1.0
 
     @classmethod
     def empty(cls) -> Guide:
         """A guide that knows nothing."""
-        return cls(lambda _policy: {})
+        return cls(no_costs)
+
+
+def no_costs(_policy: Policy) -> dict[str, float]:
+    """Costs of a policy where none are known."""
+    return {}
 
 
 class Surrogate:
