@@ -39,7 +39,12 @@ def method_of(unit: str) -> str:
 
 
 class AdditiveModel:
-    """Predicts the logarithm of a genome's loss, with an error, from the table and the trials so far."""
+    """Predicts the logarithm of a genome's loss, with an error, from the table and the trials so far.
+
+    Attributes:
+        trials: How many were learnt.
+        smallest: A loss that is as good as none; set before the first trial.
+    """
 
     def __init__(
         self, space: OptionSpace, losses: Mapping[str, Sequence[float]], stages: Mapping[str, int] | None = None
@@ -70,6 +75,7 @@ class AdditiveModel:
         self._covariance = np.diag((np.array(deviations) / NOISE) ** 2)   # times the variance of the error
         self._shape, self._rate = CONFIDENCE / 2.0, CONFIDENCE / 2.0 * NOISE**2
         self.trials = 0
+        self.smallest = SMALLEST
 
     @property
     def error(self) -> float:
@@ -84,7 +90,7 @@ class AdditiveModel:
     def add(self, genome: Genome, loss: float) -> None:
         """Learn the true loss of a genome, in the table's unit."""
         row = self._features(np.array([genome], dtype=np.int64))[0]
-        error = math.log(max(loss, SMALLEST)) - float(row @ self._weights)
+        error = math.log(max(loss, self.smallest)) - float(row @ self._weights)
         gain = self._covariance @ row
         spread = 1.0 + float(row @ gain)
         self._weights += gain * (error / spread)
@@ -123,7 +129,7 @@ class AdditiveModel:
 
     def _features(self, rows: IntArray) -> Array:
         losses = self._losses[rows + self._offsets]
-        total = losses.sum(axis=1, keepdims=True) + SMALLEST
+        total = losses.sum(axis=1, keepdims=True) + self.smallest
         shares = losses / total
         magnitudes = [np.sqrt(shares @ members) for members in (self._stages, self._methods)]
         pairs = [magnitudes[part][:, one] * magnitudes[part][:, other] for part, one, other in self._pairs]

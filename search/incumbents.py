@@ -63,10 +63,10 @@ class Incumbents:
         """Enter a feasible point where nothing on the front is at least as good, and drop what it dominates."""
         if (self._costs <= costs).all(axis=1).any():
             return
-        kept = ~(costs <= self._costs).all(axis=1)
+        kept = np.flatnonzero(~(costs <= self._costs).all(axis=1))
         self._costs = np.concatenate([self._costs[kept], costs[None]])
-        if not kept.all():
-            self._front = [one for one, stays in zip(self._front, kept.tolist(), strict=True) if stays]
+        if len(kept) < len(self._front):
+            self._front = [self._front[place] for place in kept.tolist()]
         self._front.append(genome)
 
     @property

@@ -182,6 +182,8 @@ class ParetoProposals:
         self._attained = Attained(self._low, self._high, self._worst)
         if any("divergence" in told.values for told in early):
             self._link = MetricLink(self._worst)
+        else:   # differences of the metric are coarser than those of the divergence
+            self._model.smallest = RESOLUTION * self._guide.hopeless
         for told in early:
             self._learn(told)
 
@@ -206,7 +208,8 @@ class ParetoProposals:
             self._link.add(math.log(max(divergence, SMALLEST)), loss)
         else:
             divergence = max(loss, 0.0) + RESOLUTION * self._worst
-        self._model.add(told.genome, divergence)
+        if told.genome != self._space.dense:   # nothing is to be learnt of what loses nothing by definition
+            self._model.add(told.genome, divergence)
         if told.feasible:
             row = np.array(told.genome, dtype=np.int64)
             priced = self._tables.at(row[None])[0]

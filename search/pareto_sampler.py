@@ -29,7 +29,7 @@ _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 _LOCAL_ATTEMPTS = 64
 
 
-class ParetoSampler(optuna.samplers.BaseSampler):
+class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     """Proposes policies: seeds from the exact front first, then what promises the largest hypervolume improvement.
 
     The study has one categorical parameter per unit, which `suggest` asks for, and the objectives of the problem in
@@ -144,10 +144,10 @@ class ParetoSampler(optuna.samplers.BaseSampler):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the lock, so that samplers can be stored."""
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
         self._lock = threading.Lock()
 
     def _genome(self, number: int) -> Genome:

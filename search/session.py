@@ -20,6 +20,7 @@ from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
 from paretopress.search.ledger import Run, package_versions
+from paretopress.search.live import ExplorationStatus, ExplorationWatch
 from paretopress.search.problem import (
     Problem,
     SearchSettings,
@@ -244,11 +245,17 @@ def _explore(
         seconds = max(1.0, (deadline - time.monotonic()) * share)
     exploration = exploration_settings(settings, seconds)
     observer.stage("explore", settings.trials)
-    for _ in run.records():
+    watch = ExplorationWatch(problem.objectives, settings.trials, seconds)
+    for record in run.records():
+        watch.add(record, earlier=True)
         observer.advance()
     stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
+    show: Callable[[ExplorationStatus], None] | None = getattr(observer, "exploration", None)
 
     def on_record(record: TrialRecord) -> None:
+        watch.add(record)
+        if show is not None and watch.due():
+            show(watch.status())
         observer.advance(1, _note(record))
 
     if not problem.space.options:

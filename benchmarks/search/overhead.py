@@ -2,10 +2,10 @@
 
     python benchmarks/search/overhead.py [--trials 10000] [--samplers pareto ...] [--out FOLDER]
 
-60 units of 8 options (channels, ranks and bits of 20 layers in 4 stages), an additive loss with interactions of
-neighbouring layers, two priced costs (time and bytes). Measured are proposing and learning, in microseconds of
-wall-clock time per trial, over windows of 100 trials that end at 100, 1,000 and 10,000 trials, and the resident memory
-of a process of its own. Beside them plain Optuna: TPE (multivariate) with one categorical parameter per unit, in memory.
+60 units of 8 options (channels, sparsity and bits of 20 layers in 4 stages), an additive loss with interactions of
+neighbours, two priced costs (time and bytes). Measured are proposing and learning, in milliseconds of wall-clock time
+per trial, over windows of 100 trials that end at 100 to 10,000 trials, and the peak memory of a process of its own.
+Beside them plain Optuna: TPE (multivariate) with one categorical parameter per unit, in memory.
 A sampler that becomes too slow is stopped after `--seconds`.
 """
 
@@ -18,10 +18,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from paretopress.spaces.policy import Policy
 
 UNITS, OPTIONS, STAGES = 60, 8, 4
 MARKS = (100, 300, 1000, 3000, 10_000)
@@ -64,7 +67,7 @@ class Toy:
         self._table = np.stack([self.losses[unit] for unit in self.space.units])
         self._costs = {name: np.stack([term.table for term in terms]) for name, terms in costs.items()}
 
-    def price(self, policy: Any) -> dict[str, float]:
+    def price(self, policy: Policy) -> dict[str, float]:
         """Both costs of a policy."""
         return self.values(self.space.genome(policy), priced=True)
 
@@ -117,7 +120,7 @@ def study(sampler: str, trials: int, seconds: float) -> dict[str, Any]:
             "optuna nsga2": lambda: optuna.samplers.NSGAIISampler(seed=0)}.get(sampler, lambda: ours)()
     found = optuna.create_study(directions=ours.directions, sampler=made)
 
-    def step(number: int) -> float:
+    def step(_number: int) -> float:
         start = time.perf_counter()
         trial = found.ask()
         policy = ours.suggest(trial)
@@ -132,7 +135,7 @@ def study(sampler: str, trials: int, seconds: float) -> dict[str, Any]:
     return measured(step, trials, seconds)
 
 
-def measured(step: Any, trials: int, seconds: float) -> dict[str, Any]:
+def measured(step: Callable[[int], float], trials: int, seconds: float) -> dict[str, Any]:
     """Medians and means over the windows that end at the marks."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     times: list[float] = []
@@ -165,8 +168,8 @@ def main() -> None:
         run = study if arguments.one.startswith("optuna") or "study" in arguments.one else driver
         print(json.dumps(run(arguments.one, arguments.trials, arguments.seconds)))
         return
-    lines = [f"{platform.machine()}, Python {platform.python_version()}, {UNITS} units of {OPTIONS} options, "
-             "ms per trial without the evaluation (medians of the last 100 trials; mean, 95th percentile)"]
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    lines = [f"{machine}; {UNITS} units; ms per trial without evaluation: median of 100 (mean, 95th percentile)"]
     found = {}
     for sampler in arguments.samplers:
         command = [sys.executable, __file__, "--one", sampler, "--trials", str(arguments.trials),
@@ -177,8 +180,9 @@ def main() -> None:
             f"{row['trials']}: {row['median_ms']:.2f} ({row['mean_ms']:.2f}, {row['p95_ms']:.2f})"
             for row in result["rows"])
         last = result["rows"][-1] if result["rows"] else {"memory_mib": float("nan")}
-        lines.append(f"{sampler:26s} {cells}  peak {last['memory_mib']:.0f} MiB, of which {result['started_with_mib']:.0f}"
-                     f" before the first trial; {result['stopped_after']} trials in {result['total_s']:.0f} s")
+        memory = f"{last['memory_mib']:.0f} MiB, {result['started_with_mib']:.0f} before the first trial"
+        end = f"{result['stopped_after']} trials in {result['total_s']:.0f} s"
+        lines.append(f"{sampler:26s} {cells}  peak {memory}; {end}")
         print(lines[-1], flush=True)
     (arguments.out / "overhead.json").write_text(json.dumps(found, indent=1) + "\n")
     (arguments.out / "overhead.txt").write_text("\n".join(lines) + "\n")
