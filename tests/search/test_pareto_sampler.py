@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -114,3 +115,18 @@ def test_objectives_without_terms_are_learned_and_wrong_studies_refused(toys, sp
         ParetoSampler.over(space, {"size": "min"}, guide=guide)
     with pytest.raises(ConfigError, match="objective 'size': a cost with terms is minimised"):
         ParetoSampler.over(space, {"accuracy": "max", "size": "max"}, guide=guide)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_guide_runs():
+    from paretopress.demo.factories import data, model
+
+    text = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    code = text.partition("### Your own Optuna study")[2].partition("```python\n")[2].partition("```")[0]
+    names = {"model": model(), "data": data()}
+    exec(compile(code, "guide.md", "exec"), names)
+    found = {policy.hash for policy in names["policies"]}
+    assert len(names["study"].trials) == 50
+    assert 3 <= len(found) == len(names["policies"])
+    proposed = {names["sampler"].suggest(optuna.trial.FixedTrial(one.params)).hash for one in names["study"].trials}
+    assert len(proposed) == 50
