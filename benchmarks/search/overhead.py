@@ -5,8 +5,9 @@
 60 units of 8 options (channels, sparsity and bits of 20 layers in 4 stages), an additive loss with interactions of
 neighbours, two priced costs (time and bytes). Measured are proposing and learning, in milliseconds of the CPU time of
 the one thread per trial (so that other work on the machine counts little), over windows of 100 trials that end at 100
-to 10,000 trials, and the peak memory of a process of its own. Beside them plain Optuna: TPE (multivariate) with one categorical parameter per unit, in memory.
-A sampler that becomes too slow is stopped after `--seconds`.
+to 10,000 trials, and the peak memory of a process of its own. Beside them plain Optuna: TPE (multivariate) with one
+categorical parameter per unit, in memory. A sampler that becomes too slow is stopped after `--seconds`. Results of
+samplers that are not named stay as they were.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def measured(step: Callable[[int], float], trials: int, seconds: float) -> dict[
             })
         if total > seconds:
             break
-    return {"started_with_mib": before, "stopped_after": len(times), "total_s": total, "rows": rows}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"started_with_mib": before, "peak_mib": peak, "stopped_after": len(times), "total_s": total, "rows": rows}
 
 
 def main() -> None:
@@ -168,24 +170,26 @@ def main() -> None:
         run = study if arguments.one.startswith("optuna") or "study" in arguments.one else driver
         print(json.dumps(run(arguments.one, arguments.trials, arguments.seconds)))
         return
-    machine = f"{platform.machine()}, Python {platform.python_version()}"
-    lines = [f"{machine}; {UNITS} units; CPU ms per trial without evaluation: median of 100 (mean, 95th percentile)"]
-    found = {}
+    stored = arguments.out / "overhead.json"
+    found = json.loads(stored.read_text()) if stored.exists() else {}   # of other samplers, measured before
     for sampler in arguments.samplers:
         command = [sys.executable, __file__, "--one", sampler, "--trials", str(arguments.trials),
                    "--seconds", str(arguments.seconds)]
-        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        found[sampler] = result
-        cells = "  ".join(
-            f"{row['trials']}: {row['median_ms']:.2f} ({row['mean_ms']:.2f}, {row['p95_ms']:.2f})"
-            for row in result["rows"])
-        last = result["rows"][-1] if result["rows"] else {"memory_mib": float("nan")}
-        memory = f"{last['memory_mib']:.0f} MiB, {result['started_with_mib']:.0f} before the first trial"
-        end = f"{result['stopped_after']} trials in {result['total_s']:.0f} s"
-        lines.append(f"{sampler:26s} {cells}  peak {memory}; {end}")
-        print(lines[-1], flush=True)
-    (arguments.out / "overhead.json").write_text(json.dumps(found, indent=1) + "\n")
+        found[sampler] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(line(sampler, found[sampler]), flush=True)
+        stored.write_text(json.dumps(found, indent=1) + "\n")
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    lines = [f"{machine}; {UNITS} units; CPU ms per trial without evaluation: median of 100 (mean, 95th percentile)"]
+    lines += [line(sampler, found[sampler]) for sampler in SAMPLERS if sampler in found]
     (arguments.out / "overhead.txt").write_text("\n".join(lines) + "\n")
+
+
+def line(sampler: str, result: dict[str, Any]) -> str:
+    """One line of the table."""
+    cells = "  ".join(f"{row['trials']}: {row['median_ms']:.2f} ({row['mean_ms']:.2f}, {row['p95_ms']:.2f})"
+                      for row in result["rows"])
+    memory = f"{result['peak_mib']:.0f} MiB, {result['started_with_mib']:.0f} before the first trial"
+    return f"{sampler:26s} {cells}  peak {memory}; {result['stopped_after']} trials in {result['total_s']:.0f} s"
 
 
 if __name__ == "__main__":

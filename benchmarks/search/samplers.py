@@ -157,7 +157,7 @@ def main() -> None:
                 for seed in range(arguments.gp_seeds if kind == "gp" else arguments.seeds)
             ]
             print(f"{name}: done, {len(subject.known)} policies so far", file=sys.stderr, flush=True)
-    report(subject, seeds, runs, arguments)
+            report(subject, seeds, runs, arguments)   # what is there stays if the rest is interrupted
 
 
 def report(
