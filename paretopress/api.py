@@ -28,7 +28,7 @@ def compress(
     max_macs: str | None = None, max_memory: str | None = None, max_energy: str | None = None,
     max_robust: str | None = None,
     time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
-    distil: str | None = None,
+    distil: str | None = None, effort: str | None = None, sampler: str | None = None,
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
     settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, progress: bool = True,
 ) -> Result:
@@ -53,6 +53,8 @@ def compress(
         workers: Processes that evaluate; by default one per core, or 1 where `trials` is given.
         distil: Train finalists against the dense model, without labels, on these inputs: `train`, `calibration`,
             `off`, or `auto` (the default): on the train set where the data has one.
+        effort: How much is spent, `quick`, `balanced` (the default) or `thorough`, where nothing else says so.
+        sampler: How trials are proposed, one of `search.samplers.SAMPLERS`.
         run: Run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew where the run directory exists.
         space: What may be chosen.
@@ -72,7 +74,8 @@ def compress(
         "latency": max_latency, "size": max_size, "macs": max_macs, "peak_memory": max_memory,
         "energy": max_energy, "robust": max_robust,
     }
-    search = {"time": time, "trials": trials, "seed": seed, "workers": workers, "distil": distil}
+    search = {"time": time, "trials": trials, "seed": seed, "workers": workers, "distil": distil,
+              "effort": effort, "sampler": sampler}
     targets = [target] if isinstance(target, str) else list(target or ())
     name = type(model).__name__.lower()
     resolved = _resolve(settings, targets, limits, max_drop, search, name)

@@ -16,6 +16,9 @@ from paretopress.tables import plain_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task, TaskID
+    from rich.table import Table
+
+    from paretopress.search.live import ExplorationStatus
 
 EVERY_SECONDS = 5.0
 
@@ -46,6 +49,9 @@ class ProgressObserver:
 
     def warning(self, text: str) -> None:
         """Show one line that the user should read."""
+
+    def exploration(self, status: ExplorationStatus) -> None:
+        """Show how the exploration goes on: called about once a second."""
 
     def close(self) -> None:
         """End the display."""
@@ -82,11 +88,12 @@ class PlainObserver(ProgressObserver):
         self._total: int | None = None
         self._announced = True
         self._start = self._shown = time.monotonic()
+        self._status: ExplorationStatus | None = None
 
     def stage(self, name: str, total: int | None) -> None:
         """Begin a stage."""
         self._announce()
-        self._name, self._total, self._done = name, total, 0
+        self._name, self._total, self._done, self._status = name, total, 0, None
         self._start = self._shown = time.monotonic()
         self._announced = False
 
@@ -101,11 +108,18 @@ class PlainObserver(ProgressObserver):
         of = f"/{self._total}" if self._total else ""
         elapsed = now - self._start
         left = ""
-        if self._total and self._done:
+        if self._status is not None:
+            note = self._status.line()
+            left = "" if self._status.seconds_left is None else f", {duration(self._status.seconds_left)} left"
+        elif self._total and self._done:
             left = f", {duration(elapsed * max(self._total - self._done, 0) / self._done)} left"
         self._line(
             f"{self._name}: {self._done}{of} in {duration(elapsed)}{left}" + (f"  {note}" if note else "")
         )
+
+    def exploration(self, status: ExplorationStatus) -> None:
+        """Keep the figures for the next line of progress."""
+        self._status = status
 
     def message(self, text: str) -> None:
         """Show one line."""
@@ -145,13 +159,14 @@ class LiveObserver(ProgressObserver):
         )
         # Twice a second, because redrawing takes time from what is being measured.
         console = Console(stderr=True, highlight=False)
-        self._progress: Progress = Progress(*columns, console=console, refresh_per_second=2)
+        self._progress: Progress = _with_table(Progress)(*columns, console=console, refresh_per_second=2)
         self._task: TaskID | None = None
         self._progress.start()
 
     def stage(self, name: str, total: int | None) -> None:
         """Begin a stage with its own bar; the one before is complete."""
         self._finish()
+        self._progress.table = None  # type: ignore[attr-defined]
         self._task = self._progress.add_task(plain_text(name), total=total, note="")
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -160,6 +175,10 @@ class LiveObserver(ProgressObserver):
             self._progress.update(self._task, advance=n)
             if note:
                 self._progress.update(self._task, note=plain_text(note))
+
+    def exploration(self, status: ExplorationStatus) -> None:
+        """Show the figures in a table below the bars."""
+        self._progress.table = _status_table(status)  # type: ignore[attr-defined]
 
     def message(self, text: str) -> None:
         """Show one line above the bars."""
@@ -181,6 +200,35 @@ class LiveObserver(ProgressObserver):
         if task.total is None:
             self._progress.update(self._task, total=max(task.completed, 1), completed=max(task.completed, 1))
         self._progress.stop_task(self._task)
+
+
+def _with_table(progress: type[Progress]) -> type[Progress]:
+    """Bars with a table below them, where there is one; rich is imported where it is needed alone."""
+
+    class ProgressWithTable(progress):  # type: ignore[misc, valid-type]
+        table: Table | None = None
+
+        def get_renderables(self) -> Iterator[Table]:
+            yield self.make_tasks_table(self.tasks)
+            if self.table is not None:
+                yield self.table
+
+    return ProgressWithTable
+
+
+def _status_table(status: ExplorationStatus) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    volume = "-" if status.hypervolume is None else f"{status.hypervolume:.4f}"
+    left = "-" if status.seconds_left is None else duration(status.seconds_left)
+    cells = {"trials": f"{status.trials:,}", "front": str(status.front), "hypervolume": volume,
+             "trials/s": f"{status.per_second:.1f}", "feasible": f"{status.feasible:.0%}", "left": left}
+    for name in cells:
+        table.add_column(name, justify="right")
+    table.add_row(*cells.values())
+    return table
 
 
 def _time_left() -> ProgressColumn:

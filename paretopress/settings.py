@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from paretopress.compressors.distillation import DistillationSettings
     from paretopress.search.problem import SearchSettings
 
-DEFAULT_SECONDS = 300.0
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
 _FACTORY_KEYS = ("model", "data")
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -39,17 +38,19 @@ class _Strict(BaseModel):
 class SearchSection(_Strict):
     """How the space is searched."""
 
+    effort: Literal["quick", "balanced", "thorough"] = "balanced"
     trials: Annotated[int, Field(ge=1)] | None = None
     time: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    sampler: Literal["nsga2", "tpe", "random"] = "nsga2"
+    sampler: Literal["pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"] = "nsga2"
+    encoding: Literal["auto", "reweighted", "full"] = "auto"
     importance: Literal["obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"] = "obs"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"
     proxy: Literal[
         "auto", "divergence", "output_error", "snr", "taylor", "fisher", "hessian", "interactions"
     ] = "auto"
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
-    finalists: Annotated[int, Field(ge=1)] = 22
+    finalists: Annotated[int, Field(ge=1)] | None = None   # the effort's
     workers: Annotated[int, Field(ge=1)] | None = None
     ray: str | None = None
 
@@ -101,7 +102,7 @@ class DistillationSection(_Strict):
 class TimingSection(_Strict):
     """How finalists are timed."""
 
-    runs: Annotated[int, Field(ge=1)] = 200
+    runs: Annotated[int, Field(ge=1)] | None = None   # the effort's
 
 
 class Document(_Strict):
@@ -203,13 +204,15 @@ def search_settings(
     Raises:
         ConfigError: A value is outside its range, or a budget is malformed or names no target.
     """
+    from paretopress.search.efforts import EFFORTS
     from paretopress.search.problem import SearchSettings
 
     document = _validate(plain, source)
     search = document.search
+    effort = EFFORTS[search.effort]
     seconds = None if search.time is None else parse_duration(search.time, f"{source}: search.time")
     if seconds is None and search.trials is None:
-        seconds = DEFAULT_SECONDS
+        seconds = parse_duration(effort.time, "effort")
     workers = search.workers or default_workers(search.trials)
     executor = "ray" if search.ray else "process" if workers > 1 else "serial"
     return SearchSettings(
@@ -222,14 +225,15 @@ def search_settings(
         ray=search.ray,
         executor=executor,
         sampler=search.sampler,
+        encoding=search.encoding,
         importance=search.importance,
         ranges=search.ranges,
         proxy=search.proxy,
         distil=search.distil,
-        distillation=_distillation(document.distillation, source),
-        finalists=search.finalists,
+        distillation=_distillation(document.distillation, source, effort.steps),
+        finalists=search.finalists or effort.finalists,
         space=_space(document.space, source),
-        timing_runs=document.timing.runs,
+        timing_runs=document.timing.runs or effort.timing_runs,
         name=name,
     )
 
@@ -279,11 +283,11 @@ def parse_duration(text: str, where: str) -> float:
     return seconds
 
 
-def _distillation(section: DistillationSection, source: str) -> DistillationSettings:
+def _distillation(section: DistillationSection, source: str, steps: int | None = None) -> DistillationSettings:
     from paretopress.compressors.augmentation import Augmentation
     from paretopress.compressors.distillation import DistillationSettings
 
-    given = section.model_dump(exclude_none=True)
+    given = {**({} if steps is None else {"steps": steps}), **section.model_dump(exclude_none=True)}
     try:
         return DistillationSettings(**given | {"augmentation": Augmentation(**given["augmentation"])})
     except ConfigError as error:

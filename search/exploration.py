@@ -15,8 +15,9 @@ from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.executors import Executor, failed
 from paretopress.search.ledger import Run
 from paretopress.search.option_space import Genome, OptionSpace
-from paretopress.search.proposals import ExplorationSettings, Proposer
+from paretopress.search.proposals import Proposer
 from paretopress.search.records import TrialRecord
+from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.surrogate import Guide
 from paretopress.spaces.choices import Choice
 from paretopress.spaces.errors import ConfigError
@@ -106,7 +107,9 @@ def _proposer(
             raise ConfigError(f"objective {name!r}: direction {direction!r} is not 'min' or 'max'")
     proposer = Proposer(space, objectives, [space.genome(policy) for policy in seeds], settings, guide)
     for record in run.records():
-        proposer.learn(space.genome(record.policy), record)
+        genome = space.genome(record.policy)
+        proposer.replay(record.number, genome)
+        proposer.learn(genome, record)
     return proposer
 
 

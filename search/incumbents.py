@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paretopress.search.option_space import Genome
-from paretopress.search.pareto import non_dominated
 from paretopress.search.records import TrialRecord, TrialState
 
 _KEPT_INFEASIBLE = 10
@@ -40,7 +40,8 @@ class Incumbents:
         """Args are the objectives with their directions (`"min"`, `"max"`) and what to start from."""
         self._signs = {name: -1.0 if direction == "max" else 1.0 for name, direction in objectives.items()}
         self._start = list(start)
-        self._front: list[tuple[Genome, list[float]]] = []
+        self._front: list[Genome] = []
+        self._costs = np.zeros((0, len(self._signs)))
         self._nearest: list[tuple[float, Genome]] = []
         self._closest: list[tuple[float, Genome]] = []
         self._dense_fits = False
@@ -53,19 +54,26 @@ class Incumbents:
             self._dense_fits = self._dense_fits or record.policy.is_dense
             loss = record.values.get("divergence", math.inf)
             self._closest = sorted([*self._closest, (loss, genome)], key=lambda item: item[0])[:_KEPT_CLOSEST]
-            costs = [sign * record.values[name] for name, sign in self._signs.items()]
-            candidates = [*self._front, (genome, costs)]
-            mask = non_dominated(np.array([row for _, row in candidates]))
-            self._front = [candidate for candidate, kept in zip(candidates, mask, strict=True) if kept]
+            self._join(genome, np.array([sign * record.values[name] for name, sign in self._signs.items()]))
         else:
             self._nearest.append((sum(value for value in violations.values() if value > 0), genome))
             self._nearest = sorted(self._nearest, key=lambda item: item[0])[:_KEPT_INFEASIBLE]
+
+    def _join(self, genome: Genome, costs: NDArray[np.float64]) -> None:
+        """Enter a feasible point where nothing on the front is at least as good, and drop what it dominates."""
+        if (self._costs <= costs).all(axis=1).any():
+            return
+        kept = np.flatnonzero(~(costs <= self._costs).all(axis=1))
+        self._costs = np.concatenate([self._costs[kept], costs[None]])
+        if len(kept) < len(self._front):
+            self._front = [self._front[place] for place in kept.tolist()]
+        self._front.append(genome)
 
     @property
     def genomes(self) -> list[Genome]:
         """The feasible front; else the least violating genomes; else those to start from."""
         if self._front:
-            return [genome for genome, _ in self._front]
+            return self._front
         return [genome for _, genome in self._nearest] or self._start
 
     @property

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paretopress.spaces.choices import Choice, Keep, choice_to_plain, conflict
 from paretopress.spaces.documents import canonical_json
 from paretopress.spaces.errors import ConfigError, PolicyError, unknown_name
@@ -120,6 +123,14 @@ class OptionSpace:
             if result[weights] in clashing:
                 result[sparsity] = 0
         return tuple(result)
+
+    def canonical_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`canonical` for all rows of an array, shape (n, units), at once; the array itself is changed."""
+        for position, drops, inside in self._droppers:
+            rows[np.ix_(rows[:, position] == drops, inside)] = 0
+        for sparsity, weights, clashing in self._conflicts:
+            rows[np.isin(rows[:, weights], list(clashing)), sparsity] = 0
+        return rows
 
     def policy(self, genome: Genome) -> Policy:
         """Return the policy of a genome."""

@@ -63,7 +63,8 @@ class SearchSettings:
         workers: Parallel evaluations.
         ray: Address of a Ray cluster, `"auto"` or `"local"`; None without Ray.
         executor: `"serial"`, `"process"` or `"ray"`.
-        sampler: `"nsga2"`, `"tpe"` or `"random"`.
+        sampler: One of `samplers.SAMPLERS`.
+        encoding: One of `samplers.ENCODINGS`: what the sampler proposes.
         importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
         ranges: How ranges of quantised activations are chosen.
         proxy: What choices are judged by before anything is scored: `"auto"` or one of `evaluators.proxies.PROXIES`.
@@ -85,6 +86,7 @@ class SearchSettings:
     ray: str | None = None
     executor: str = "serial"
     sampler: str = "nsga2"
+    encoding: str = "auto"
     importance: str = "obs"
     ranges: RangeMethod = "mse"
     proxy: str = "auto"
@@ -230,9 +232,11 @@ class Problem:
     def fingerprints(self) -> dict[str, str]:
         """What the results of a run depend on."""
         settings = self.settings
-        evaluator: list[Any] = [settings.importance, settings.ranges, settings.distil, asdict(settings.distillation),
-                     settings.sampler, settings.finalists, settings.executor == "serial",
-                     [[b.objective, b.text] for b in settings.budgets], settings.trials is None]
+        evaluator: list[Any] = [
+            settings.importance, settings.ranges, settings.distil, asdict(settings.distillation), settings.sampler,
+            settings.encoding, settings.finalists, settings.executor == "serial",
+            [[b.objective, b.text] for b in settings.budgets], settings.trials is None,
+        ]
         if settings.proxy != "auto":
             evaluator.append(settings.proxy)
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,8 +19,10 @@ from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
-from paretopress.search.exploration import ExplorationSettings, explore
+from paretopress.search.exploration import explore
+from paretopress.search.guidance import guide_of
 from paretopress.search.ledger import Run, package_versions
+from paretopress.search.live import ExplorationStatus, ExplorationWatch
 from paretopress.search.problem import (
     Problem,
     SearchSettings,
@@ -31,8 +34,8 @@ from paretopress.search.problem import (
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
 from paretopress.search.records import TrialRecord
+from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.surrogate import Guide
 from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.workload import Workload
@@ -153,6 +156,13 @@ def run_search(
     return path
 
 
+def exploration_settings(settings: SearchSettings, seconds: float | None) -> ExplorationSettings:
+    """How to explore. Raises `ConfigError` where settings do not go together."""
+    return ExplorationSettings(
+        settings.sampler, settings.trials, seconds, settings.seed, encoding=settings.encoding
+    )
+
+
 def _versions() -> str:
     return " ".join(f"{name}={version}" for name, version in sorted(package_versions().items()))
 
@@ -166,6 +176,7 @@ def _check_settings(settings: SearchSettings) -> None:
         raise ConfigError(unknown_name("executor", settings.executor, ("serial", "process", "ray")))
     if settings.seconds is None and settings.trials is None:
         raise ConfigError("a search needs a number of trials or a time")
+    exploration_settings(settings, settings.seconds)
 
 
 def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
@@ -262,23 +273,24 @@ def _explore(
     if deadline is not None:
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
         seconds = max(1.0, (deadline - time.monotonic()) * share)
-    exploration = ExplorationSettings(
-        sampler=settings.sampler, trials=trials, seconds=seconds, seed=settings.seed
-    )
+    exploration = replace(exploration_settings(settings, seconds), trials=trials)
     observer.stage("explore" if most is None else "check the proxy", trials)
-    for _ in run.records():
+    watch = ExplorationWatch(problem.objectives, trials, seconds)
+    for record in run.records():
+        watch.add(record, earlier=True)
         observer.advance()
     stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
+    show: Callable[[ExplorationStatus], None] | None = getattr(observer, "exploration", None)
 
     def on_record(record: TrialRecord) -> None:
+        watch.add(record)
+        if show is not None and watch.due():
+            show(watch.status())
         observer.advance(1, _note(record))
 
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
-    guide = Guide(
-        lambda policy: problem.costs.predict(problem.plan(policy)), {name: limit for _, name, limit in limits},
-        table.losses,
-    )
+    guide = guide_of(problem, table, (evaluator.held_to or evaluator.limits).accuracy)
     return explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
         evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from paretopress.search.factors import CostTerm
 from paretopress.search.option_space import Genome, OptionSpace
 from paretopress.spaces.policy import Policy
 
@@ -40,11 +41,30 @@ class Guide:
         costs: Predicted costs of a policy by name.
         limits: Budgets on costs, the limit by the name of the cost.
         losses: Loss of every option of a unit alone, from the sensitivity table.
+        terms: Per cost the terms whose sum it is, up to what several kernels do to each other.
+        stages: The stage of the network that each unit belongs to.
+        worst_value: The metric's value from which on a policy is worth nothing, because a budget says so; None: a
+            fifth of a share, or of the dense model's value, worse than that.
+        hopeless: What a policy may lose by the table before it is hopeless, in the table's unit.
     """
 
     costs: Callable[[Policy], Mapping[str, float]]
     limits: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    terms: Mapping[str, Sequence[CostTerm]] = field(default_factory=dict)
+    stages: Mapping[str, int] = field(default_factory=dict)
+    worst_value: float | None = None
+    hopeless: float = 1.0
+
+    @classmethod
+    def empty(cls) -> Guide:
+        """A guide that knows nothing."""
+        return cls(no_costs)
+
+
+def no_costs(_policy: Policy) -> dict[str, float]:
+    """Costs of a policy where none are known."""
+    return {}
 
 
 class Surrogate:

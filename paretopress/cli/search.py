@@ -34,6 +34,11 @@ def effort_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option(
+                "--effort",
+                help="How much is spent: quick (90s, 10 finalists), balanced (5m, 22) or thorough (30m, 40); --time, "
+                "--trials and settings win.  [default: balanced]",
+            ),
+            click.option(
                 "--time",
                 metavar="5m",
                 help="Time for calibration, search and verification. Every start gets it anew: repeating the command "
@@ -69,6 +74,7 @@ def effort_options(command: Command) -> Command:
 @effort_options
 @common
 def demo_command(
+    effort: str | None,
     time: str | None,
     trials: int | None,
     seed: int | None,
@@ -85,8 +91,9 @@ def demo_command(
     """
     from paretopress.settings import search_settings, with_arguments
 
-    flags = {"time": time, "trials": trials, "seed": seed, "workers": workers}
-    settings = search_settings(with_arguments(DEMO_SETTINGS, search=flags), name="demo")
+    flags = {"effort": effort, "time": time, "trials": trials, "seed": seed, "workers": workers}
+    base = DEMO_SETTINGS if effort is None else {**DEMO_SETTINGS, "search": {}}
+    settings = search_settings(with_arguments(base, search=flags), name="demo")
     return run_and_print(f"{DEMO}:model", f"{DEMO}:data", settings, run, fresh=fresh, as_json=as_json)
 
 
@@ -117,7 +124,10 @@ def demo_command(
 @click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy, or 2%: of whatever the metric is.")
 @effort_options
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
-@click.option("--sampler", help="How trials are proposed: nsga2, tpe or random.  [default: nsga2]")
+@click.option(
+    "--sampler",
+    help="How trials are proposed: pareto, nsga2, nsga3, tpe, gp, random, evolution or ddpg.  [default: nsga2]",
+)
 @click.option(
     "--importance",
     help="How channels are ranked: obs, taylor, fisher, hessian, fpgm, bn_scale, l2 or l1.  [default: obs]",
@@ -142,6 +152,7 @@ def search_command(
     targets: Sequence[str],
     limits: Sequence[str],
     max_drop: str | None,
+    effort: str | None,
     time: str | None,
     trials: int | None,
     seed: int | None,
@@ -163,6 +174,7 @@ def search_command(
     from paretopress.settings import search_settings, with_arguments
 
     flags = {
+        "effort": effort,
         "time": time,
         "trials": trials,
         "seed": seed,

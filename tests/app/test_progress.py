@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from paretopress.progress import PlainObserver, Terminated, duration, observing
+from paretopress.progress import LiveObserver, PlainObserver, Terminated, duration, observing
+from paretopress.search.live import ExplorationStatus
 
 
 def test_plain_lines_come_seldom_and_tell_the_time_left(monkeypatch):
@@ -35,6 +36,33 @@ def test_a_stage_of_unknown_length_counts_only(monkeypatch):
     observer.advance(3)
     observer.warning("busy\nmachine")
     assert stream.getvalue() == "verify\nverify: 3 in 0s\nwarning: busy machine\n"
+
+
+STATUS = ExplorationStatus(trials=12, front=4, hypervolume=0.5312, per_second=3.04, feasible=0.75, seconds_left=42.0)
+
+
+def test_the_figures_of_an_exploration_are_shown_in_lines_and_in_a_table(monkeypatch):
+    stream = io.StringIO()
+    observer = PlainObserver(stream, every=0.0)
+    observer.stage("explore", None)
+    observer.exploration(STATUS)
+    observer.advance(12, "accuracy 0.9")
+    observer.stage("verify", 2)
+    observer.advance(1)
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == "explore: 12 in 0s, 42s left  front 4, hypervolume 0.531, 3.0 trials/s, 75% feasible"
+    assert lines[3].startswith("verify: 1/2 in 0s")
+    assert "front" not in lines[3]
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    live = LiveObserver()
+    live.stage("explore", None)
+    live.exploration(STATUS)
+    live.close()
+    assert "hypervolume" in shown.getvalue()
+    assert "0.5312" in shown.getvalue()
+    assert "42s" in shown.getvalue()
 
 
 def test_a_stage_that_fails_at_once_is_not_named():

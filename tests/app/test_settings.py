@@ -118,7 +118,7 @@ def test_a_ray_address_chooses_the_executor():
     [
         (
             "search: {trails: 5}",
-            "search.trails: unknown key; did you mean 'trials'? (allowed: trials, time, ",
+            "search.trails: unknown key; did you mean 'trials'? (allowed: effort, trials, time, ",
         ),
         ("serach: {}", "serach: unknown key; did you mean 'search'?"),
         ("space: {bit: [8]}", "space.bit: unknown key; did you mean 'bits'?"),
@@ -235,3 +235,24 @@ def test_the_schema_is_closed_at_every_level():
     ):
         assert model.model_config["extra"] == "forbid"
         assert model.model_config["strict"] is True
+
+
+@pytest.mark.parametrize(("effort", "expected"), [
+    ("quick", (90.0, 10, 100, 600)), ("balanced", (300.0, 22, 200, 1500)), ("thorough", (1800.0, 40, 400, 4000)),
+])
+def test_an_effort_sets_what_nothing_else_sets(effort, expected):
+    found = search_settings({"search": {"effort": effort}})
+    assert (found.seconds, found.finalists, found.timing_runs, found.distillation.steps) == expected
+    plain = {"search": {"effort": effort, "time": "7s", "finalists": 3}, "timing": {"runs": 5},
+             "distillation": {"steps": 11}}
+    own = search_settings(plain)
+    assert (own.seconds, own.finalists, own.timing_runs, own.distillation.steps) == (7.0, 3, 5, 11)
+    assert search_settings({"search": {"effort": effort, "trials": 5}}).seconds is None
+
+
+def test_samplers_and_encodings_are_checked():
+    with pytest.raises(ConfigError, match=r"search.sampler: unknown value 'evolve'; did you mean 'evolution'"):
+        search_settings({"search": {"sampler": "evolve"}})
+    with pytest.raises(ConfigError, match=r"search.effort: unknown value 'fast'"):
+        search_settings({"search": {"effort": "fast"}})
+    assert search_settings({"search": {"sampler": "gp", "encoding": "reweighted"}}).encoding == "reweighted"
