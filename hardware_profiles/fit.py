@@ -96,6 +96,9 @@ def _system(
         rows = np.concatenate([kernels, boundaries])
         rows[:, 1] = np.concatenate([item.kernel_events, item.boundary_events])
         times = np.concatenate([item.kernels, item.boundaries])
+        if not item.complete:   # nothing is known of what the profiler did not see
+            seen = rows[:, 1] > 0
+            rows, times = rows[seen], times[seen]
         blocks += [wall[None], rows]
         targets += [np.array([item.wall]), times]
         errors += [
@@ -181,17 +184,19 @@ def kernel_rows(
     """All kernels with their microseconds by the profiler, its overhead removed.
 
     What the profiler's whole microseconds lose or gain over a network shows in the clock time of the whole
-    call; it is shared out evenly over the executed nodes.
+    call; it is shared out evenly over the executed nodes. Kernels that an incomplete profile lacks are left out.
     """
     collected: dict[tuple[Family, str], tuple[list[Kernel], list[float]]] = {}
     for item in timed:
-        missing = item.wall - fitted.model.session_us - (item.profiled - item.events * fitted.profiler_us)
-        shift = (
-            float(np.clip(missing / item.events, -_LARGEST_SHIFT_US, _LARGEST_SHIFT_US)) - fitted.profiler_us
-        )
+        shift = -fitted.profiler_us
+        if item.complete:
+            missing = item.wall - fitted.model.session_us - (item.profiled - item.events * fitted.profiler_us)
+            shift += float(np.clip(missing / item.events, -_LARGEST_SHIFT_US, _LARGEST_SHIFT_US))
         for kernel, spent, events in zip(
             item.network.view.kernels, item.kernels, item.kernel_events, strict=True
         ):
+            if not item.complete and not events:
+                continue
             kernels, times = collected.setdefault((kernel.family, executed_type(kernel)), ([], []))
             kernels.append(kernel)
             times.append(spent + events * shift)
