@@ -238,7 +238,7 @@ class ModelBuilder(OnnxGraph):
         )
 
     def build(self, output: Value) -> tuple[bytes, CostView]:
-        """Return the serialised model and what a device should price."""
+        """Return the serialised model, its batch dimension dynamic as exported models have it, and its cost view."""
         import onnx
         from onnx import TensorProto, helper
 
@@ -250,12 +250,12 @@ class ModelBuilder(OnnxGraph):
             "kernels",
             [
                 helper.make_tensor_value_info(
-                    "input", TensorProto.FLOAT, [1, self.input.channels, *self.input.size]
+                    "input", TensorProto.FLOAT, ["batch", self.input.channels, *self.input.size]
                 )
             ],
             [
                 helper.make_tensor_value_info(
-                    output.name, TensorProto.FLOAT, [1, output.channels, *output.size]
+                    output.name, TensorProto.FLOAT, ["batch", output.channels, *output.size]
                 )
             ],
             self.initialisers,

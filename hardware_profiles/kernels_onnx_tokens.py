@@ -124,3 +124,11 @@ class NetworkBuilder(ModelBuilder):
             prefix, [value], value.channels, (1,) * len(value.size), False, False, Family.GLOBAL_POOL,
             cin=value.channels,
         )
+
+    def shuffle_pixels(self, value: Value, factor: int = 2) -> Value:
+        """Channels become space, in float: what upsampling by a convolution ends in."""
+        value = self._as(value, False)
+        prefix, channels = self._prefix(), value.channels // factor ** len(value.size)
+        self._node("DepthToSpace", [value.name], prefix, blocksize=factor, mode="CRD")
+        size = tuple(side * factor for side in value.size)
+        return self._finish(prefix, [value], channels, size, False, False, Family.OTHER, cin=value.channels)

@@ -208,6 +208,7 @@ def fit_campaign(device: str, campaign: Campaign, source: str) -> tuple[Fitted, 
     """
     training, held = split(campaign.timed)
     fitted = fit_model(device, training)
+    fitted = replace(fitted, model=derived_families(fitted.model))
     walls = np.array([item.wall for item in held])
     predicted = network_us(fitted.model, held)
     overall = accuracy(predicted, walls)
@@ -222,7 +223,7 @@ def fit_campaign(device: str, campaign: Campaign, source: str) -> tuple[Fitted, 
             )
     for (family, executed), result in kernel_accuracy(fitted, held).items():
         entries.append(validation_entry(f"held-out {executed} {family} kernels over 5 us", result, source))
-    return replace(fitted, model=with_interval(derived_families(fitted.model), overall)), entries
+    return replace(fitted, model=with_interval(fitted.model, overall)), entries
 
 
 def mode_of(timed: Timed) -> str:

@@ -97,9 +97,9 @@ def random_network(seed: int, mode: str) -> Network:
     draw = _Drawing(random, builder, mode, int(np.exp(random.uniform(np.log(3e5), np.log(3e7)))))
     kind = random.random()
     if kind < 0.06:
-        return _finish(builder, _perceptron(draw))
+        return finish(builder, _perceptron(draw))
     if kind < 0.16:
-        return _finish(builder, _transformer(draw))
+        return finish(builder, _transformer(draw))
     size = _SIZES[random.integers(len(_SIZES))]
     value = builder.start(int(random.choice([1, 3, 3, 8, 16])), size)
     value = _stem(draw, value)
@@ -108,10 +108,11 @@ def random_network(seed: int, mode: str) -> Network:
     else:
         for _ in range(int(random.integers(2, 8))):
             value = _BLOCKS[random.integers(len(_BLOCKS))](draw, value)
-    return _finish(builder, _head(draw, value))
+    return finish(builder, _head(draw, value))
 
 
-def _finish(builder: NetworkBuilder, value: Value) -> Network:
+def finish(builder: NetworkBuilder, value: Value) -> Network:
+    """Return what a builder has built up to its output `value`."""
     model, view = builder.build(value)
     assert builder.input is not None
     return Network(model, view, (1, builder.input.channels, *builder.input.size))
@@ -288,6 +289,15 @@ def _padded(draw: _Drawing, value: Value) -> Value:
     return _conv(draw, draw.builder.pad(value, int8=int8), _window(draw, value), int8=int8)
 
 
+def _upsampled(draw: _Drawing, value: Value) -> Value:
+    """A convolution whose channels become space, and one with a stride that takes it back."""
+    if len(value.size) != 2 or min(value.size) > 32:
+        return _plain(draw, value)
+    int8, channels = draw.int8(), draw.channels(4, 32)
+    inner = _conv(draw, value, _window(draw, value), relu=False, cout=4 * channels, int8=int8)
+    return _conv(draw, draw.builder.shuffle_pixels(inner), (3, 3), 2, int8=int8)
+
+
 _ACTIVATIONS = ("Gelu", "Relu", "Sigmoid", "HardSwish", "Tanh")
 _BLOCKS: tuple[Callable[[_Drawing, Value], Value], ...] = (
     _plain,
@@ -310,6 +320,7 @@ _BLOCKS: tuple[Callable[[_Drawing, Value], Value], ...] = (
     _pre_activated,
     _squeezed,
     _swished,
+    _upsampled,
 )
 
 

@@ -49,7 +49,9 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",   # some CPUs would take bfloat16 by themselves
             **extra,
         }
-        request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+        read = core.read_model(model)
+        read.reshape(list(inputs.shape))         # a dynamic batch dimension would cost shape inference on every call
+        request = core.compile_model(read, "CPU", settings).create_infer_request()
         request.set_input_tensor(runtime.Tensor(np.ascontiguousarray(inputs)))
         return request
 

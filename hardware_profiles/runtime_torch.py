@@ -140,6 +140,7 @@ OPERATORS: Mapping[str, Operator] = {
     "BatchNormalization": lambda inputs, _: functional.batch_norm(*inputs[:1], *inputs[3:], *inputs[1:3]),
     "Concat": lambda inputs, attributes: torch.cat(inputs, attributes["axis"]),
     "Conv": _convolution,
+    "DepthToSpace": lambda inputs, attributes: functional.pixel_shuffle(inputs[0], attributes["blocksize"]),
     "Flatten": lambda inputs, attributes: inputs[0].flatten(attributes["axis"]),
     "Gelu": lambda inputs, _: functional.gelu(inputs[0]),
     "Gemm": lambda inputs, _: functional.linear(*inputs),
