@@ -5,6 +5,8 @@ A sequence of `t` tokens with `n` features is a value of `t` channels and size `
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
@@ -101,7 +103,8 @@ class NetworkBuilder(ModelBuilder):
     def _normalisation(self, value: Value, operator: str, constants: list[str], axis: int | None = None) -> Value:
         value = self._as(value, False)
         prefix = self._prefix()
-        self._node(operator, [value.name, *constants], prefix, **({} if axis is None else {"axis": axis}))
+        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+        self._node(operator, [value.name, *constants], prefix, **attributes)
         return self._finish(
             prefix, [value], value.channels, value.size, False, False, Family.NORM, cin=value.channels
         )

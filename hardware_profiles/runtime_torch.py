@@ -145,7 +145,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Gelu": lambda inputs, _: functional.gelu(inputs[0]),
     "Gemm": lambda inputs, _: functional.linear(*inputs),
     "GlobalAveragePool": lambda inputs, _: inputs[0].mean(tuple(range(2, inputs[0].ndim)), keepdim=True),
-    "HardSigmoid": lambda inputs, _: functional.hardsigmoid(inputs[0]),
+    "HardSigmoid": lambda inputs, a: (inputs[0] * a.get("alpha", 0.2) + a.get("beta", 0.5)).clamp(0.0, 1.0),
     "HardSwish": lambda inputs, _: functional.hardswish(inputs[0]),
     "LayerNormalization": _layer_norm,
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],

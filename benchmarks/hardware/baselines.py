@@ -48,7 +48,8 @@ def alone(kernel: Kernel) -> Network:
     elif kernel.family is Family.LINEAR:
         value = builder.project(builder.start(kernel.rows, (kernel.cin,)), kernel.cout, int8=int8)
     elif kernel.family is Family.POOL and kernel.window:
-        value = builder.pool(builder.start(kernel.cin, kernel.input_size), kernel.window[0], kernel.stride[0], int8=int8)
+        value = builder.start(kernel.cin, kernel.input_size)
+        value = builder.pool(value, kernel.window[0], kernel.stride[0], int8=int8)
     elif kernel.family is Family.GLOBAL_POOL and kernel.input_size:
         value = builder.global_pool(builder.start(kernel.cin, kernel.input_size), int8=int8)
     else:

@@ -72,7 +72,7 @@ def _kept(folder: Path | None, bases: list[str]) -> list[HeldOut]:
     """Make the held-out networks, or read those of an earlier run: exporting them takes minutes."""
     if folder is None:
         return list(held_out(bases))
-    import pickle  # noqa: S403 - a file of this very script
+    import pickle
 
     path = folder / "held_out.pickle"
     if not path.exists():
@@ -181,9 +181,8 @@ def _text(result: Row) -> str:
     lines = [
         f"{result['runtime']} {result['version']}, one thread, {result['host']}, {result['date']}, "
         f"load {result['load']:.1f}, noise {result['noise']:.2f} (held out: {result['noise_of_held_out']:.2f})",
-        f"profile: {profile['networks']} networks with {profile['kernels']} kernels in {profile['seconds']:.0f} s; "
-        f"{result['held_out']} held-out networks"
-        + (f", {result['left_out']} that the runtime cannot load" if result["left_out"] else ""),
+        f"profile: {profile['networks']} networks with {profile['kernels']} kernels in {profile['seconds']:.0f} s",
+        f"held out: {result['held_out']} networks; {result['left_out']} that the runtime cannot load",
         "",
         f"{'':10s}{'method':22s}{'n':>5s}{'+-10%':>8s}{'+-5%':>8s}{'MAPE':>8s}{'bias':>8s}{'rho':>8s}",
     ]

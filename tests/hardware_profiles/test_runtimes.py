@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paretopress.hardware_profiles import runtimes
-from paretopress.hardware_profiles.coverage import Coverage, held_out_errors, stratum_of
+from paretopress.hardware_profiles.coverage import Coverage, stratum_of
 from paretopress.hardware_profiles.networks import MODES, random_network
 from paretopress.hardware_profiles.runtime_onnxruntime import open_session
 from paretopress.hardware_profiles.runtimes import open_runtime
@@ -47,7 +47,7 @@ def test_openvino_times_the_same_networks_with_profiles_of_their_kernels(mode):
 
 
 def test_a_missing_runtime_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtimes, "find_spec", lambda _: None)
     for name in ("openvino", "executorch"):
         with pytest.raises(ConfigError, match=rf"install it with: pip install 'paretopress\[{name}\]'"):
             open_runtime(name)
@@ -81,11 +81,3 @@ def test_coverage_asks_for_what_is_unknown_and_for_what_is_predicted_badly():
     coverage.errors = dict.fromkeys(strata, 0.5)
     assert coverage.need(networks[0]) == pytest.approx(known * 0.5 / 0.1 / 0.1)
     assert coverage.choose(networks) == int(np.argmax([coverage.need(network) for network in networks]))
-
-
-def test_held_out_errors_are_small_where_kernels_follow_the_roofline():
-    from test_fit import simulated
-
-    errors = held_out_errors(simulated(60))
-    assert errors
-    assert np.median(list(errors.values())) < 0.15

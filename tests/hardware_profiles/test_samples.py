@@ -152,7 +152,7 @@ def test_whole_lines_are_left_alone(tmp_path):
     assert path.read_text() == ""
 
 
-@pytest.mark.parametrize("name", ["probe.zip", "probe"])
+@pytest.mark.parametrize("name", ["probe.zip", pytest.param("probe", marks=pytest.mark.slow)])
 def test_a_probe_runs_alone_and_its_results_become_a_profile(name, tmp_path):
     """In an interpreter that cannot see paretopress, started again after it was killed."""
     destination = tmp_path / name
