@@ -24,9 +24,12 @@ from paretopress.hardware_profiles.accuracy import Accuracy, accuracy
 from paretopress.hardware_profiles.fit import Fitted
 from paretopress.hardware_profiles.host import host_info
 from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
-from paretopress.hardware_profiles.measure import fit_campaign, onnxruntime_document, time_networks
+from paretopress.hardware_profiles.measure import Settings, fit_campaign, time_networks
+from paretopress.hardware_profiles.measured_document import profile_document
 from paretopress.hardware_profiles.nnls import non_negative_least_squares
 from paretopress.hardware_profiles.predictor import LatencyModel
+from paretopress.hardware_profiles.runtimes import open_runtime
+from paretopress.hardware_profiles.timing_protocol import RuntimeFacts
 from paretopress.hardware_profiles.writing import profile_text, validation_entry
 from paretopress.spaces.kernels import CostView
 
@@ -144,7 +147,8 @@ def check(model: LatencyModel, rows: list[Isolated], executed: str) -> Accuracy:
 
 
 def document(
-    fitted: Fitted, entries: list[dict[str, Any]], rows: dict[str, list[Isolated]], networks: int
+    fitted: Fitted, entries: list[dict[str, Any]], rows: dict[str, list[Isolated]], networks: int,
+    runtime: RuntimeFacts,
 ) -> dict[str, Any]:
     """Return the profile document."""
     host = host_info()
@@ -176,7 +180,7 @@ def document(
     relabelled = [
         {**entry, "set": f"{entry['set']} (on the re-measuring machine, before scaling)"} for entry in entries
     ]
-    content = onnxruntime_document(
+    content = profile_document(
         IDENTIFIER,
         "T2",
         "One Zen 4 core with AVX512-VNNI. Convolution levels are Zen 4 measurements; the shape of every cost "
@@ -186,6 +190,7 @@ def document(
         [*csv_entries, *relabelled],
         wanted,
         source,
+        runtime,
     )
     for predictor in content["latency"]["predictors"]:
         for leaf in predictor["terms"].values():
@@ -203,9 +208,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="where to write the profile")
     arguments = parser.parse_args()
     rows = read_isolated(arguments.data)
-    campaign = time_networks(arguments.seconds)
+    campaign = time_networks(open_runtime("onnxruntime"), Settings(arguments.seconds))
     fitted, entries = fit_campaign(IDENTIFIER, campaign, "random networks on the re-measuring machine")
-    content = document(fitted, entries, rows, len(campaign.timed))
+    content = document(fitted, entries, rows, len(campaign.timed), campaign.runtime)
     for entry in content["validation"]:
         print(
             f"{entry['set']}: n {entry['n']}, MAPE {entry['mape']:.1%}, within 10% {entry['within10']:.0%}, "

@@ -38,6 +38,17 @@ class Trees:
     lower: Array
     upper: Array
 
+    def with_more(self, other: Trees) -> Trees:
+        """Return the trees of two ensembles of one depth that saw the same inputs."""
+        return Trees(
+            self.depth,
+            np.concatenate([self.features, other.features]),
+            np.concatenate([self.thresholds, other.thresholds]),
+            np.concatenate([self.leaves, other.leaves]),
+            np.minimum(self.lower, other.lower),
+            np.maximum(self.upper, other.upper),
+        )
+
     def predict(self, inputs: Array) -> Array:
         """Return the relative residuals, shape (n,), of inputs of shape (n, inputs)."""
         clamped = np.clip(inputs, self.lower, self.upper)

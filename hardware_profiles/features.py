@@ -164,6 +164,11 @@ def _unblocked(c: Columns, a: Alignment) -> NDArray[np.bool_]:
     return np.asarray((c.flat > 0) | (c.cin % a.odd != 0))
 
 
+def _tokens(c: Columns, _: Alignment) -> NDArray[np.bool_]:
+    """Linear layers on many rows: a product and a sum, where a layer on one row reads its weights once."""
+    return np.asarray(c.rows > 1)
+
+
 FEATURES: dict[str, Callable[[Columns, Alignment], Array]] = {
     "one": _one,
     "work": _work,
@@ -177,6 +182,10 @@ FEATURES: dict[str, Callable[[Columns, Alignment], Array]] = {
     "work_few_inputs": _where(lambda c, a: _few_inputs(c, a) & (c.area > 1), _work),
     "work_few_inputs_1x1": _where(lambda c, a: _few_inputs(c, a) & (c.area == 1), _work),
     "work_shallow": _where(_shallow, _work),
+    "work_tokens": _where(_tokens, _work),
+    "tokens_one": _where(_tokens, _one),
+    "tokens_outputs": _where(_tokens, lambda c, _: c.outputs / 1e3),
+    "row_weights": _where(lambda c, a: ~_tokens(c, a), lambda c, a: c.cin * _up(c.cout, a.output_channels) / 1e3),
     "work_flat": _where(lambda c, _: c.flat > 0, _work),
     "gathers": _gathers,
     "im2col": lambda c, a: _gathers(c, a) * c.cin / c.groups,

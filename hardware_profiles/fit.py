@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 _WALL_ERROR, _KERNEL_ERROR, _PROFILER_STEP_US = 0.03, 0.10, 0.4
 _TREES_MIN_WEIGHT = 25.0
 _LARGEST_SHIFT_US = 0.6
+_WALL_ROUNDS, _WALL_TREES, _WALL_RATE = 8, 3, 0.3
 
 Key = tuple[str, str]
 
@@ -96,6 +97,9 @@ def _system(
         rows = np.concatenate([kernels, boundaries])
         rows[:, 1] = np.concatenate([item.kernel_events, item.boundary_events])
         times = np.concatenate([item.kernels, item.boundaries])
+        if not item.complete:   # nothing is known of what the profiler did not see
+            seen = rows[:, 1] > 0
+            rows, times = rows[seen], times[seen]
         blocks += [wall[None], rows]
         targets += [np.array([item.wall]), times]
         errors += [
@@ -152,6 +156,7 @@ def fit_model(
     fitted = Fitted(model, float(solution[1]))
     if trees:
         fitted = replace(fitted, model=_with_trees(fitted, timed))
+        fitted = replace(fitted, model=_with_wall_trees(fitted.model, timed))
     return replace(fitted, model=_calibrated(fitted.model, timed))
 
 
@@ -175,23 +180,62 @@ def _with_trees(fitted: Fitted, timed: Sequence[Timed]) -> LatencyModel:
     return replace(fitted.model, families=families)
 
 
+def _with_wall_trees(model: LatencyModel, timed: Sequence[Timed]) -> LatencyModel:
+    """Add corrections that follow from the clock times of whole networks.
+
+    Boosting on sums: what a network takes longer than predicted is expected of all its kernels alike, each weighs by
+    its share of the time, and over many networks the kernels that are really slower stand out. This also reaches
+    kernels that are too short for the profiler.
+    """
+    for _ in range(_WALL_ROUNDS):
+        rows: dict[tuple[Family, str], tuple[list[Kernel], list[float], list[float]]] = {}
+        for item, predicted in zip(timed, network_us(model, timed), strict=True):
+            kernels = item.network.view.kernels
+            types = [executed_type(kernel) for kernel in kernels]
+            error = float(np.clip(item.wall / predicted - 1, -0.5, 0.5))
+            for kernel, executed, spent in zip(kernels, types, model.kernel_us(kernels, types), strict=True):
+                members, errors, shares = rows.setdefault((kernel.family, executed), ([], [], []))
+                members.append(kernel)
+                errors.append(error)
+                shares.append(min(1.0, float(spent) / item.wall))
+        families = dict(model.families)
+        for key, (members, errors, shares) in rows.items():
+            if sum(shares) >= _TREES_MIN_WEIGHT:
+                families[key] = _boosted(families[key], model.alignment[key[1]], members, errors, shares)
+        model = replace(model, families=families)
+    return model
+
+
+def _boosted(
+    base: FamilyModel, alignment: Alignment, kernels: list[Kernel], errors: list[float], shares: list[float]
+) -> FamilyModel:
+    """A family's model with a few more trees."""
+    table = columns(kernels)
+    inputs = shape_inputs(table, alignment)
+    factors = 1.0 if base.trees is None else 1.0 + base.trees.predict(inputs)
+    more = fit_trees(inputs, np.array(errors) * factors, np.array(shares), trees=_WALL_TREES, rate=_WALL_RATE)
+    return replace(base, trees=more if base.trees is None else base.trees.with_more(more))
+
+
 def kernel_rows(
     timed: Sequence[Timed], fitted: Fitted
 ) -> dict[tuple[Family, str], tuple[list[Kernel], Array]]:
     """All kernels with their microseconds by the profiler, its overhead removed.
 
     What the profiler's whole microseconds lose or gain over a network shows in the clock time of the whole
-    call; it is shared out evenly over the executed nodes.
+    call; it is shared out evenly over the executed nodes. Kernels that an incomplete profile lacks are left out.
     """
     collected: dict[tuple[Family, str], tuple[list[Kernel], list[float]]] = {}
     for item in timed:
-        missing = item.wall - fitted.model.session_us - (item.profiled - item.events * fitted.profiler_us)
-        shift = (
-            float(np.clip(missing / item.events, -_LARGEST_SHIFT_US, _LARGEST_SHIFT_US)) - fitted.profiler_us
-        )
+        shift = -fitted.profiler_us
+        if item.complete:
+            missing = item.wall - fitted.model.session_us - (item.profiled - item.events * fitted.profiler_us)
+            shift += float(np.clip(missing / item.events, -_LARGEST_SHIFT_US, _LARGEST_SHIFT_US))
         for kernel, spent, events in zip(
             item.network.view.kernels, item.kernels, item.kernel_events, strict=True
         ):
+            if not item.complete and not events:
+                continue
             kernels, times = collected.setdefault((kernel.family, executed_type(kernel)), ([], []))
             kernels.append(kernel)
             times.append(spent + events * shift)

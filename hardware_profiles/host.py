@@ -6,11 +6,13 @@ import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paretopress.hardware_profiles.schema import Host
+if TYPE_CHECKING:   # a probe takes this module to machines without pydantic
+    from paretopress.hardware_profiles.schema import Host
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HostInfo:
     """What identifies a CPU.
 
@@ -31,6 +33,11 @@ class HostInfo:
     def description(self) -> str:
         """Model and family for messages."""
         return self.model + (f" (family {self.family})" if self.family is not None else "")
+
+    @property
+    def text(self) -> str:
+        """Architecture, model and family, as files of raw samples have them."""
+        return f"{self.machine}: {self.description}"
 
 
 def parse_cpuinfo(text: str, machine: str) -> HostInfo:

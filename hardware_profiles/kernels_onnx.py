@@ -238,7 +238,7 @@ class ModelBuilder(OnnxGraph):
         )
 
     def build(self, output: Value) -> tuple[bytes, CostView]:
-        """Return the serialised model and what a device should price."""
+        """Return the serialised model, its batch dimension dynamic as exported models have it, and its cost view."""
         import onnx
         from onnx import TensorProto, helper
 
@@ -250,17 +250,17 @@ class ModelBuilder(OnnxGraph):
             "kernels",
             [
                 helper.make_tensor_value_info(
-                    "input", TensorProto.FLOAT, [1, self.input.channels, *self.input.size]
+                    "input", TensorProto.FLOAT, ["batch", self.input.channels, *self.input.size]
                 )
             ],
             [
                 helper.make_tensor_value_info(
-                    output.name, TensorProto.FLOAT, [1, output.channels, *output.size]
+                    output.name, TensorProto.FLOAT, ["batch", output.channels, *output.size]
                 )
             ],
             self.initialisers,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
         onnx.checker.check_model(model)
         lifetimes = tuple(
             Lifetime("input" if index < 0 else self.kernels[index].name, *interval)
@@ -309,8 +309,15 @@ class ModelBuilder(OnnxGraph):
         groups: int = 1,
         keep_zero: bool = False,
         requantise: bool | None = None,
+        rows: int = 1,
+        shape: tuple[int, ...] = (),
+        features: int = 0,
     ) -> Value:
-        """Add the kernel's tail and record it. `keep_zero`: the operator leaves integers as they are."""
+        """Add the kernel's tail and record it.
+
+        `keep_zero`: the operator leaves integers as they are. `shape`: of the value, behind the batch, where that is
+        not `(cout, *size)`. `features`: output features of the kernel where those are not the value's channels.
+        """
         name = f"{prefix}_value"
         zero_point = inputs[0].zero_point if keep_zero else 0 if relu else ZERO_POINT
         if relu:
@@ -322,7 +329,7 @@ class ModelBuilder(OnnxGraph):
         index = len(self.kernels)
         for value in inputs:
             self._read(value, index)
-        elements = cout * product(size)
+        elements = product(shape) if shape else cout * product(size)
         self.reads[index] = (elements * (1 if quantised else 4), index, index)
         self.kernels.append(
             Kernel(
@@ -332,18 +339,20 @@ class ModelBuilder(OnnxGraph):
                 weight_bits=weight_bits,
                 activation_bits=8 if int8 else 32,
                 cin=cin,
-                cout=cout,
+                cout=features or cout,
                 window=window,
                 stride=stride,
                 groups=groups,
-                input_size=inputs[0].size,
+                input_size=() if shape else inputs[0].size,
                 output_size=size,
+                rows=rows,
                 fused=("relu",) if relu else (),
                 input_elements=sum(value.elements for value in inputs),
                 output_elements=elements,
             )
         )
-        return Value(name, cout, size, quantised, index, zero_point)
+        made, kept = (shape[0], shape[1:]) if shape else (cout, size)
+        return Value(name, made, kept, quantised, index, zero_point)
 
 
 _CONVOLUTIONS = (Family.CONV, Family.GROUPED, Family.DEPTHWISE)

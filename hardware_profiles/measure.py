@@ -1,27 +1,34 @@
-"""Measures this machine: times random small networks in ONNX Runtime, fits a profile, checks it on others."""
+"""Measures this machine: times random small networks in a runtime, fits a profile, checks it on others."""
 
 from __future__ import annotations
 
 import os
-import platform
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paretopress.hardware_profiles.accuracy import accuracy
+from paretopress.hardware_profiles.coverage import Coverage, held_out_errors
 from paretopress.hardware_profiles.fit import Fitted, fit_model, kernel_accuracy, network_us, with_interval
-from paretopress.hardware_profiles.host import host_info
-from paretopress.hardware_profiles.networks import MODES, random_network
+from paretopress.hardware_profiles.host import HostInfo, host_info
+from paretopress.hardware_profiles.measured_document import TITLES, profile_document
+from paretopress.hardware_profiles.networks import MODES, Network
+from paretopress.hardware_profiles.priors import GENERAL, Prior
 from paretopress.hardware_profiles.profile import DeviceProfile
-from paretopress.hardware_profiles.schema import SCHEMA
+from paretopress.hardware_profiles.runtimes import open_runtime
+from paretopress.hardware_profiles.sample_rows import Drawn, append_row, cut_torn_line, row_of, setting_of
+from paretopress.hardware_profiles.samples import network_hash, read_samples, timed_networks
 from paretopress.hardware_profiles.terms import derived_families
-from paretopress.hardware_profiles.timing import Reference, Timed, import_onnxruntime, time_network
-from paretopress.hardware_profiles.writing import latency_section, number, validation_entry
+from paretopress.hardware_profiles.timing import Timed, open_reference, timed_of
+from paretopress.hardware_profiles.timing_protocol import Runtime, RuntimeFacts, load_average, time_model
+from paretopress.hardware_profiles.writing import validation_entry
+from paretopress.spaces.documents import disk_error
 from paretopress.spaces.errors import ProfileError
 
 FEWEST_NETWORKS = 12
@@ -30,6 +37,7 @@ _NOISY, _TOO_NOISY = 1.25, 4.0
 _THIS_MACHINE = "This machine: "
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")   # as the schema has it
 _FIT_SECONDS = 0.15  # share of the time kept for fitting
+REFINED_FROM, REFINED_FROM_SECONDS = 120, 120.0   # networks and seconds from which on errors steer what is timed
 
 Progress = Callable[[float, str], None]
 
@@ -40,44 +48,147 @@ class Campaign:
 
     timed: tuple[Timed, ...]
     noise: float
+    runtime: RuntimeFacts
 
 
-def time_networks(seconds: float, seed: int = 0, progress: Progress | None = None) -> Campaign:
-    """Time random networks, float32, int8 and mixed in turn, until the time is over.
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a machine is measured.
+
+    Attributes:
+        seconds: Wall-clock time for timing networks, samples of an earlier start included.
+        seed: First seed of the networks.
+        prior: What networks are drawn from.
+        most: Networks at most, None for no limit.
+        budget_ms: Roughly how long each of the two measurements of a network may take, loading apart.
+        samples: File that raw samples are appended to, and that a measurement is continued from.
+    """
+
+    seconds: float
+    seed: int = 0
+    prior: Prior = GENERAL
+    most: int | None = None
+    budget_ms: float = 12.0
+    samples: Path | None = None
+
+
+def time_networks(
+    runtime: Runtime, settings: Settings, progress: Progress | None = None
+) -> Campaign:
+    """Time networks, float32, int8 and mixed in turn, until the time is over.
+
+    Of a few networks that are drawn, the one whose kernels are least known is timed (see `coverage`).
 
     Args:
-        seconds: Wall-clock budget; at least `FEWEST_NETWORKS` networks are timed whatever it takes.
-        seed: First seed of the networks.
+        runtime: What runs them.
+        settings: How; at least `FEWEST_NETWORKS` networks are timed whatever it takes.
         progress: Called with the share done and a word.
 
     Raises:
-        ProfileError: The machine is too noisy to measure.
+        ProfileError: The machine is too noisy to measure, or the file of samples is of another runtime, machine or
+            model.
+        DiskError: The file of samples cannot be written.
     """
-    start = time.monotonic()
-    reference = Reference()
-    timed: list[Timed] = []
-    while len(timed) < FEWEST_NETWORKS or time.monotonic() - start < seconds:
-        index = len(timed)
-        timed.append(time_network(random_network(seed + index, MODES[index % len(MODES)]), reference))
+    host = host_info()
+    setting = setting_of(runtime, host.text)
+    timed, spent, earlier_noise = _continued(settings, setting, runtime)
+    start = time.monotonic() - spent
+    if len(timed) >= FEWEST_NETWORKS and (spent >= settings.seconds or len(timed) == settings.most):
+        return Campaign(tuple(timed), earlier_noise, runtime)
+    reference = open_reference(runtime)
+    coverage, modes, refined = Coverage(), modes_of(runtime), 0
+    for item in timed:
+        coverage.add(item.network)
+    first = len(timed)
+    while len(timed) < FEWEST_NETWORKS or time.monotonic() - start < settings.seconds:
+        if settings.most is not None and len(timed) >= max(settings.most, FEWEST_NETWORKS):
+            break
+        if settings.seconds >= REFINED_FROM_SECONDS and len(timed) >= max(REFINED_FROM, 2 * refined):
+            coverage.errors, refined = held_out_errors(timed), len(timed)
+        drawn, network = draw(settings, modes[len(timed) % len(modes)], len(timed), coverage)
+        measured = time_model(network.model, network.input_shape, runtime, reference, settings.budget_ms)
+        if settings.samples is not None:
+            _append(settings.samples, row_of(setting, drawn, measured, _now()))
+        timed.append(timed_of(network, measured, runtime.sees_every_node))
+        coverage.add(network)
         if progress is not None:
-            done = min(1.0, (time.monotonic() - start) / max(seconds, 1e-9))
+            done = min(1.0, max((time.monotonic() - start) / max(settings.seconds, 1e-9),
+                                len(timed) / settings.most if settings.most else 0.0))
             progress(done, f"{len(timed)} networks timed")
-        if len(timed) == FEWEST_NETWORKS:
-            _check_noise(reference)
-    return Campaign(tuple(timed), reference.noise)
+        if len(timed) - first == FEWEST_NETWORKS:
+            check_noise(reference.noise)
+    return Campaign(tuple(timed), max(reference.noise, earlier_noise), runtime)
 
 
-def _check_noise(reference: Reference) -> None:
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if reference.noise > _TOO_NOISY:
+def modes_of(runtime: Runtime) -> tuple[str, ...]:
+    """Return the modes of networks that a runtime really executes as such."""
+    return MODES if "int8" in runtime.executes else ("float32",)
+
+
+def draw(settings: Settings, mode: str, index: int, coverage: Coverage) -> tuple[Drawn, Network]:
+    """Draw a few networks and return the one that teaches most, for the position `index` in a measurement."""
+    drawn_of = settings.prior.drawn
+    seeds = [settings.seed + index * drawn_of + offset for offset in range(drawn_of)]
+    networks = [settings.prior.network(seed, mode) for seed in seeds]
+    chosen = coverage.choose(networks)
+    drawn = Drawn(settings.prior.name, seeds[chosen], mode, network_hash(networks[chosen]))
+    return drawn, networks[chosen]
+
+
+def _continued(settings: Settings, setting: Mapping[str, str], runtime: Runtime) -> tuple[list[Timed], float, float]:
+    """What an earlier start has measured: its networks, seconds and noise."""
+    path = settings.samples
+    if path is None or not path.exists():
+        return [], 0.0, 1.0
+    try:
+        cut_torn_line(path)
+    except OSError as error:
+        raise disk_error(path, error) from None
+    found = read_samples(path)
+    for name, value in found.setting.items():
+        if value != setting[name]:
+            raise ProfileError(
+                f"{path} was measured with {name} {value!r}, this is {setting[name]!r}: choose another --output, or "
+                f"measure anew with --fresh"
+            )
+    priors = {prior.name: prior for prior in (GENERAL, settings.prior)}
+    timed = timed_networks(found.samples, priors, runtime.sees_every_node, str(path))
+    return list(timed), found.seconds, found.slowness
+
+
+def _append(path: Path, row: Mapping[str, str]) -> None:
+    try:
+        append_row(path, row)
+    except OSError as error:
+        raise disk_error(path, error) from None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def check_noise(noise: float) -> None:
+    """Refuse a machine that is too noisy to measure, warn about one that is busy.
+
+    Not by the load average, which also counts what runs only when nothing else wants to; a fixed network shows what
+    other work really takes away.
+
+    Args:
+        noise: Median time of the reference relative to its fastest.
+
+    Raises:
+        ProfileError: A fixed network takes several times its fastest time.
+    """
+    load, cores = load_average(), os.cpu_count() or 1
+    if noise > _TOO_NOISY:
         raise ProfileError(
-            f"this machine is too busy to measure: a fixed kernel takes {reference.noise:.1f} times its "
-            f"fastest time (load average {load:.1f}); stop other work and measure again"
+            f"this machine is too busy to measure: a fixed kernel takes {noise:.1f} times its "
+            f"fastest time (load average {load:.1f} on {cores} cores); stop other work and measure again"
         )
-    if reference.noise > _NOISY:
+    if noise > _NOISY:
         warnings.warn(
-            f"this machine is busy (a fixed kernel takes {reference.noise:.2f} times its fastest time, load "
-            f"average {load:.1f}): measured figures are less certain",
+            f"this machine is busy (a fixed kernel takes {noise:.2f} times its fastest time, load "
+            f"average {load:.1f} on {cores} cores): measured figures are less certain",
             stacklevel=3,
         )
 
@@ -97,6 +208,7 @@ def fit_campaign(device: str, campaign: Campaign, source: str) -> tuple[Fitted, 
     """
     training, held = split(campaign.timed)
     fitted = fit_model(device, training)
+    fitted = replace(fitted, model=derived_families(fitted.model))
     walls = np.array([item.wall for item in held])
     predicted = network_us(fitted.model, held)
     overall = accuracy(predicted, walls)
@@ -111,90 +223,13 @@ def fit_campaign(device: str, campaign: Campaign, source: str) -> tuple[Fitted, 
             )
     for (family, executed), result in kernel_accuracy(fitted, held).items():
         entries.append(validation_entry(f"held-out {executed} {family} kernels over 5 us", result, source))
-    return replace(fitted, model=with_interval(derived_families(fitted.model), overall)), entries
+    return replace(fitted, model=with_interval(fitted.model, overall)), entries
 
 
 def mode_of(timed: Timed) -> str:
     """Whether a network is float32, int8 or mixed."""
     widths = {kernel.activation_bits for kernel in timed.network.view.kernels}
     return "mixed" if len(widths) > 1 else "int8" if widths == {8} else "float32"
-
-
-FORMATS: tuple[dict[str, Any], ...] = (
-    {"weights": 32, "activations": 32, "status": "legal", "executes": "float32"},
-    {"weights": 8, "activations": 8, "status": "fast", "executes": "int8"},
-    *(
-        {
-            "weights": bits,
-            "activations": 8,
-            "status": "legal",
-            "executes": "int8",
-            "reason": f"{bits}-bit weights are stored packed and run in an int8 container: the speed of int8",
-        }
-        for bits in (4, 3, 2)
-    ),
-    *(
-        {
-            "weights": bits,
-            "activations": 32,
-            "status": "size_only",
-            "executes": "float32",
-            "reason": "weight-only: convolutions run in float32 after the weights are expanded",
-        }
-        for bits in (8, 4, 3, 2)
-    ),
-)
-# Families that no random network contains.
-NOT_MEASURED = {
-    "matmul": "products of activations are priced like linear layers on one row",
-    "other": "operators without a rule are priced like an activation that no kernel absorbs",
-}
-FLOAT_FAMILIES = {
-    "elementwise": "activations that no kernel absorbs are exported in float",
-    "norm": "ONNX Runtime has no int8 kernel for this normalisation on CPU",
-    "matmul": "products of two activations are exported in float",
-    "other": "operators without a rule stay in float",
-}
-
-
-def onnxruntime_document(
-    identifier: str,
-    tier: str,
-    notes: str,
-    fitted: Fitted,
-    entries: list[dict[str, Any]],
-    host: dict[str, Any],
-    source: str,
-) -> dict[str, Any]:
-    """Return the profile document of an x86 CPU with ONNX Runtime."""
-    rule = "int8 convolutions of ONNX Runtime copy channels whose count is no multiple of 4: they lose time"
-    latency = latency_section(fitted.model, "measured", source)
-    for predictor in latency["predictors"]:
-        if predictor["family"] in NOT_MEASURED:
-            origin = f"derived: {NOT_MEASURED[predictor['family']]}; {source}"
-            predictor["terms"] = {
-                name: number(leaf["value"], "derived", origin) for name, leaf in predictor["terms"].items()
-            }
-    return {
-        "schema": SCHEMA,
-        "id": identifier,
-        "kind": "cpu",
-        "tier": tier,
-        "notes": notes,
-        "runtime": {
-            "name": "onnxruntime",
-            "version": import_onnxruntime().__version__,
-            "threads": 1,
-            "batch": 1,
-            "removes_dead_branches": True,
-        },
-        "host": host,
-        "formats": list(FORMATS),
-        "float_families": FLOAT_FAMILIES,
-        "align": {"channel_step": number(4, "measured", rule), "rank_step": number(4, "measured", rule)},
-        "latency": latency,
-        "validation": entries,
-    }
 
 
 def profile_id(text: str) -> str:
@@ -214,6 +249,12 @@ def profile_id(text: str) -> str:
     return text
 
 
+def as_local(profile: DeviceProfile) -> DeviceProfile:
+    """Return a profile of this machine under the id `local`."""
+    notes = profile.notes.replace("Measured on ", _THIS_MACHINE, 1)
+    return DeviceProfile.from_plain({**profile.plain, "id": "local", "notes": notes}, "local")
+
+
 def renamed(profile: DeviceProfile, identifier: str) -> DeviceProfile:
     """Return a measured profile under an id of its own, for targets on other machines.
 
@@ -224,8 +265,59 @@ def renamed(profile: DeviceProfile, identifier: str) -> DeviceProfile:
     return DeviceProfile.from_plain({**profile.plain, "id": profile_id(identifier), "notes": notes}, identifier)
 
 
+def measure_device(
+    runtime: Runtime, identifier: str, settings: Settings, progress: Progress | None = None
+) -> DeviceProfile:
+    """Measure this machine with a runtime and return its profile.
+
+    Args:
+        runtime: What runs the networks.
+        identifier: Id of the profile.
+        settings: How; a part of the seconds is kept for fitting.
+        progress: Called with the share done and a word.
+
+    Raises:
+        ProfileError: See `time_networks`.
+        DiskError: See `time_networks`.
+    """
+    campaign = time_networks(runtime, replace(settings, seconds=settings.seconds * (1 - _FIT_SECONDS)), progress)
+    return fitted_profile(campaign, identifier, host_info(), time.strftime("%Y-%m-%d"), settings.prior.name)
+
+
+def fitted_profile(
+    campaign: Campaign, identifier: str, host: HostInfo, date: str, prior: str = GENERAL.name
+) -> DeviceProfile:
+    """Fit a profile to timed networks.
+
+    Args:
+        campaign: What was timed.
+        identifier: Id of the profile.
+        host: Where.
+        date: When, `YYYY-MM-DD`.
+        prior: Name of what the networks were drawn from.
+    """
+    runtime = campaign.runtime
+    threads = "one thread" if runtime.threads == 1 else f"{runtime.threads} threads"
+    drawn = "random networks" if prior == GENERAL.name else f"networks of the kernels of {prior}"
+    source = (
+        f"measured on {host.description} with {TITLES.get(runtime.name, runtime.name)} {runtime.version}, {threads}, "
+        f"{len(campaign.timed)} {drawn}, {date}, noise {campaign.noise:.2f}"
+    )
+    fitted, entries = fit_campaign(identifier, campaign, source)
+    notes = f"{_THIS_MACHINE}{host.description}." if identifier == "local" else f"Measured on {host.description}."
+    if campaign.noise > _NOISY:
+        notes += f" The machine was busy: a fixed network took {campaign.noise:.2f} times its fastest time."
+    if "int8" not in runtime.executes:
+        notes += f" Floats only: {TITLES.get(runtime.name, runtime.name)} was not measured in int8."
+    wanted: dict[str, Any] = {"cpu_model": host.model, "machine": host.machine}
+    if host.family is not None:
+        wanted["cpu_family"] = host.family
+    content = profile_document(identifier, "T2", notes, fitted, entries, wanted, source, runtime)
+    return DeviceProfile.from_plain(content, identifier)
+
+
 def measure_local(seconds: float = 60, progress: Progress | None = None, seed: int = 0) -> DeviceProfile:
-    """Measure this machine and return its profile (`local`), without caching it.
+    """Measure this machine with ONNX Runtime on one thread and return its profile (`local`), without caching it.
 
     Args:
         seconds: Wall-clock budget, fitting included.
@@ -235,17 +327,4 @@ def measure_local(seconds: float = 60, progress: Progress | None = None, seed: i
     Raises:
         ProfileError: The machine is too noisy.
     """
-    campaign = time_networks(seconds * (1 - _FIT_SECONDS), seed, progress)
-    host = host_info()
-    source = (
-        f"measured on {host.description} with ONNX Runtime {import_onnxruntime().__version__}, one thread, "
-        f"{len(campaign.timed)} random networks, {time.strftime('%Y-%m-%d')}, noise {campaign.noise:.2f}"
-    )
-    fitted, entries = fit_campaign("local", campaign, source)
-    wanted: dict[str, Any] = {"cpu_model": host.model, "machine": platform.machine()}
-    if host.family is not None:
-        wanted["cpu_family"] = host.family
-    content = onnxruntime_document(
-        "local", "T2", f"{_THIS_MACHINE}{host.description}.", fitted, entries, wanted, source
-    )
-    return DeviceProfile.from_plain(content, "local")
+    return measure_device(open_runtime("onnxruntime"), "local", Settings(seconds, seed), progress)

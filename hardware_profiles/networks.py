@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
+from paretopress.hardware_profiles.kernels_onnx_tokens import NetworkBuilder
 from paretopress.hardware_profiles.onnx_graph import Value
 from paretopress.spaces.kernels import CostView, product
 
@@ -40,11 +40,19 @@ _SIZES: tuple[tuple[int, ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A serialised ONNX model, what it should cost, and its input shape."""
+    """A serialised ONNX model with one input.
+
+    Attributes:
+        model: Serialised ONNX.
+        view: What it should cost.
+        input_shape: Shape of its input, batch included.
+        named: Whether the names of its nodes say which kernel they belong to.
+    """
 
     model: bytes
     view: CostView
     input_shape: tuple[int, ...]
+    named: bool = True
 
 
 @dataclass
@@ -52,7 +60,7 @@ class _Drawing:
     """The random choices of one network."""
 
     random: np.random.Generator
-    builder: ModelBuilder
+    builder: NetworkBuilder
     mode: str
     macs_left: int
 
@@ -85,10 +93,13 @@ def random_network(seed: int, mode: str) -> Network:
         mode: `"float32"`, `"int8"`, or `"mixed"` (arithmetic drawn per kernel).
     """
     random = np.random.default_rng([seed, MODES.index(mode)])
-    builder = ModelBuilder(seed)
+    builder = NetworkBuilder(seed)
     draw = _Drawing(random, builder, mode, int(np.exp(random.uniform(np.log(3e5), np.log(3e7)))))
-    if random.random() < 0.08:
-        return _finish(builder, _perceptron(draw))
+    kind = random.random()
+    if kind < 0.06:
+        return finish(builder, _perceptron(draw))
+    if kind < 0.16:
+        return finish(builder, _transformer(draw))
     size = _SIZES[random.integers(len(_SIZES))]
     value = builder.start(int(random.choice([1, 3, 3, 8, 16])), size)
     value = _stem(draw, value)
@@ -97,10 +108,11 @@ def random_network(seed: int, mode: str) -> Network:
     else:
         for _ in range(int(random.integers(2, 8))):
             value = _BLOCKS[random.integers(len(_BLOCKS))](draw, value)
-    return _finish(builder, _head(draw, value))
+    return finish(builder, _head(draw, value))
 
 
-def _finish(builder: ModelBuilder, value: Value) -> Network:
+def finish(builder: NetworkBuilder, value: Value) -> Network:
+    """Return what a builder has built up to its output `value`."""
     model, view = builder.build(value)
     assert builder.input is not None
     return Network(model, view, (1, builder.input.channels, *builder.input.size))
@@ -240,9 +252,36 @@ def _branches(draw: _Drawing, value: Value) -> Value:
 
 
 def _activation(draw: _Drawing, value: Value) -> Value:
-    # Simpler activations would be absorbed by the convolution; this one stands for GELU and the like.
     value = _conv(draw, value, (1,) * len(value.size), relu=False)
-    return draw.builder.elementwise(value, "Erf")
+    return draw.builder.elementwise(value, str(draw.random.choice(_ACTIVATIONS)))
+
+
+def _pre_activated(draw: _Drawing, value: Value) -> Value:
+    """Normalisation and activation in front of the convolution, its output beside its input: a dense block."""
+    int8 = draw.int8()
+    inner = draw.builder.elementwise(draw.builder.batch_norm(value), "Relu")
+    inner = _conv(draw, inner, _window(draw, value), relu=False, cout=draw.channels(4, 32), int8=int8)
+    return draw.builder.concat(value, inner)
+
+
+def _squeezed(draw: _Drawing, value: Value) -> Value:
+    """Squeeze and excitation behind a depthwise or plain convolution."""
+    int8 = draw.int8()
+    value = _conv(draw, value, _window(draw, value), depthwise=draw.random.random() < 0.5, int8=int8)
+    ones = (1,) * len(value.size)
+    gate = _conv(draw, draw.builder.pooled(value), ones, cout=draw.channels(4, 48), int8=int8)
+    gate = _conv(draw, gate, ones, relu=False, cout=value.channels, int8=int8)
+    gate = draw.builder.elementwise(gate, str(draw.random.choice(["Sigmoid", "HardSigmoid"])))
+    return draw.builder.scale_channels(value, gate)
+
+
+def _swished(draw: _Drawing, value: Value) -> Value:
+    """An inverted bottleneck with hard swish."""
+    int8, ones = draw.int8(), (1,) * len(value.size)
+    inner = draw.builder.elementwise(_conv(draw, value, ones, relu=False, int8=int8), "HardSwish")
+    inner = _conv(draw, inner, _window(draw, inner), relu=False, depthwise=True, int8=int8)
+    inner = draw.builder.elementwise(inner, "HardSwish")
+    return _conv(draw, inner, ones, relu=False, int8=int8)
 
 
 def _padded(draw: _Drawing, value: Value) -> Value:
@@ -250,6 +289,16 @@ def _padded(draw: _Drawing, value: Value) -> Value:
     return _conv(draw, draw.builder.pad(value, int8=int8), _window(draw, value), int8=int8)
 
 
+def _upsampled(draw: _Drawing, value: Value) -> Value:
+    """A convolution whose channels become space, and one with a stride that takes it back."""
+    if len(value.size) != 2 or min(value.size) > 32:
+        return _plain(draw, value)
+    int8, channels = draw.int8(), draw.channels(4, 32)
+    inner = _conv(draw, value, _window(draw, value), relu=False, cout=4 * channels, int8=int8)
+    return _conv(draw, draw.builder.shuffle_pixels(inner), (3, 3), 2, int8=int8)
+
+
+_ACTIVATIONS = ("Gelu", "Relu", "Sigmoid", "HardSwish", "Tanh")
 _BLOCKS: tuple[Callable[[_Drawing, Value], Value], ...] = (
     _plain,
     _plain,
@@ -268,6 +317,10 @@ _BLOCKS: tuple[Callable[[_Drawing, Value], Value], ...] = (
     _padded,
     _grouped,
     _normalised,
+    _pre_activated,
+    _squeezed,
+    _swished,
+    _upsampled,
 )
 
 
@@ -284,3 +337,37 @@ def _perceptron(draw: _Drawing) -> Value:
     for _ in range(int(draw.random.integers(2, 6))):
         value = draw.builder.linear(value, draw.channels(8, 1024), relu=True, int8=draw.int8())
     return draw.builder.linear(value, 10, int8=draw.int8(), last=True)
+
+
+def _transformer(draw: _Drawing) -> Value:
+    """Blocks of attention, or of mixed tokens, and of two linear layers on every token."""
+    heads, width = int(draw.random.choice([1, 2, 3, 4])), int(draw.random.choice([8, 12, 16, 24, 32, 33]))
+    tokens, features = int(draw.random.integers(8, 100)), heads * width
+    value = draw.builder.start(tokens, (draw.channels(16, 128),))
+    value = draw.builder.project(value, features, int8=draw.int8())
+    mixes = draw.random.random() < 0.3
+    for _ in range(int(draw.random.integers(1, 4))):
+        inner = draw.builder.layer_norm(value)
+        inner = _mixed(draw, inner) if mixes else _attended(draw, inner, heads, width)
+        value = draw.builder.add(value, inner, relu=False)
+        inner = draw.builder.project(draw.builder.layer_norm(value), draw.channels(8, 256), int8=draw.int8())
+        inner = draw.builder.project(draw.builder.elementwise(inner, "Gelu"), features, int8=draw.int8())
+        value = draw.builder.add(value, inner, relu=False)
+    return draw.builder.project(draw.builder.layer_norm(value), 10)
+
+
+def _attended(draw: _Drawing, value: Value, heads: int, width: int) -> Value:
+    builder, tokens, int8 = draw.builder, value.channels, draw.int8()
+    query, key, values = (builder.project(value, heads * width, int8=int8) for _ in range(3))
+    shape = (tokens, heads, width)
+    query, values = (builder.permute(item, (1, 0, 2), shape) for item in (query, values))
+    scores = builder.matmul(query, builder.permute(key, (1, 2, 0), shape))
+    mixed = builder.permute(builder.matmul(builder.softmax(scores), values), (1, 0, 2))
+    return builder.project(builder.view(mixed, (tokens, heads * width)), heads * width, int8=int8)
+
+
+def _mixed(draw: _Drawing, value: Value) -> Value:
+    builder, tokens = draw.builder, value.channels
+    inner = builder.project(builder.permute(value, (1, 0)), draw.channels(8, 96), int8=draw.int8())
+    inner = builder.project(builder.elementwise(inner, "Gelu"), tokens, int8=draw.int8())
+    return builder.permute(inner, (1, 0))

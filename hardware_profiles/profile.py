@@ -328,9 +328,9 @@ class DeviceProfile:
         return self.document.host is not None and matches(self.document.host, host or host_info())
 
     def runs_here(self) -> bool:
-        """Whether this machine can really run the target: ONNX Runtime and a CPU with its instructions."""
+        """Whether this machine can really run the target: ONNX Runtime, one thread, a CPU with its instructions."""
         wanted = self.document.host
-        if self.runtime != "onnxruntime" or wanted is None or wanted.machine != platform.machine():
+        if self.runtime != "onnxruntime" or self.threads != 1 or wanted is None or wanted.machine != platform.machine():
             return False
         return set(wanted.flags) <= host_info().flags
 

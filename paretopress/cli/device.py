@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paretopress.cli.device_checks import lint_command, validate_command, vela_command
 from paretopress.cli.options import common, next_command, print_json, terminal_width
-from paretopress.spaces.errors import ConfigError, ProfileError, unknown_name
+from paretopress.spaces.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from paretopress.hardware_profiles.profile import DeviceProfile
@@ -23,7 +20,7 @@ TIERS = {
     "T2": "measured",
 }
 VALIDATION = {"set": "on", "n": "n", "mape": "mean error", "within10": "within 10 %", "spearman": "Spearman"}
-_VERBS = ("list", "show", "measure", "validate", "lint", "vela")
+_VERBS = ("list", "show", "measure", "probe", "import", "validate", "lint", "vela")
 
 
 class _DeviceVerbs(click.Group):
@@ -99,7 +96,7 @@ def show_command(device: str, as_json: bool) -> int:
     """
     from paretopress.hardware_profiles.catalogue import load_profile
 
-    profile = _local(60.0) if device == "local" else load_profile(device)
+    profile = measured_here(60.0) if device == "local" else load_profile(device)
     if as_json:
         print_json(profile.plain)
         return 0
@@ -108,70 +105,6 @@ def show_command(device: str, as_json: bool) -> int:
         f"paretopress search --target {device} --model PKG.MOD:FUNCTION --data PKG.MOD:FUNCTION --time 5m"
     )
     return 0
-
-
-@device_command.command("measure")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=1, max=3600),
-    default=60.0,
-    show_default=True,
-    help="Time for measuring.",
-)
-@click.option(
-    "-o",
-    "--output",
-    "output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the profile to this .yaml file, for --target on other machines.",
-)
-@click.option("--id", "identifier", help="Id of the profile that --output writes.  [default: the file's name]")
-@common
-def measure_command(seconds: float, output: Path | None, identifier: str | None, as_json: bool) -> int:
-    """Measure this machine with ONNX Runtime, in place of the cached profile 'local'."""
-    from paretopress.hardware_profiles.local import cache_path
-    from paretopress.hardware_profiles.measure import renamed
-    from paretopress.hardware_profiles.writing import profile_text as document_text
-    from paretopress.spaces.documents import write_text
-
-    own_id = _own_id(output, identifier)
-    profile = _local(seconds, refresh=True, plain=as_json)
-    if output is not None and own_id is not None:
-        profile = renamed(profile, own_id)
-        write_text(output, document_text(profile.plain))
-    if as_json:
-        print_json(profile.plain)
-        return 0
-    click.echo(profile_text(profile, terminal_width()), nl=False)
-    click.echo(f"stored: {cache_path()}" + (f" and {output}" if output else ""), err=True)
-    next_command(f"paretopress device show {shlex.quote(str(output))}" if output else "paretopress demo")
-    return 0
-
-
-def _own_id(output: Path | None, identifier: str | None) -> str | None:
-    """Return the id of the profile to write, None where none is written; checked before a minute is spent.
-
-    Raises:
-        ConfigError: The file cannot be written, or nothing is written.
-        ProfileError: The id is malformed or taken.
-    """
-    from paretopress.hardware_profiles.measure import profile_id
-
-    if output is None:
-        if identifier is not None:
-            raise ConfigError("--id names the profile that --output writes; give --output as well")
-        return None
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: the folder {output.parent} does not exist")
-    if output.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--output {output}: a profile is YAML; write it to a .yaml file")
-    if identifier is not None:
-        return profile_id(identifier)
-    derived = re.sub(r"[^a-z0-9._-]+", "-", output.stem.lower()).strip("._-")
-    try:
-        return profile_id(derived)
-    except ProfileError as error:
-        raise ProfileError(f"--output {output}: {error}; name the profile with --id") from None
 
 
 def summary(profile: DeviceProfile) -> dict[str, Any]:
@@ -233,9 +166,20 @@ def _cell(entry: Mapping[str, Any], key: str) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _local(seconds: float, *, refresh: bool = False, plain: bool = False) -> DeviceProfile:
+def measured_here(seconds: float, *, refresh: bool = False, plain: bool = False) -> DeviceProfile:
+    """Return the profile `local`, measured with progress where it is not cached or `refresh` asks for it."""
     from paretopress.measuring import measure_local
     from paretopress.progress import observing
 
     with observing(plain=plain) as observer:
         return measure_local(observer, seconds, refresh=refresh)
+
+
+def _add_commands() -> None:
+    from paretopress.cli.device_measure import import_command, measure_command, probe_command
+
+    for command in (measure_command, probe_command, import_command):
+        device_command.add_command(command)
+
+
+_add_commands()

@@ -39,28 +39,41 @@ def test_device_show_tells_formats_with_reasons_and_json_is_the_profile(cli):
     assert json.loads(out) == json.loads(json.dumps(load_profile("cortex-a76-tflite").plain))
 
 
-def test_device_measure_stores_shows_and_writes_a_profile_that_loads(cli, monkeypatch, tmp_path):
+def test_device_measure_renews_local_and_writes_a_profile_that_loads(cli, monkeypatch, tmp_path):
     """The measurement itself is proved elsewhere; a shipped profile takes its place here."""
-    from paretopress.hardware_profiles import local
+    from paretopress.hardware_profiles import local, measure
     from paretopress.hardware_profiles.catalogue import load_profile
+    from paretopress.hardware_profiles.profile import DeviceProfile
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     profile = load_profile("cortex-a76-tflite")
     calls = []
 
-    def measured(*, refresh, seconds, progress):
+    def measured_local(*, refresh, seconds, progress):
         calls.append((refresh, seconds))
         progress(0.5, "6 networks timed")
         return profile
 
-    monkeypatch.setattr(local, "local_profile", measured)
-    code, out, err = cli("device", "measure", "--seconds", "5", "-o", tmp_path / "My Board.yaml")
-    assert (code, calls) == (0, [(True, 5.0)])
-    assert out.startswith("my-board\n")
+    def measured(runtime, identifier, settings, progress):
+        calls.append((runtime.name, runtime.threads, identifier, settings.seconds, settings.samples.name))
+        progress(0.5, "6 networks timed")
+        return DeviceProfile.from_plain({**profile.plain, "id": identifier, "notes": "Measured on a board."}, "test")
+
+    monkeypatch.setattr(local, "local_profile", measured_local)
+    monkeypatch.setattr(measure, "measure_device", measured)
+    code, out, err = cli("device", "measure", "--time", "1m30s")
+    assert (code, calls) == (0, [(True, 90.0)])
+    assert out.startswith("cortex-a76-tflite\n")
     assert "measure this machine" in err
-    written = load_profile(tmp_path / "My Board.yaml")
-    assert written.plain == {**profile.plain, "id": "my-board"}
-    assert cli("device", "measure", "-o", tmp_path / "x.yaml", "--id", "board.v2")[0] == 0
+    code, out, err = cli("device", "measure", "--seconds", "5", "-o", tmp_path / "My Board.yaml")
+    assert (code, calls[1:]) == (0, [("onnxruntime", 1, "my-board", 5.0, "My Board.samples.csv")])
+    assert out.startswith("my-board\n")
+    assert load_profile(tmp_path / "My Board.yaml").id == "my-board"
+    assert local.cached_profile().notes == "This machine: a board."
+    local.cache_path().unlink()
+    assert cli("device", "measure", "-o", tmp_path / "x.yaml", "--id", "board.v2", "--threads", "2")[0] == 0
     assert load_profile(tmp_path / "x.yaml").id == "board.v2"
+    assert local.cached_profile() is None   # two threads are another device than `local`
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,12 @@ def test_device_measure_stores_shows_and_writes_a_profile_that_loads(cli, monkey
         (("-o", "a.json"), "write it to a .yaml file"),
         (("-o", "nowhere/a.yaml"), "the folder nowhere does not exist"),
         (("--id", "mine"), "give --output as well"),
+        (("--threads", "2"), "give --output for any other measurement"),
+        (("--runtime", "openvino"), "give --output for any other measurement"),
+        (("--runtime", "openvin", "-o", "a.yaml"), "unknown runtime 'openvin'; did you mean 'openvino'?"),
+        (("--time", "soon"), "a duration above 0"),
+        (("--time", "5m", "--seconds", "3"), "give one of them"),
+        (("--model", "a:b", "-o", "a.yaml"), "--model and --data go together"),
     ],
 )
 def test_device_measure_refuses_an_id_before_it_measures(cli, monkeypatch, arguments, text):

@@ -6,6 +6,7 @@ from scipy.stats import spearmanr
 
 from paretopress.hardware_profiles.accuracy import accuracy, spearman
 from paretopress.hardware_profiles.correction import INPUTS, fit_trees, from_text, shape_inputs, to_text
+from paretopress.hardware_profiles.coverage import held_out_errors
 from paretopress.hardware_profiles.features import columns, matrix
 from paretopress.hardware_profiles.fit import fit_model, network_us, with_interval
 from paretopress.hardware_profiles.networks import MODES, random_network
@@ -130,3 +131,26 @@ def test_the_interval_holds_the_prediction_even_where_all_held_out_networks_are_
     fitted = fit_model("device", simulated(40), trees=False)
     model = with_interval(fitted.model, accuracy(predicted, factor * predicted))
     assert (model.low, model.high) == pytest.approx((low, high))
+
+
+def test_held_out_errors_are_small_where_kernels_follow_the_roofline(timed):
+    errors = held_out_errors(timed)
+    assert len(errors) > 10
+    assert np.median(list(errors.values())) < 0.15
+
+
+def test_clock_times_of_networks_tell_which_kernels_the_roofline_misses(timed):
+    """Kernels of many channels take twice as long as they should, and no profiler says so."""
+    def slower(item):
+        kernels = item.network.view.kernels
+        more = sum(t for k, t in zip(kernels, kernel_times(kernels), strict=True) if k.cout > 48)
+        nothing = np.zeros(len(kernels)), np.zeros(len(kernels))
+        rest = np.zeros(len(item.boundaries)), np.zeros(len(item.boundaries))
+        return Timed(item.network, item.wall + more, *nothing, *rest, complete=False)
+
+    changed = [slower(item) for item in [*timed, *simulated(120, noise=0.02, seed=2)]]
+    held = [slower(item) for item in simulated(40, seed=1)]
+    walls = np.array([item.wall for item in held])
+    plain, corrected = (fit_model("simulated", changed, trees=trees).model for trees in (False, True))
+    errors = [accuracy(network_us(model, held), walls).mape for model in (plain, corrected)]
+    assert errors[1] < 0.9 * errors[0]

@@ -6,7 +6,7 @@ import pytest
 
 from paretopress.hardware_profiles.kernels_onnx import ModelBuilder
 from paretopress.hardware_profiles.networks import MODES, random_network
-from paretopress.hardware_profiles.timing import open_session
+from paretopress.hardware_profiles.runtime_onnxruntime import open_session
 from paretopress.spaces.kernels import Family, product
 
 
