@@ -10,13 +10,15 @@ import numpy as np
 
 from paretopress.evaluators.price_tables import Array, Integers, conversion_prices
 from paretopress.evaluators.priced_space import KernelTable, PricedSpace, add_prices
+from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.batch_arithmetic import BatchArithmetic
 from paretopress.spaces.batch_graph import PARTS, BatchGraph
 from paretopress.spaces.batch_view import BatchView, Emission
-from paretopress.spaces.cost_view import unpadded
+from paretopress.spaces.cost_view import cost_view, unpadded
 from paretopress.spaces.coupling import Axis
 from paretopress.spaces.kernels import Boundary, Kernel
 from paretopress.spaces.layers import Layer
+from paretopress.spaces.plan import plan
 
 
 @dataclass
@@ -55,7 +57,8 @@ class PriceBatch:
         memory = self._peak(inner)
         found: dict[str, Array] = {"size": self._stored_bytes(), "macs": macs}
         for number, (device, name) in enumerate(zip(devices, latency_names, strict=True)):
-            found[f"peak_memory@{device.id}"] = memory
+            in_place = device.document.memory.in_place is not None
+            found[f"peak_memory@{device.id}"] = self._peak_in_place(device) if in_place else memory
             total = device.session_cost + prices[:, number]
             found[name] = total if device.tier == "T0" else total / 1e3
             power = device.document.active_power_mw
@@ -179,6 +182,12 @@ class PriceBatch:
             alive += step
             np.maximum(peak, alive, out=peak)
         return peak.astype(np.float64)
+
+    def _peak_in_place(self, device: DeviceProfile) -> Array:
+        """Peak bytes where kernels write over what dies there: which buffer that is, one plan at a time says."""
+        structure, policies = self.space.structure, map(self.space.policy, self.rows)
+        return np.array([device.memory(cost_view(plan(structure, one))).peak_activation_bytes for one in policies],
+                        dtype=np.float64)
 
     def _stored_bytes(self) -> Array:
         """Bytes of the artefact's tensors, as `Plan.stored_bytes`."""

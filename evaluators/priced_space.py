@@ -55,6 +55,11 @@ class PricedSpace:
         column = self._column.get(unit)
         return None if column is None else self.options[column][row[column]]
 
+    def policy(self, row: Integers) -> Policy:
+        """What a row stands for."""
+        chosen = {unit: choices[number] for unit, choices, number in zip(self.units, self.options, row, strict=True)}
+        return Policy.of({unit: choice for unit, choice in chosen.items() if choice is not None})
+
     @cached_property
     def kept(self) -> dict[str, tuple[int, Integers]]:
         """For every group that may lose channels its column and how many each option keeps."""

@@ -13,6 +13,7 @@ from paretopress.evaluators.costs import CostModel
 from paretopress.evaluators.price_tables import KeyTable
 from paretopress.evaluators.pricing import PolicyPricer, price_policies
 from paretopress.hardware_profiles.catalogue import load_profile
+from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.option_space import OptionSpace
 from paretopress.spaces.choices import Factorised, Weights
 from paretopress.spaces.errors import ConfigError, PolicyError
@@ -66,6 +67,22 @@ def test_every_wiring_is_priced_as_alone(name):
     costs, options, pricer = case_of(structure)
     if options.units:
         compare(structure, costs, options, pricer, [options.dense, *draw(options, 11, name)])
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet", "in_place"])
+def test_memory_of_runtimes_that_write_over_their_inputs_is_that_of_plans(name):
+    structure = specimen(name).structure
+    known = load_profile(DEVICES[0])
+    document = known.plain | {"memory": {**known.plain.get("memory", {}), "in_place": {
+        "families": ["add", "elementwise"], "basis": "measured", "source": "a runtime of this test"}}}
+    costs = CostModel((known, DeviceProfile.from_plain({**document, "id": "in-place"}, "test")))
+    space = build_space(structure, [known.capabilities()], EVERYTHING)
+    options = OptionSpace.of(space.options)
+    pricer = PolicyPricer(structure, dict(zip(options.units, options.options, strict=True)), costs)
+    compare(structure, costs, options, pricer, [options.dense, *draw(options, 5, name)])
+    rows = np.array([options.dense], dtype=np.int64)
+    found = pricer.predict(rows)
+    assert found["peak_memory@in-place"][0] <= found[f"peak_memory@{known.id}"][0]
 
 
 @pytest.mark.slow
