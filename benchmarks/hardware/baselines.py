@@ -47,7 +47,7 @@ def alone(kernel: Kernel) -> Network:
         value = builder.linear(builder.start(kernel.cin, ()), kernel.cout, relu=bool(kernel.fused), int8=int8)
     elif kernel.family is Family.LINEAR:
         value = builder.project(builder.start(kernel.rows, (kernel.cin,)), kernel.cout, int8=int8)
-    elif kernel.family is Family.POOL and kernel.window:
+    elif kernel.family is Family.POOL and kernel.window and min(kernel.input_size) >= max(kernel.window):
         value = builder.start(kernel.cin, kernel.input_size)
         value = builder.pool(value, kernel.window[0], kernel.stride[0], int8=int8)
     elif kernel.family is Family.GLOBAL_POOL and kernel.input_size:

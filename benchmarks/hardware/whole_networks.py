@@ -7,7 +7,7 @@ Per runtime, on one thread: random small networks are timed for `--seconds` and 
 float32, in int8 and in a mix of both, timed, and compared with what the profile says. Beside it, in the same run:
 
 - microseconds linear in the multiply-accumulates of either type, fitted to the same networks;
-- the plain sum of isolated kernels, each timed in a session of its own, for every sixth network;
+- the plain sum of isolated kernels, each timed in a session of its own, for every twelfth network;
 - nn-Meter's way: a random forest on raw configurations per kind of kernel, trained on isolated kernels.
 
 Kernels: the profile of the first 300 networks alone predicts the kernels of all networks timed after them, those
@@ -42,8 +42,8 @@ from paretopress.hardware_profiles.timing import open_reference
 from paretopress.hardware_profiles.timing_protocol import Reference, Runtime, time_model
 
 FEW = 300                   # networks of the profile that kernels are judged by
-EVERY = 6                   # held-out networks whose kernels are timed alone
-FOREST_KERNELS = 600
+EVERY = 12                  # held-out networks whose kernels are timed alone
+FOREST_KERNELS = 300
 WHOLE_BUDGET_MS = 60.0
 Row = dict[str, Any]
 
@@ -178,9 +178,10 @@ def _figures(predicted: np.ndarray, walls: np.ndarray) -> Row:
 
 def _text(result: Row) -> str:
     profile, few = result["profile"], result["few"]
+    noise = f"noise {result['noise']:.2f} (held out: {result['noise_of_held_out']:.2f})"
+    where = f"{result['runtime']} {result['version']}, one thread, {result['host']}, {result['date']}"
     lines = [
-        f"{result['runtime']} {result['version']}, one thread, {result['host']}, {result['date']}, "
-        f"load {result['load']:.1f}, noise {result['noise']:.2f} (held out: {result['noise_of_held_out']:.2f})",
+        f"{where}, load {result['load']:.1f}, {noise}",
         f"profile: {profile['networks']} networks with {profile['kernels']} kernels in {profile['seconds']:.0f} s",
         f"held out: {result['held_out']} networks; {result['left_out']} that the runtime cannot load",
         "",
