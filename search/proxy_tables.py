@@ -134,13 +134,14 @@ def trusted_table(
     policies, drops = scored(problem, first)
     if len(policies) < FEWEST:
         return table
+    close = _close(problem, first, drops)
     tables = {DIVERGENCE: ProxyTable(DIVERGENCE, table, 0.0)}
-    reports = {DIVERGENCE: _assessed(problem, tables[DIVERGENCE], policies, drops)}
+    reports = {DIVERGENCE: _assessed(problem, tables[DIVERGENCE], policies, drops, close)}
     if preferred(reports, DIVERGENCE) == DIVERGENCE and (reports[DIVERGENCE].kendall or 0.0) >= GOOD:
         return table
     found = local_tables(evaluator.entries, problem.space, LOCAL, seed=problem.settings.seed, seconds=seconds)
     tables |= found
-    reports |= {name: _assessed(problem, one, policies, drops) for name, one in found.items()}
+    reports |= {name: _assessed(problem, one, policies, drops, close) for name, one in found.items()}
     chosen = preferred(reports, DIVERGENCE)
     result = table
     if chosen != DIVERGENCE:
@@ -173,16 +174,22 @@ def scored(problem: Problem, records: Sequence[TrialRecord]) -> tuple[list[Polic
 
 def _assessed(
     problem: Problem, table: ProxyTable | Interactions, policies: Sequence[Policy], drops: Sequence[float],
-    *, used: bool = False,
+    close: float, *, used: bool = False,
 ) -> ProxyReport:
-    return assess(table.name, table.scores(problem.space, policies), drops, close=_close(problem, drops),
+    return assess(table.name, table.scores(problem.space, policies), drops, close=close,
                   seconds=table.seconds or None, used=used)
 
 
-def _close(problem: Problem, drops: Sequence[float]) -> float:
+def metric_of(problem: Problem, records: Sequence[TrialRecord]) -> PrimaryMetric:
+    """The first metric, described by the values of a run's trials."""
+    values = [record.values["accuracy"] for record in records if "accuracy" in record.values]
+    return PrimaryMetric.of(problem.data.metrics[0], values)
+
+
+def _close(problem: Problem, records: Sequence[TrialRecord], drops: Sequence[float]) -> float:
     """Up to which loss of the metric a candidate is close: of other metrics than shares a share of their range."""
-    metric = PrimaryMetric.of(problem.data.metrics[0], drops)
-    return CLOSE if metric.is_share else CLOSE * max((abs(drop) for drop in drops), default=1.0)
+    is_share = metric_of(problem, records).is_share
+    return CLOSE if is_share else CLOSE * max((abs(drop) for drop in drops), default=1.0)
 
 
 def proxy_reports(
@@ -202,12 +209,13 @@ def proxy_reports(
     policies, drops = scored(problem, records)
     earlier = _document(path)
     used = str(earlier.get("used", DIVERGENCE)) if problem.settings.proxy == AUTO else problem.settings.proxy
-    reports = [_assessed(problem, ProxyTable(used, table, seconds or 0.0), policies, drops, used=True).to_plain()]
+    close, own = _close(problem, records, drops), ProxyTable(used, table, seconds or 0.0)
+    reports = [_assessed(problem, own, policies, drops, close, used=True).to_plain()]
     known = {record.policy: record.values.get("divergence") for record in records}
     whole = [(known[policy], drop) for policy, drop in zip(policies, drops, strict=True)]
     pairs = [(value, drop) for value, drop in whole if value is not None]
     reports.append(assess("divergence of the candidate", [value for value, _ in pairs], [drop for _, drop in pairs],
-                          close=_close(problem, drops)).to_plain())
+                          close=close).to_plain())
     return reports + [one for one in earlier.get("proxies", []) if one.get("name") != used]
 
 

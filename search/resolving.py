@@ -18,7 +18,6 @@ from torch import nn
 from paretopress.evaluators.budgets import Budget
 from paretopress.evaluators.costs import runs_everywhere, violations
 from paretopress.evaluators.data import Data
-from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.evaluators.proxies import ProxyTable, policy_of_cell
 from paretopress.evaluators.sensitivity import Cell, SensitivityTable, cells_in_order, monotone, substitution_loss
 from paretopress.search.exact import FrontPoint
@@ -27,7 +26,7 @@ from paretopress.search.executors import torch_threads
 from paretopress.search.ledger import read_run
 from paretopress.search.pareto import non_dominated
 from paretopress.search.problem import Problem, SearchSettings, check_feasible, prepare_problem, reachable
-from paretopress.search.proxy_tables import scored
+from paretopress.search.proxy_tables import metric_of, scored
 from paretopress.search.seeds import exact_fronts, policy_of, spread_by_loss, within
 from paretopress.spaces.choices import choice_from_plain, choice_to_plain
 from paretopress.spaces.documents import canonical_json, finite, read_document
@@ -85,6 +84,7 @@ class Resolved:
         covered: How many it had.
         seconds: For all of it.
         scored: The table's loss and the metric's loss of the run's scored trials.
+        drop_is_share: Whether the metric is a share, so that its losses are percentage points.
     """
 
     problem: Problem
@@ -94,6 +94,7 @@ class Resolved:
     covered: int
     seconds: float
     scored: tuple[tuple[float, float], ...] = ()
+    drop_is_share: bool = True
 
     @property
     def best(self) -> Solved:
@@ -113,7 +114,7 @@ class Resolved:
         return {
             "schema": 1, "label": LABEL, "targets": [device.id for device in self.problem.costs.devices],
             "budgets": [{"objective": b.objective, "limit": b.text} for b in self.problem.settings.budgets],
-            "drop_is_share": PrimaryMetric.of(self.problem.data.metrics[0], [d for _, d in self.scored]).is_share,
+            "drop_is_share": self.drop_is_share,
             "baseline": {name: finite(value) for name, value in self.problem.baseline.items()},
             "choices_covered": self.covered, "choices_computed": self.computed, "seconds": self.seconds,
             "points": [point.to_plain() for point in self.points],
@@ -174,7 +175,8 @@ def resolve(
     trials = tuple(zip(losses, drops, strict=True))
     points = _points(problem, table, trials)
     cells = sum(len(options) - 1 for options in problem.space.options.values())
-    return Resolved(problem, table, points, computed, cells - computed, time.perf_counter() - start, trials)
+    return Resolved(problem, table, points, computed, cells - computed, time.perf_counter() - start, trials,
+                    metric_of(problem, records).is_share)
 
 
 def _measured(path: Path) -> tuple[dict[tuple[str, str], float], Mapping[str, Any]]:
