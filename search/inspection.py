@@ -11,7 +11,8 @@ from paretopress.compressors.probe import own_code_failures
 from paretopress.evaluators.costs import integer_policy
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.hardware_profiles.profile import DeviceProfile
-from paretopress.search.problem import Problem, reachable
+from paretopress.search.problem import Problem
+from paretopress.search.reachability import reachable
 from paretopress.spaces.arithmetic import INNER
 from paretopress.spaces.choices import describe
 from paretopress.spaces.cost_view import cost_view

@@ -16,7 +16,8 @@ from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import SerialExecutor
 from paretopress.search.guidance import guide_of
 from paretopress.search.option_space import OptionSpace
-from paretopress.search.problem import Problem, SearchSettings, check_feasible, prepare_problem, reachable
+from paretopress.search.problem import Problem, SearchSettings, prepare_problem
+from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.seeds import exact_seeds
 from paretopress.search.surrogate import Guide
 from paretopress.search.table import measure_table

@@ -25,8 +25,9 @@ from paretopress.search.exchange import drop_per_nat, exchanges
 from paretopress.search.executors import torch_threads
 from paretopress.search.ledger import read_run
 from paretopress.search.pareto import non_dominated
-from paretopress.search.problem import Problem, SearchSettings, check_feasible, prepare_problem, reachable
+from paretopress.search.problem import Problem, SearchSettings, prepare_problem
 from paretopress.search.proxy_tables import metric_of, scored
+from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.seeds import exact_fronts, policy_of, spread_by_loss, within
 from paretopress.spaces.choices import choice_from_plain, choice_to_plain
 from paretopress.spaces.documents import canonical_json, finite, read_document

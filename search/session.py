@@ -23,16 +23,10 @@ from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
 from paretopress.search.ledger import Run, package_versions
 from paretopress.search.live import ExplorationStatus, ExplorationWatch
-from paretopress.search.problem import (
-    Problem,
-    SearchSettings,
-    check_feasible,
-    default_run_path,
-    prepare_problem,
-    reachable,
-)
+from paretopress.search.problem import Problem, SearchSettings, default_run_path, prepare_problem
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
+from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds

@@ -16,7 +16,8 @@ from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.finalists import Finalist
 from paretopress.search.judgement import Candidate, judge
-from paretopress.search.problem import check_feasible, prepare_problem, reachable
+from paretopress.search.problem import prepare_problem
+from paretopress.search.reachability import check_feasible, reachable
 from paretopress.spaces.choices import Keep
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 from paretopress.spaces.policy import DENSE, Policy

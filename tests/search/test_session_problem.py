@@ -11,7 +11,8 @@ import torch
 from paretopress.evaluators.budgets import parse_budget
 from paretopress.evaluators.metrics import Metric
 from paretopress.search.clean_process import call_in_clean_process
-from paretopress.search.problem import check_feasible, prepare_problem, reachable
+from paretopress.search.problem import prepare_problem
+from paretopress.search.reachability import check_feasible, reachable
 from paretopress.spaces.errors import ArtifactError, ConfigError, DiskError, InfeasibleError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SpaceSettings

@@ -18,7 +18,8 @@ from paretopress.evaluators.costs import CostModel, drop_what_cannot_run, intege
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.inspection import inspection
-from paretopress.search.problem import check_feasible, prepare_problem, reachable
+from paretopress.search.problem import prepare_problem
+from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.seeds import UNKNOWN_PRICE, exact_seeds, kernel_prices
 from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Keep, Weights
