@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from paretopress.evaluators.costs import CostModel, runnable_options, violations
+from paretopress.evaluators.price_tables import kernel_costs
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
 from paretopress.spaces.choices import Choice, Keep, Weights, activation_bits, compatible
 from paretopress.spaces.cost_view import kernels_of, merged_sums
-from paretopress.spaces.errors import ProfileError
 from paretopress.spaces.fusion import FusedKernel
 from paretopress.spaces.kernels import Kernel
 from paretopress.spaces.plan import Plan, kept_channels, plan, plan_layer
@@ -178,26 +178,11 @@ class FactorGraph:
 
 
 def kernel_prices(device: DeviceProfile, kernels: Sequence[Kernel]) -> np.ndarray:
-    """Price kernels, shape (n,); those that the device cannot execute get a large finite price.
-
-    Whether a kernel is known depends on its family and its widths alone.
-    """
-    try:
-        return device.kernel_cost(kernels)
-    except ProfileError:
-        pass
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for index, kernel in enumerate(kernels):
-        alike.setdefault((kernel.family, kernel.weight_bits, kernel.activation_bits), []).append(index)
-    prices = np.full(len(kernels), np.nan)
-    for members in alike.values():
-        try:
-            prices[members] = device.kernel_cost([kernels[index] for index in members])
-        except ProfileError:
-            continue
-    known = prices[~np.isnan(prices)]
-    dearest = float(known.max()) if len(known) else 1.0
-    return np.where(np.isnan(prices), UNKNOWN_PRICE * dearest, prices)
+    """Price kernels, shape (n,); those that the device cannot execute get a large finite price."""
+    prices = kernel_costs(device, kernels)
+    unknown = np.isinf(prices)
+    dearest = float(prices[~unknown].max(initial=0.0)) or 1.0
+    return np.where(unknown, UNKNOWN_PRICE * dearest, prices)
 
 
 def exact_fronts(
