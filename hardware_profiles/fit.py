@@ -40,10 +40,12 @@ class Fitted:
     Attributes:
         model: Predicts kernels, conversions and networks.
         profiler_us: Overhead of the profiler per executed node, for comparing kernels with its times.
+        measured: Families with their executed types that timed networks had; others are derived.
     """
 
     model: LatencyModel
     profiler_us: float
+    measured: frozenset[tuple[Family, str]] = frozenset()
 
 
 def executed_type(kernel: Kernel) -> str:
@@ -153,7 +155,7 @@ def fit_model(
         else:
             families[Family(name), kind] = FamilyModel(*pair, None)
     model = LatencyModel(device, alignment, families, boundaries, {}, float(solution[0]), 1.0, 1.0)
-    fitted = Fitted(model, float(solution[1]))
+    fitted = Fitted(model, float(solution[1]), frozenset(families))
     if trees:
         fitted = replace(fitted, model=_with_trees(fitted, timed))
         fitted = replace(fitted, model=_with_wall_trees(fitted.model, timed))

@@ -52,10 +52,6 @@ _STEPS = {
     "onnxruntime": "int8 convolutions of ONNX Runtime copy channels whose count is no multiple of 4: they lose time",
 }
 _STEP = "vector registers hold multiples of 4 channels: what is left over is computed apart"
-# Families that no random network contains.
-NOT_MEASURED = {
-    "other": "operators without a rule are priced like pixels that are shuffled",
-}
 FLOAT_FAMILIES = {
     "elementwise": "activations that no kernel absorbs are exported in float",
     "norm": "runtimes have no int8 kernel for this normalisation on CPU",
@@ -89,9 +85,10 @@ def profile_document(
     rule = _STEPS.get(runtime.name, _STEP)
     quantises = "int8" in runtime.executes
     latency = latency_section(fitted.model, "measured", source)
+    measured = {(family.value, executed) for family, executed in fitted.measured}
     for predictor in latency["predictors"]:
-        if predictor["family"] in NOT_MEASURED:
-            origin = f"derived: {NOT_MEASURED[predictor['family']]}; {source}"
+        if (predictor["family"], predictor["executes"]) not in measured:
+            origin = f"derived: in no timed network, priced like kernels that do similar work; {source}"
             predictor["terms"] = {
                 name: number(leaf["value"], "derived", origin) for name, leaf in predictor["terms"].items()
             }
