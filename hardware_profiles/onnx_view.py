@@ -20,7 +20,7 @@ from paretopress.spaces.kernels import Boundary, CostView, Family, Kernel, Lifet
 
 _FREE = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Cast")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "PRelu")
+_ACTIVATIONS = ("Relu", "Clip")   # as `spaces.fusion`: other activations are kernels of their own
 _FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("Conv", "QLinearConv", "ConvInteger"), Family.CONV), "ConvTranspose": Family.TRANSPOSED,
     "Gemm": Family.LINEAR, **dict.fromkeys(("MatMul", "QLinearMatMul", "MatMulInteger"), Family.MATMUL),
@@ -31,12 +31,12 @@ _FAMILIES: dict[str, Family] = {
         Family.NORM,
     ),
     **dict.fromkeys(
-        ("Pad", "Slice", "Transpose", "Gather", "Split", "Expand", "Resize", "Upsample", "DepthToSpace",
-         "SpaceToDepth", "Tile"), Family.DATA,
+        ("Pad", "Slice", "Transpose", "Gather", "Split", "Expand", "Resize", "Upsample", "Tile"), Family.DATA,
     ),
     **dict.fromkeys(
-        (*_ACTIVATIONS, "Mul", "Sub", "Div", "Sigmoid", "Tanh", "Erf", "Gelu", "Softmax", "Exp", "Sqrt", "Pow", "Neg",
-         "Abs", "Elu", "Softplus", "Mish", "Min", "Max"), Family.ELEMENTWISE,
+        (*_ACTIVATIONS, "LeakyRelu", "HardSwish", "HardSigmoid", "PRelu", "Mul", "Sub", "Div", "Sigmoid", "Tanh", "Erf",
+         "Gelu", "Softmax", "Exp", "Sqrt", "Pow", "Neg", "Abs", "Elu", "Softplus", "Mish", "Min", "Max"),
+        Family.ELEMENTWISE,
     ),
 }
 _WEIGHTED = (Family.CONV, Family.GROUPED, Family.DEPTHWISE, Family.TRANSPOSED, Family.LINEAR)

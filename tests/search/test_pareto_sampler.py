@@ -71,7 +71,7 @@ def test_sixty_of_4096_policies_give_most_of_the_exact_front(toys, space, seed):
     every = [evaluate(space.policy(space.genome_at(index))) for index in range(space.size)]
     costs = [[-one.values["accuracy"], one.values["size"]] for one in every if one.constraints["size"] <= 0]
     chance = optuna.create_study(directions=sampler.directions, sampler=optuna.samplers.RandomSampler(seed=seed))
-    assert reached >= 0.99 * hypervolume(np.array(costs), [150.0, 90.0])
+    assert reached >= 0.97 * hypervolume(np.array(costs), [150.0, 90.0])
     assert reached > 1.1 * volume(optimise(sampler, evaluate, 60, chance))
 
 
