@@ -55,30 +55,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="time for the profile's networks")
     parser.add_argument("--most", type=int, default=None, help="networks of the profile at most")
     parser.add_argument("--bases", nargs="+", default=list(BASES), help="models to take variants of")
-    parser.add_argument("--networks", type=Path, help="folder where held-out networks are kept between runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    networks = _kept(arguments.networks, arguments.bases)
+    networks = list(held_out(arguments.bases))   # exporting them takes minutes
     results = [_measured(name, networks, arguments) for name in arguments.runtimes]
     for result in results:
         (arguments.out / f"whole_networks_{result['runtime']}.json").write_text(json.dumps(result, indent=1) + "\n")
     text = "\n\n".join(map(_text, results)) + "\n"
     (arguments.out / "whole_networks.txt").write_text(text)
     print(text, end="")
-
-
-def _kept(folder: Path | None, bases: list[str]) -> list[HeldOut]:
-    """Make the held-out networks, or read those of an earlier run: exporting them takes minutes."""
-    if folder is None:
-        return list(held_out(bases))
-    import pickle
-
-    path = folder / "held_out.pickle"
-    if not path.exists():
-        path.write_bytes(pickle.dumps(list(held_out(bases))))
-    found: list[HeldOut] = pickle.loads(path.read_bytes())
-    return found
 
 
 def _measured(name: str, networks: Sequence[HeldOut], arguments: argparse.Namespace) -> Row:
