@@ -14,6 +14,7 @@ from paretopress.svg import GREY, INK, STYLE, shortened, text_at, tooltip
 
 MARGIN, NAME_WIDTH, CELL_WIDTH, CELL_HEIGHT = 24.0, 190.0, 42.0, 17.0
 HEADING, LABEL_HEIGHT, LONGEST_NAME, LONGEST_LABEL, MOST_DECADES = 30.0, 70.0, 30, 20, 7
+SLANT = 56.0   # how far a label reaches to the right of the middle of its column
 # Light to dark and monotone in lightness, so that it prints in grey: viridis, backwards (Smith, van der Walt 2015).
 SCALE = ("#fde725", "#90d743", "#35b779", "#21918c", "#31688e", "#443983", "#440154")
 
@@ -77,7 +78,8 @@ def _block(
             point = cells.get((unit, *column))
             if point is not None:
                 parts.append(_cell(unit, point, left + place * CELL_WIDTH, y, low, high))
-    return parts, HEADING + LABEL_HEIGHT + len(units) * CELL_HEIGHT + 12, left + len(columns) * CELL_WIDTH
+    right = left + (len(columns) - 0.5) * CELL_WIDTH + SLANT
+    return parts, HEADING + LABEL_HEIGHT + len(units) * CELL_HEIGHT + 12, right
 
 
 def _columns(curves: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -109,7 +111,7 @@ def _label(family: str, tag: str, axis: str) -> str:
     if axis == "bits":
         words = family.replace("16-bit floats", "").replace("integers", "bits").replace("8-bit activations", "a8")
         return shortened(f"{tag} {words}".strip(), LONGEST_LABEL)
-    return shortened(f"{family} {tag}", LONGEST_LABEL)
+    return shortened(family if tag == "0" else f"{family} {tag}", LONGEST_LABEL)   # a dropped branch has no amount
 
 
 def _cell(unit: str, point: Mapping[str, Any], x: float, y: float, low: float, high: float) -> str:
@@ -156,5 +158,5 @@ def _legend(low: float, high: float, y: float) -> list[str]:
     for decade in range(round(low), round(high) + 1):
         x = MARGIN + width * (decade - low) / (high - low)
         parts.append(text_at(x, y + 22, f"1e{decade}" if decade else "1", "s", "middle"))
-    parts.append(text_at(MARGIN + width + 24, y + 9, "~ estimated    × cannot be measured    blank: not offered", "s"))
+    parts.append(text_at(MARGIN + width + 24, y + 9, "~ estimated · × cannot be measured · blank: not offered", "s"))
     return parts
