@@ -34,6 +34,7 @@ from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
+from paretopress.spaces.policy import Policy
 
 if TYPE_CHECKING:
     from paretopress.compressors.entries import Importance
@@ -136,10 +137,13 @@ def run_search(
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem) as executor:
             table = _table(problem, evaluator, executor, run.path, watcher, deadline)
+            seeds = _seeds(problem, table)
             if settings.proxy == AUTO:
-                first = _explore(problem, evaluator, table, executor, run, watcher, deadline, most=CHECKED)
-                table = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
-            records = _explore(problem, evaluator, table, executor, run, watcher, deadline)
+                first = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline, most=CHECKED)
+                trusted = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
+                if trusted is not table:
+                    table, seeds = trusted, _seeds(problem, trusted)
+            records = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
             if settings.executor != "ray":
                 verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports)
@@ -244,25 +248,30 @@ def _trusted(
     return trusted_table(problem, evaluator, table, records, path, key, observer, seconds)
 
 
+def _seeds(problem: Problem, table: SensitivityTable) -> tuple[Policy, ...]:
+    """What an exploration begins with: the dense model, what people would try by hand, the exact front of the table."""
+    limits = problem.limits_without_accuracy().costs
+    found = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS, limits).policies
+    policies = (*found[:1], *problem.comparisons().values(), *found[1:])
+    if problem.distillation_samples() is None:
+        return policies
+    return tuple(dict.fromkeys((*policies, *problem.even_widths())))
+
+
 def _explore(
     problem: Problem,
     evaluator: CandidateEvaluator,
     table: SensitivityTable,
+    policies: Sequence[Policy],
     executor: Executor,
     run: Run,
     observer: Observer,
     deadline: float | None,
     most: int | None = None,
 ) -> list[TrialRecord]:
-    """Explore, or make only the first `most` trials of that."""
+    """Explore from some policies, or make only the first `most` trials of that."""
     settings = problem.settings
     trials = settings.trials if most is None else min(most, settings.trials or most)
-    limits = problem.limits_without_accuracy().costs
-    seeds = exact_seeds(problem.program.structure, problem.space, table, problem.costs, SEEDS, limits)
-    first = seeds.policies[:1]
-    policies = (*first, *problem.comparisons().values(), *seeds.policies[1:])
-    if problem.distillation_samples() is not None:
-        policies = tuple(dict.fromkeys((*policies, *problem.even_widths())))
     seconds = None
     if deadline is not None:
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
