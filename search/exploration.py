@@ -84,7 +84,7 @@ def explore(
         if outcome is None:
             continue
         genome = pending.pop(outcome.number)
-        evaluation = _checked(outcome.evaluation, objectives, constraints)
+        evaluation = complete_or_failed(outcome.evaluation, objectives, constraints)
         record = TrialRecord.of(outcome.number, space.policy(genome), evaluation, outcome.seconds)
         run.append(record)
         proposer.learn(genome, record)
@@ -134,7 +134,7 @@ def _proposals(
         yield number, genome
 
 
-def _checked(evaluation: Evaluation, objectives: Mapping[str, str], constraints: Sequence[str]) -> Evaluation:
+def complete_or_failed(evaluation: Evaluation, objectives: Mapping[str, str], constraints: Sequence[str]) -> Evaluation:
     """Return the evaluation itself, or a failed one naming what a complete one lacks."""
     if evaluation.state is not State.COMPLETE:
         return evaluation
