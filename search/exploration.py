@@ -75,7 +75,7 @@ def explore(
     pending: dict[int, Genome] = {}
     proposals = _proposals(proposer, run, settings)
     while should_stop is None or not should_stop():
-        for number, genome in itertools.islice(proposals, executor.capacity - len(pending)):
+        for number, genome in itertools.islice(proposals, max(0, executor.capacity - len(pending))):
             pending[number] = genome
             executor.submit(number, space.policy(genome))
         if not pending:

@@ -69,7 +69,9 @@ class OptunaMirror:
             if found != directions:
                 raise ConfigError(f"{self._url}: study {self._name!r} has the directions {', '.join(found)}, "
                                   f"the search {', '.join(directions)}")
-            study.set_metric_names(list(self._objectives))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(self._objectives))
             self._count = len(study.get_trials(deepcopy=False))
             self._study = study
         return self._study

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import toy_evaluators as toys
+from history import front_of
 
 from paretopress.search.exploration import explore
 from paretopress.search.ledger import Run
@@ -24,6 +25,7 @@ from paretopress.search.storages.opening import open_store
 from paretopress.search.storages.optuna_mirror import OptunaMirror
 from paretopress.search.storages.storage_url import StorageUrl
 from paretopress.search.storages.trial_store import Study
+from paretopress.spaces.documents import write_atomic
 from paretopress.spaces.policy import DENSE
 
 OBJECTIVES = {"accuracy": "max", "size": "min"}
@@ -36,8 +38,8 @@ def store_of(url, run):
     return open_store(StorageUrl.parse(url, Path(run)), "toy")
 
 
-def study():
-    return Study("toy", PRINTS, OBJECTIVES)
+def study(objectives=None):
+    return Study("toy", PRINTS, objectives or OBJECTIVES)
 
 
 def log(run, word):
@@ -48,14 +50,15 @@ def log(run, word):
 
 
 def coordinate(url, run, trials, sampler="random", evaluator=None, local=True, mirrored=False, lease=LEASE,
-               options=None, timeout=60.0):
-    """Lead the search until it is complete."""
+               options=None, timeout=60.0, objectives=None):
+    """Lead the search until it is complete, then write its front."""
+    objectives = objectives or OBJECTIVES
     path = Path(run)
     path.mkdir(parents=True, exist_ok=True)
     options = options or toys.toy_options()
     store, name = store_of(url, run), process_name()
     patience = Patience(timeout)
-    while patience.attempt(lambda: store.join(study()) or True) is None:
+    while patience.attempt(lambda: store.join(study(objectives)) or True) is None:
         time.sleep(0.05)
     leadership = Leadership(store, name, patience, lease)
     leadership.wait()
@@ -63,7 +66,7 @@ def coordinate(url, run, trials, sampler="random", evaluator=None, local=True, m
     mirror = None
     if mirrored:
         space = OptionSpace.of(options, model="m", space="s")
-        mirror = OptunaMirror(StorageUrl.parse(url, path), "toy", OBJECTIVES, space)
+        mirror = OptunaMirror(StorageUrl.parse(url, path), "toy", objectives, space)
     mirroring = Mirroring(mirror, lambda _: None)
     with contextlib.ExitStack() as stack:
         run_ = stack.enter_context(Run.open(path, PRINTS, {"seed": 3}))
@@ -73,22 +76,25 @@ def coordinate(url, run, trials, sampler="random", evaluator=None, local=True, m
             stack.enter_context(executor)
             worker = StorageWorker(store, Outbox(path), executor, name, patience, lease_seconds=lease)
         with StorageExecutor(store, leadership, patience, worker, lease / 4) as shared:
-            record_what_is_stored(shared, run_, OBJECTIVES, ["size"])
-            explore(options, OBJECTIVES, SEEDS, shared, run_, settings, ["size"],
+            record_what_is_stored(shared, run_, objectives, ["size"])
+            explore(options, objectives, SEEDS, shared, run_, settings, ["size"],
                     on_record=lambda _: mirroring.catch_up(run_.records()))
             mirroring.catch_up(run_.records(), now=True)
         if worker is not None:
             worker.wind_down(1.0)
+        records = run_.records()
+        write_atomic(path / "front.json", lambda stream: stream.write(front_of(records, objectives)))
         leadership.resign()
     log(run, "complete")
 
 
-def work(url, run, evaluator=None, idle=1.0, lease=LEASE, timeout=60.0, outbox=None, slots=1):
+def work(url, run, evaluator=None, idle=1.0, lease=LEASE, timeout=60.0, outbox=None, slots=1, name=None):
     """Evaluate until nothing has been there to do for some seconds."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     store, patience = store_of(url, run), Patience(timeout)
     executor = ProcessExecutor(evaluator or toys.ToyEvaluator(budget=70.0), slots, tries=1, fork=True)
-    worker = StorageWorker(store, Outbox(Path(outbox or run)), executor, process_name(), patience, lease_seconds=lease)
+    worker = StorageWorker(store, Outbox(Path(outbox or run)), executor, name or process_name(), patience,
+                           lease_seconds=lease)
     worker.recover()
     last = time.monotonic()
     try:
