@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from paretopress.search.executors import Evaluate, Executor
 from paretopress.search.exploration import complete_or_failed
-from paretopress.search.fault_points import fault_point
 from paretopress.search.ledger import Run
 from paretopress.search.option_space import OptionSpace
 from paretopress.search.outbox import Outbox
@@ -179,9 +178,7 @@ def record_what_is_stored(
     for row, outcome in executor.unrecorded(run.records()):
         policy = policy_of(row.policy, prints.get("model", ""), prints.get("space", ""))
         evaluation = complete_or_failed(outcome.evaluation, objectives, constraints)
-        fault_point("before record")
         run.append(TrialRecord.of(row.number, policy, evaluation, outcome.seconds))
-        fault_point("after record")
 
 
 def policy_of(text: str, model: str, space: str) -> Policy:
