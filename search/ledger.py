@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from paretopress.search.fault_points import fault_point
 from paretopress.search.records import TrialRecord
 from paretopress.spaces.documents import (
     canonical_json,
@@ -156,6 +157,7 @@ class Run:
         if self._stream < 0:
             raise ValueError(f"{self.path}: the run is closed")
         line = (record.to_line() + "\n").encode()
+        fault_point("before record")
         try:
             _write_all(self._stream, line)
             os.fsync(self._stream)
@@ -168,6 +170,7 @@ class Run:
         self._size += len(line)
         self._records.append(record)
         self._numbers.add(record.number)
+        fault_point("after record")
 
     def records(self) -> list[TrialRecord]:
         """Return the finished trials in the order in which they were written."""

@@ -30,6 +30,7 @@ from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
+from paretopress.search.shared_search import Mirroring, Sharing, coordinated, exploring
 from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.workload import Workload
@@ -94,6 +95,7 @@ def run_search(
     observer: Observer | None = None,
     model_name: str = "",
     data_name: str = "",
+    sharing: Sharing | None = None,
 ) -> Path:
     """Search, verify, and write a run directory. The same call continues an interrupted run.
 
@@ -106,6 +108,7 @@ def run_search(
         observer: Hears about progress; `should_stop()` of it, where it has one, ends the search early.
         model_name: Where the model came from, for the record.
         data_name: Where the data came from, for the record.
+        sharing: The storage that other processes and hosts join the search in; None: this one searches alone.
 
     Returns:
         The run directory; `front.json` there is the result.
@@ -127,23 +130,25 @@ def run_search(
             watcher.message(f"{device.id}: {device.anchors}")
     path = run_path or default_run_path(problem)
     config = {"seed": settings.seed, "settings": settings.to_plain(), "model": model_name, "data": data_name}
-    fingerprints = {**problem.fingerprints(), "versions": _versions()}
+    fingerprints = {**problem.fingerprints(), "versions": version_fingerprint()}
     deadline = None if settings.seconds is None else started + settings.seconds
     with (
+        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher) as together,
         Run.open(path, fingerprints, config, fresh=fresh) as run,
         torch_threads(THREADS),
         torch.random.fork_rng(devices=[]),
     ):
         evaluator = prepare_evaluator(problem, watcher)
-        with _executor(evaluator, problem) as executor:
+        with _executor(evaluator, problem, sharing) as executor:
             table = _table(problem, evaluator, executor, run.path, watcher, deadline)
             seeds = _seeds(problem, table)
-            if settings.proxy == AUTO:
-                first = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline, most=CHECKED)
-                trusted = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
-                if trusted is not table:
-                    table, seeds = trusted, _seeds(problem, trusted)
-            records = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline)
+            with exploring(together, executor, run, problem, evaluator.constraints) as where:
+                if settings.proxy == AUTO:
+                    first = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline, most=CHECKED)
+                    trusted = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
+                    if trusted is not table:
+                        table, seeds = trusted, _seeds(problem, trusted)
+                records = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
             if settings.executor != "ray":
                 verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports)
@@ -161,7 +166,8 @@ def exploration_settings(settings: SearchSettings, seconds: float | None) -> Exp
     )
 
 
-def _versions() -> str:
+def version_fingerprint() -> str:
+    """Packages and versions that results depend on, as one text."""
     return " ".join(f"{name}={version}" for name, version in sorted(package_versions().items()))
 
 
@@ -209,7 +215,7 @@ def _table(
 ) -> SensitivityTable:
     """Read the sensitivity table back, or measure as much of it as a share of the time allows."""
     stored = path / SENSITIVITY
-    key = {**problem.fingerprints(), "versions": _versions()}
+    key = {**problem.fingerprints(), "versions": version_fingerprint()}
     if (table := read_table(stored, key, problem.space)) is not None:
         return table
     seconds = None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
@@ -243,7 +249,7 @@ def _trusted(
     path: Path, observer: Observer, deadline: float | None,
 ) -> SensitivityTable:
     """The table to go on with, once the first candidates are scored."""
-    key = {**problem.fingerprints(), "versions": _versions()}
+    key = {**problem.fingerprints(), "versions": version_fingerprint()}
     seconds = None if deadline is None else CHECK_SHARE * (deadline - time.monotonic())
     return trusted_table(problem, evaluator, table, records, path, key, observer, seconds)
 
@@ -263,14 +269,14 @@ def _explore(
     evaluator: CandidateEvaluator,
     table: SensitivityTable,
     policies: Sequence[Policy],
-    executor: Executor,
+    where: tuple[Executor, Mirroring],
     run: Run,
     observer: Observer,
     deadline: float | None,
     most: int | None = None,
 ) -> list[TrialRecord]:
     """Explore from some policies, or make only the first `most` trials of that."""
-    settings = problem.settings
+    settings, (executor, mirror) = problem.settings, where
     trials = settings.trials if most is None else min(most, settings.trials or most)
     seconds = None
     if deadline is not None:
@@ -287,6 +293,7 @@ def _explore(
 
     def on_record(record: TrialRecord) -> None:
         watch.add(record)
+        mirror.catch_up(run.records())
         if show is not None and watch.due():
             show(watch.status())
         observer.advance(1, _note(record))
@@ -305,8 +312,10 @@ def _note(record: TrialRecord) -> str:
     return "" if accuracy is None else f"accuracy {accuracy:.4f}"
 
 
-def _executor(evaluator: CandidateEvaluator, problem: Problem) -> Executor:
+def _executor(evaluator: CandidateEvaluator, problem: Problem, sharing: Sharing | None = None) -> Executor:
     settings, workload = problem.settings, Workload.of(problem, evaluator)
+    if sharing is not None and settings.executor != "ray":
+        return sharing.processes(workload, settings.workers)
     if settings.executor == "process":
         return ProcessExecutor(workload, settings.workers)
     if settings.executor == "ray":

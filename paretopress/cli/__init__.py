@@ -16,6 +16,7 @@ _VERBS = {
     "inspect": "inspect",
     "sensitivity": "sensitivity",
     "search": "search",
+    "worker": "sharing",
     "front": "front",
     "solve": "solve",
     "export": "front",

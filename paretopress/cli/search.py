@@ -19,11 +19,13 @@ from paretopress.cli.options import (
     print_json,
     terminal_width,
 )
+from paretopress.cli.sharing import STORAGE_OPTION, limits_options, sharing_of
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 
 if TYPE_CHECKING:
     from paretopress.result import Result
     from paretopress.search.problem import SearchSettings
+    from paretopress.search.shared_search import Sharing
 
 DEMO = "paretopress.demo.factories"
 DEMO_SETTINGS = {"max_drop": "5pp", "search": {"time": "170s"}}
@@ -144,6 +146,8 @@ def demo_command(
     metavar="KEY=VALUE",
     help="Override one key of the settings file, such as space.bits=[8,4].",
 )
+@STORAGE_OPTION
+@limits_options
 @common
 def search_command(
     settings_file: Path | None,
@@ -164,6 +168,10 @@ def search_command(
     importance: str | None,
     distil: str | None,
     assignments: Sequence[str],
+    storage: str | None,
+    trial_timeout: str | None,
+    trial_memory: str | None,
+    storage_timeout: str | None,
     as_json: bool,
 ) -> int:
     """Search compressed models that meet budgets on a device, and verify the best.
@@ -188,7 +196,9 @@ def search_command(
         read_plain(settings_file, assignments), targets, limits_of(limits), max_drop, flags
     )
     name = settings_file.stem if settings_file else model.rpartition(":")[2].rpartition(".")[2]
-    return run_and_print(model, data, search_settings(plain, name=name), run, fresh=fresh, as_json=as_json)
+    settings = search_settings(plain, name=name)
+    sharing = sharing_of(storage, trial_timeout, trial_memory, storage_timeout)
+    return run_and_print(model, data, settings, run, fresh=fresh, as_json=as_json, sharing=sharing)
 
 
 def read_plain(settings_file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
@@ -213,7 +223,8 @@ def limits_of(texts: Sequence[str]) -> dict[str, str]:
 
 
 def run_and_print(
-    model: str, data: str, settings: SearchSettings, run: Path | None, *, fresh: bool, as_json: bool
+    model: str, data: str, settings: SearchSettings, run: Path | None, *, fresh: bool, as_json: bool,
+    sharing: Sharing | None = None,
 ) -> int:
     """Run a search and print its front; the exit code is 3 where no verified point meets all budgets."""
     from paretopress.factories import load_data, load_model
@@ -229,7 +240,8 @@ def run_and_print(
         if run is not None and not fresh and seconds is not None and (run / FRONT_FILE).exists():
             observer.message(f"{run} has a front already: it is searched for {duration(seconds)} more")
         folder = run_search(
-            network, sets, settings, run, fresh=fresh, observer=observer, model_name=model, data_name=data
+            network, sets, settings, run, fresh=fresh, observer=observer, model_name=model, data_name=data,
+            sharing=sharing,
         )
     result = Result.load(folder)
     print_result(result, seconds, as_json=as_json)
