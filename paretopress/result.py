@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FRONT_FILE = "front.json"
+RUN_DOCUMENT = "run.yaml"
+FAILURES = 0.1   # share of failed trials from which on a run is partial
 _MEASURED = {
     "accuracy": "accuracy",
     "latency": "latency_ms",
@@ -249,6 +251,33 @@ class Result:
             return cls(folder, read_front(read_document(path), folder))
         except ConfigError as error:
             raise ArtifactError(str(error)) from None
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """What is missing of what was asked for, one line each; empty where nothing is.
+
+        The time ended before the number of trials was reached, finalists could not be verified, or more than a tenth of
+        the trials failed. The front is good all the same.
+        """
+        trials, found = self.front.plain.get("trials") or {}, []
+        total, failed, asked = trials.get("total", 0), trials.get("FAIL", 0), self._trials_asked_for()
+        if asked is not None and total < asked:
+            found.append(f"{total} of {asked} trials: the time was up")
+        if failed > FAILURES * total:
+            found.append(f"{failed} of {total} trials failed; trials.jsonl has the reasons")
+        broken = [point for point in self.front.verified if not point.measured]
+        if broken:
+            found.append(f"{len(broken)} of {len(self.front.verified)} finalists could not be verified: "
+                         f"#{broken[0].id}: {broken[0].why_not}")
+        return tuple(found)
+
+    def _trials_asked_for(self) -> int | None:
+        """The number of trials that the run's settings name, None without one."""
+        path = self.run / RUN_DOCUMENT
+        document = read_document(path) if path.exists() else {}
+        settings = ((document or {}).get("config") or {}).get("settings") or {}
+        trials = settings.get("trials")
+        return trials if isinstance(trials, int) else None
 
     def knee(self) -> Point:
         """Return the front's knee. Raises `InfeasibleError` where nothing meets the budgets."""

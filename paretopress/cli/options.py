@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+TYPED = "paretopress.typed"   # in the context: what the user typed
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

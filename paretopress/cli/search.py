@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paretopress.result import Result
     from paretopress.search.problem import SearchSettings
 
+PARTIAL = 4   # exit code: the front is written, but part of what was asked for is missing
 DEMO = "paretopress.demo.factories"
 DEMO_SETTINGS = {"max_drop": "5pp", "search": {"time": "170s"}}
 
@@ -64,6 +65,13 @@ def effort_options(command: Command) -> Command:
                 help="Run directory; an existing one is continued.  [default: runs/NAME-FINGERPRINT]",
             ),
             click.option("--fresh", is_flag=True, help="Start anew where the run directory exists."),
+            click.option(
+                "--log",
+                "trackers",
+                multiple=True,
+                metavar="TRACKER",
+                help="Also write what happens to tensorboard (in the run directory), mlflow or wandb; may be repeated.",
+            ),
         )
     ):
         command = option(command)
@@ -81,6 +89,7 @@ def demo_command(
     workers: int | None,
     run: Path | None,
     fresh: bool,
+    trackers: Sequence[str],
     as_json: bool,
 ) -> int:
     """Compress the built-in digits network for this machine, in less than three minutes.
@@ -94,7 +103,9 @@ def demo_command(
     flags = {"effort": effort, "time": time, "trials": trials, "seed": seed, "workers": workers}
     base = DEMO_SETTINGS if effort is None else {**DEMO_SETTINGS, "search": {}}
     settings = search_settings(with_arguments(base, search=flags), name="demo")
-    return run_and_print(f"{DEMO}:model", f"{DEMO}:data", settings, run, fresh=fresh, as_json=as_json)
+    return run_and_print(
+        f"{DEMO}:model", f"{DEMO}:data", settings, run, fresh=fresh, as_json=as_json, trackers=trackers
+    )
 
 
 @click.command("search")
@@ -144,6 +155,9 @@ def demo_command(
     metavar="KEY=VALUE",
     help="Override one key of the settings file, such as space.bits=[8,4].",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be searched, what budgets can reach and for how long; no search."
+)
 @common
 def search_command(
     settings_file: Path | None,
@@ -164,6 +178,8 @@ def search_command(
     importance: str | None,
     distil: str | None,
     assignments: Sequence[str],
+    trackers: Sequence[str],
+    dry_run: bool,
     as_json: bool,
 ) -> int:
     """Search compressed models that meet budgets on a device, and verify the best.
@@ -188,7 +204,12 @@ def search_command(
         read_plain(settings_file, assignments), targets, limits_of(limits), max_drop, flags
     )
     name = settings_file.stem if settings_file else model.rpartition(":")[2].rpartition(".")[2]
-    return run_and_print(model, data, search_settings(plain, name=name), run, fresh=fresh, as_json=as_json)
+    settings = search_settings(plain, name=name)
+    if dry_run:
+        from paretopress.cli.dry_run import print_forecast
+
+        return print_forecast(model, data, settings, run, as_json=as_json)
+    return run_and_print(model, data, settings, run, fresh=fresh, as_json=as_json, trackers=trackers)
 
 
 def read_plain(settings_file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
@@ -213,29 +234,39 @@ def limits_of(texts: Sequence[str]) -> dict[str, str]:
 
 
 def run_and_print(
-    model: str, data: str, settings: SearchSettings, run: Path | None, *, fresh: bool, as_json: bool
+    model: str, data: str, settings: SearchSettings, run: Path | None, *, fresh: bool, as_json: bool,
+    trackers: Sequence[str] = (),
 ) -> int:
-    """Run a search and print its front; the exit code is 3 where no verified point meets all budgets."""
+    """Run a search and print its front.
+
+    The exit code is 3 where no verified point meets all budgets, and 4 where the run is partial: see `Result.partial`.
+    """
+    from paretopress.callbacks import heard, tell_end
     from paretopress.factories import load_data, load_model
     from paretopress.measuring import measure_if_targeted
     from paretopress.progress import duration, observing
     from paretopress.result import FRONT_FILE, Result
     from paretopress.search.session import run_search
+    from paretopress.trackers import tracker
 
-    with observing(plain=as_json) as observer:
+    callbacks = [tracker(name) for name in trackers]
+    with observing(plain=as_json) as observer, heard(observer, callbacks) as hearing:
         network, sets = load_model(model), load_data(data)
         measure_if_targeted(settings.targets, observer)
         seconds = settings.seconds if settings.trials is None else None
         if run is not None and not fresh and seconds is not None and (run / FRONT_FILE).exists():
             observer.message(f"{run} has a front already: it is searched for {duration(seconds)} more")
         folder = run_search(
-            network, sets, settings, run, fresh=fresh, observer=observer, model_name=model, data_name=data
+            network, sets, settings, run, fresh=fresh, observer=hearing, model_name=model, data_name=data
         )
-    result = Result.load(folder)
+        result = Result.load(folder)
+        tell_end(hearing, result)
     print_result(result, seconds, as_json=as_json)
     if not result.front.feasible:
         raise InfeasibleError(f"no verified point meets all budgets (the front is in {folder})")
-    return 0
+    for reason in result.partial:
+        click.echo(f"partial: {reason}", err=True)
+    return PARTIAL if result.partial else 0
 
 
 def print_result(result: Result, seconds: float | None, *, as_json: bool) -> None:

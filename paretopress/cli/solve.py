@@ -66,6 +66,11 @@ def solve_command(
     if output is not None:
         policy = shlex.quote(str(output / "best.yaml"))
         next_command(f"paretopress apply --policy {policy} --model {model} --data {data} -o smaller")
+    else:
+        asked = [word for limit in limits for word in ("--max", limit)]
+        asked = [*(word for target in targets for word in ("--target", target)), *asked]
+        next_command(shlex.join(["paretopress", "solve", str(run), "--model", model, "--data", data, *asked,
+                                 "-o", "policies"]))
     return 0
 
 
