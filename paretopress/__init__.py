@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from paretopress.compressors.distillation import DistillationSettings
     from paretopress.evaluators.data import Data
     from paretopress.evaluators.metrics import Metric
+    from paretopress.evaluators.parquet import parquet_set
     from paretopress.one_method import (
         apply,
         binarize,
@@ -61,8 +62,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Augmentation", "Callback", "Data", "DistillationSettings", "Front", "Metric", "Mlflow", "Point", "Policy",
     "Result", "Search", "TensorBoard", "WeightsAndBiases", "__version__",
-    "apply", "binarize", "cluster", "compress", "distill", "factorize", "halve", "load", "prune", "quantize",
-    "sparsify",
+    "apply", "binarize", "cluster", "compress", "distill", "factorize", "halve", "load", "parquet_set", "prune",
+    "quantize", "sparsify",
 ]
 
 _METHODS = ("apply", "binarize", "cluster", "distill", "factorize", "halve", "prune", "quantize", "sparsify")
@@ -78,6 +79,7 @@ _HOMES = {
     "DistillationSettings": "paretopress.compressors.distillation",
     "Data": "paretopress.evaluators.data",
     "Metric": "paretopress.evaluators.metrics",
+    "parquet_set": "paretopress.evaluators.parquet",
     "Front": "paretopress.result",
     "Point": "paretopress.result",
     "Result": "paretopress.result",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from paretopress.cli.options import common, next_command, print_json
+from paretopress.cli.options import common, devices, next_command, print_json, words
 from paretopress.spaces.errors import ConfigError, unknown_name
 
 SHELLS = ("bash", "zsh", "fish")
@@ -27,10 +27,13 @@ WHERE = {
     "-o", "--output", "output", type=click.Path(path_type=Path, dir_okay=False), default=Path("settings.yaml"),
     show_default=True, help="The settings file to write.",
 )
-@click.option("--target", "targets", multiple=True, metavar="DEVICE", help="As for search; may be repeated.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="DEVICE", shell_complete=devices,
+    help="As for search; may be repeated.",
+)
 @click.option("--max", "limits", multiple=True, metavar="NAME=BUDGET", help="Limit a cost, as for search.")
 @click.option("--max-drop", metavar="1pp", help="Allowed loss, as for search.")
-@click.option("--effort", help="quick, balanced or thorough.")
+@click.option("--effort", shell_complete=words("quick", "balanced", "thorough"), help="quick, balanced or thorough.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set one key of the settings.")
 @click.option("--force", is_flag=True, help="Replace the files that are there.")
 @common

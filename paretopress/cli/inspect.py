@@ -13,6 +13,7 @@ from paretopress.cli.options import (
     DATA_OPTION,
     MODEL_OPTION,
     common,
+    devices,
     next_command,
     print_json,
     terminal_width,
@@ -36,7 +37,10 @@ COST_HEADINGS = ("objective", "dense", "best reachable", "limit", "")
 )
 @MODEL_OPTION
 @DATA_OPTION
-@click.option("--target", "targets", multiple=True, metavar="DEVICE", help="As for search; may be repeated.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="DEVICE", shell_complete=devices,
+    help="As for search; may be repeated.",
+)
 @click.option("--max", "limits", multiple=True, metavar="NAME=BUDGET", help="Limit a cost, as for search.")
 @click.option("--max-drop", metavar="1pp", help="Allowed loss, as for search.")
 @click.option(

@@ -25,6 +25,18 @@ DATA_OPTION = click.option(
 )
 
 
+def devices(_context: click.Context, _option: click.Parameter, typed: str) -> list[str]:
+    """Complete the ids of device profiles."""
+    from paretopress.hardware_profiles.catalogue import list_profiles
+
+    return [name for name in ("local", *list_profiles()) if name.startswith(typed)]
+
+
+def words(*allowed: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Complete one of some words; that only these are allowed is checked elsewhere, with the nearest."""
+    return lambda _context, _option, typed: [word for word in allowed if word.startswith(typed)]
+
+
 def debug_option(command: Command) -> Command:
     """Add `--debug`, which `main` reads before anything is parsed."""
     return click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(command)

@@ -14,10 +14,12 @@ from paretopress.cli.options import (
     MODEL_OPTION,
     Command,
     common,
+    devices,
     in_colour,
     next_command,
     print_json,
     terminal_width,
+    words,
 )
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 
@@ -27,7 +29,16 @@ if TYPE_CHECKING:
 
 PARTIAL = 4   # exit code: the front is written, but part of what was asked for is missing
 DEMO = "paretopress.demo.factories"
-DEMO_SETTINGS = {"max_drop": "5pp", "search": {"time": "170s"}}
+DEMO_SETTINGS: dict[str, Any] = {"max_drop": "5pp", "search": {"time": "170s"}}
+
+
+SET_OPTION = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key of the settings, such as space.bits=[8,4].",
+)
 
 
 def effort_options(command: Command) -> Command:
@@ -36,6 +47,7 @@ def effort_options(command: Command) -> Command:
         (
             click.option(
                 "--effort",
+                shell_complete=words("quick", "balanced", "thorough"),
                 help="How much is spent: quick (90s, 10 finalists), balanced (5m, 22) or thorough (30m, 40); --time, "
                 "--trials and settings win.  [default: balanced]",
             ),
@@ -70,6 +82,7 @@ def effort_options(command: Command) -> Command:
                 "trackers",
                 multiple=True,
                 metavar="TRACKER",
+                shell_complete=words("tensorboard", "mlflow", "wandb"),
                 help="Also write what happens to tensorboard (in the run directory), mlflow or wandb; may be repeated.",
             ),
         )
@@ -80,6 +93,7 @@ def effort_options(command: Command) -> Command:
 
 @click.command("demo")
 @effort_options
+@SET_OPTION
 @common
 def demo_command(
     effort: str | None,
@@ -90,6 +104,7 @@ def demo_command(
     run: Path | None,
     fresh: bool,
     trackers: Sequence[str],
+    assignments: Sequence[str],
     as_json: bool,
 ) -> int:
     """Compress the built-in digits network for this machine, in less than three minutes.
@@ -98,10 +113,12 @@ def demo_command(
     data that the search never saw, times them in ONNX Runtime, and prints the front. Once more, it searches
     that run further.
     """
-    from paretopress.settings import search_settings, with_arguments
+    from paretopress.settings import override, search_settings, with_arguments
 
     flags = {"effort": effort, "time": time, "trials": trials, "seed": seed, "workers": workers}
-    base = DEMO_SETTINGS if effort is None else {**DEMO_SETTINGS, "search": {}}
+    base: dict[str, Any] = DEMO_SETTINGS if effort is None else {**DEMO_SETTINGS, "search": {}}
+    for assignment in assignments:
+        base = override(base, assignment)
     settings = search_settings(with_arguments(base, search=flags), name="demo")
     return run_and_print(
         f"{DEMO}:model", f"{DEMO}:data", settings, run, fresh=fresh, as_json=as_json, trackers=trackers
@@ -121,6 +138,7 @@ def demo_command(
     "--target",
     "targets",
     multiple=True,
+    shell_complete=devices,
     metavar="DEVICE",
     help="Device id or profile file, as in 'paretopress device list'; may be repeated.  [default: local]",
 )
@@ -137,24 +155,21 @@ def demo_command(
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
 @click.option(
     "--sampler",
+    shell_complete=words("pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"),
     help="How trials are proposed: pareto, nsga2, nsga3, tpe, gp, random, evolution or ddpg.  [default: nsga2]",
 )
 @click.option(
     "--importance",
+    shell_complete=words("obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"),
     help="How channels are ranked: obs, taylor, fisher, hessian, fpgm, bn_scale, l2 or l1.  [default: obs]",
 )
 @click.option(
     "--distil",
+    shell_complete=words("auto", "train", "calibration", "off"),
     help="Train finalists against the dense model, without labels, on these inputs: train, calibration, off, or auto: "
     "on train where the data has it.  [default: auto]",
 )
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override one key of the settings file, such as space.bits=[8,4].",
-)
+@SET_OPTION
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be searched, what budgets can reach and for how long; no search."
 )
