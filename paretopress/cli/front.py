@@ -144,18 +144,16 @@ def _exported_text(front: Front, point: Point, checks: Mapping[str, Any]) -> str
     from paretopress.tables import shown
 
     parity, timing = checks["parity"], checks["timing"]
-    parts = [f"{front.metric.label} {front.metric.shown(point.value('accuracy'))}",
-             f"size {shown('size', point.value('size'))}"]
-    if timing["source"] == "export":
-        parts.append(f"differs by {parity['difference']:.2g}, {parity['agreement']:.1%} the same first output on "
-                     f"{parity['samples']} samples")
-        dense = shown("latency", timing["latency_ms_baseline"])
-        parts.append(f"{shown('latency', timing['latency_ms'])} in {timing['runtime']} (dense {dense})")
-    else:
-        if parity["difference"] is not None:
-            same = f"{parity['agreement']:.1%} the same first output"
-            parts.append(f"ONNX differs by {parity['difference']:.2g} ({same})")
-        parts.append(f"latency {shown('latency', point.value('latency'))}")
+    converted = timing["source"] == "export"
+    time = timing["latency_ms"] if converted else point.value("latency")
+    parts = [f"{front.metric.label} {front.metric.shown(point.value('accuracy'))}", f"latency {shown('latency', time)}"]
+    if converted:
+        parts[-1] += f" in {timing['runtime']} (dense {shown('latency', timing['latency_ms_baseline'])})"
+    parts.append(f"size {shown('size', point.value('size'))}")
+    if parity["difference"] is not None:
+        samples = "" if parity["samples"] is None else f" on {parity['samples']} samples"
+        same = f"{parity['agreement']:.1%} the same first output{samples}"
+        parts.append(f"{'' if converted else 'ONNX '}differs by {parity['difference']:.2g}, {same}")
     return ", ".join(parts)
 
 

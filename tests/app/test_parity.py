@@ -12,6 +12,7 @@ def trials(folder):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_python_makes_the_trials_that_the_settings_file_s_run_has(tiny, tiny_run, tmp_path):
     """`tiny_run` is what `paretopress search settings.yaml` does; its command line is compared in the slow test."""
     search = paretopress.Search(
