@@ -44,7 +44,7 @@ def init_command(
     """Write a commented settings file for search, and its JSON Schema for editors beside it."""
     from paretopress.cli.search import limits_of, read_plain
     from paretopress.json_schemas import shipped_settings_schema
-    from paretopress.settings import search_settings, with_arguments
+    from paretopress.settings import check_settings, with_arguments
     from paretopress.spaces.documents import write_text
     from paretopress.starter import starter_text
 
@@ -59,7 +59,7 @@ def init_command(
         if path.exists() and not force and not same:
             raise ConfigError(f"{path} exists; choose another file or replace it with --force")
     plain = with_arguments(read_plain(None, assignments), targets, limits_of(limits), max_drop, {"effort": effort})
-    search_settings(plain, "init")
+    check_settings(plain, "init")
     given = {"version": 1, "targets": ["local"], "max_drop": "1pp", **_without_empty(plain)}
     given["search"] = {"effort": "balanced", **given.get("search", {})}
     write_text(schema, shipped_settings_schema())
