@@ -120,7 +120,8 @@ def json_page() -> str:
     parts = [INTRODUCTION]
     for name in schema_names()[1:]:
         schema = _read(name)
-        verb, title = name.replace("-", " ", 1) if name.startswith("device-") else name, schema["description"]
+        title = schema["description"]
+        verb = name.replace("-", " ", 1) if name.startswith(("device-", "policy-")) else name
         heading = "search --dry-run" if name == "search-dry-run" else verb
         whole = f" The document is {_type(schema)}." if "$ref" in schema else ""
         parts.append(f"## `{heading}`\n\n{title}{whole}\n" + _table(schema))

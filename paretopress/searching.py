@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from paretopress.callbacks import checked_callbacks, heard, tell_end
 from paretopress.result import RUN_DOCUMENT, Result
-from paretopress.settings import override, read_settings, replaced, search_settings, with_arguments
+from paretopress.settings import override, read_settings, search_settings, with_arguments
+from paretopress.settings import replaced as with_value
 from paretopress.spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Search:
         max_macs: str | None = None, max_memory: str | None = None, max_energy: str | None = None,
         max_robust: str | None = None, settings: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         space: SpaceSettings | None = None, run: str | os.PathLike[str] | None = None,
-        callbacks: Iterable[Any] = (), progress: bool = True, name: str | None = None, **search: Any,  # noqa: ANN401
+        callbacks: Iterable[Any] = (), progress: bool = True, name: str | None = None,
+        replaced: Mapping[str, Any] | None = None, **search: Any,  # noqa: ANN401
     ) -> None:
         """Configure a search; nothing is computed yet.
 
@@ -64,6 +66,7 @@ class Search:
             progress: Show progress on stderr.
             name: Part of the default run directory; the settings file's stem, else the class of the model in small
                 letters.
+            replaced: Fields of `SearchSettings` that no settings file can hold.
             **search: Keys of the settings' `search` section: `time`, `trials`, `seed`, `workers`, `effort`, `sampler`,
                 `distil` and the others.
 
@@ -86,7 +89,7 @@ class Search:
         targets = [target] if isinstance(target, str) else list(target or ())
         limits = {objective: given[keyword] for keyword, objective in LIMITS.items()}
         self._plain = with_arguments(plain, targets, limits, max_drop, search)
-        self._space = space
+        self._replaced = {**(replaced or {}), **({} if space is None else {"space": space})}
         self._name = name or (type(model).__name__.lower() if self._source == "compress" else Path(self._source).stem)
         self._run = None if run is None else Path(run)
         self._callbacks = checked_callbacks(callbacks)
@@ -96,8 +99,7 @@ class Search:
     @property
     def settings(self) -> SearchSettings:
         """The resolved settings. Raises `ConfigError` where one is malformed."""
-        resolved = search_settings(self._plain, self._source, self._name)
-        return resolved if self._space is None else replace(resolved, space=self._space)
+        return replace(search_settings(self._plain, self._source, self._name), **self._replaced)
 
     @property
     def callbacks(self) -> tuple[Any, ...]:
@@ -185,7 +187,7 @@ class Search:
                 continue
             if name != ended_by and name not in self._plain["search"]:
                 raise ConfigError(f"resume: {name}: this run is ended by {ended_by} (allowed: {ended_by}=)")
-            self._plain = replaced(self._plain, ["search", name], value)
+            self._plain = with_value(self._plain, ["search", name], value)
         self._run = path
         return self.run()
 

@@ -15,6 +15,8 @@ from paretopress.settings_words import WORDS
 EXAMPLES: dict[str, Any] = {
     "budgets": {"latency": "-50%", "size": "<=1MB"}, "max_drop": "1pp", "search.trials": 300, "search.time": "5m",
     "search.finalists": 22, "search.workers": 2, "search.ray": "local", "timing.runs": 200,
+    "search.executor": "tune", "search.worker_resources": "cpu=1", "search.storage_path": "runs/tune",
+    "search.warm_start": "resnet.recipe.json",
     "space.halves": ["fp16"], "space.clusters": [4], "space.binary": [1], "space.sparsity": [0.5, "2:4"],
     "space.exclude": ["head.*"], "space.pin": {"stem/weights": {"weights": 8, "activations": 8}},
     "distillation.steps": 1500, "distillation.batch_size": 64, "distillation.learning_rate": 0.03,
