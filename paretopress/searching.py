@@ -84,14 +84,17 @@ class Search:
         given = {"max_latency": max_latency, "max_size": max_size, "max_macs": max_macs, "max_memory": max_memory,
                  "max_energy": max_energy, "max_robust": max_robust}
         self.model, self.data = model, data
-        self._source = "compress" if settings is None or isinstance(settings, Mapping) else str(settings)
-        plain = dict(settings or {}) if self._source == "compress" else read_settings(Path(self._source))  # type: ignore[call-overload]
+        if settings is None or isinstance(settings, Mapping):
+            self._source, plain, stem = "compress", dict(settings or {}), type(model).__name__.lower()
+        else:
+            self._source, plain, stem = str(settings), read_settings(Path(settings)), Path(settings).stem
         targets = [target] if isinstance(target, str) else list(target or ())
         limits = {objective: given[keyword] for keyword, objective in LIMITS.items()}
         self._plain = with_arguments(plain, targets, limits, max_drop, search)
         self._replaced = {**(replaced or {}), **({} if space is None else {"space": space})}
-        self._name = name or (type(model).__name__.lower() if self._source == "compress" else Path(self._source).stem)
+        self._name = name or stem
         self._run = None if run is None else Path(run)
+        self._last: Path | None = None   # what `resume` continues where no directory was named
         self._callbacks = checked_callbacks(callbacks)
         self._progress = progress
         _ = self.settings   # a wrong argument is refused here, not after minutes
@@ -154,17 +157,20 @@ class Search:
             InfeasibleError: The budgets cannot be met; the message states the best reachable values.
             InterruptedSearch: A signal ended it; what was finished is stored.
         """
+        return self._started(self._run, fresh=fresh)
+
+    def _started(self, run: Path | None, *, fresh: bool = False) -> Result:
         from paretopress.measuring import measure_if_targeted
         from paretopress.search.session import run_search
 
         settings, name = self.settings, type(self.model).__qualname__
         with _shown(self._progress) as observer, heard(observer, self._callbacks) as hearing:
             measure_if_targeted(settings.targets, observer)
-            folder = run_search(self.model, self.data, settings, self._run, fresh=fresh, observer=hearing,
+            folder = run_search(self.model, self.data, settings, run, fresh=fresh, observer=hearing,
                                 model_name=name)
             result = Result.load(folder)
             tell_end(hearing, result)
-        self._run = result.run
+        self._last = result.run
         return result
 
     def resume(self, *, time: str | None = None, trials: int | None = None) -> Result:
@@ -178,7 +184,7 @@ class Search:
             ConfigError: There is no run to continue; a time where a number of trials ends it, or the other way round.
                 Otherwise as `run`.
         """
-        path = self._run or self._default_run()
+        path = self._run or self._last or self._default_run()
         if not (path / RUN_DOCUMENT).exists():
             raise ConfigError(f"resume: there is no run in {path}; run() starts one")
         ended_by = "time" if self.settings.trials is None else "trials"
@@ -188,8 +194,7 @@ class Search:
             if name != ended_by and name not in self._plain["search"]:
                 raise ConfigError(f"resume: {name}: this run is ended by {ended_by} (allowed: {ended_by}=)")
             self._plain = with_value(self._plain, ["search", name], value)
-        self._run = path
-        return self.run()
+        return self._started(path)
 
     def _default_run(self) -> Path:
         from paretopress.measuring import measure_if_targeted
