@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from paretopress.compressors.compressed_model import CompressedModel, load, network_of
 from paretopress.compressors.delta import LayerEdit
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
+from paretopress.compressors.exports import FLOAT_TOLERANCE, INTEGER_AGREEMENT
 from paretopress.compressors.program import Program
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.metrics import Metric, concatenate_outputs, right_first, score, top1
@@ -24,8 +25,6 @@ from paretopress.spaces.layer_formats import own_input
 
 ONNX = "model.onnx"
 PARITY_SAMPLES = 64
-FLOAT_TOLERANCE = 1e-4
-INTEGER_AGREEMENT = 0.99
 BOOTSTRAP = 2000
 
 

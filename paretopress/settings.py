@@ -238,6 +238,18 @@ def search_settings(
     )
 
 
+def check_settings(plain: Mapping[str, Any], source: str) -> None:
+    """Check a document as `search_settings` does, without importing what a search needs.
+
+    Raises:
+        ConfigError: As `search_settings`.
+    """
+    document = _validate(plain, source)
+    parse_budgets(document.budgets, document.max_drop, document.targets)
+    if document.search.time is not None:
+        parse_duration(document.search.time, f"{source}: search.time")
+
+
 def default_workers(trials: int | None) -> int:
     """One worker for a number of trials, which makes the run repeatable; else one per core, at most 8."""
     return 1 if trials is not None else max(1, min(8, len(os.sched_getaffinity(0))))

@@ -55,6 +55,8 @@ class ExplorationWatch:
         self._trials, self._seconds = trials, seconds
         self._start = self._last = time.monotonic()
         self._front = np.zeros((0, len(self._signs)))
+        self._on_front: list[TrialRecord] = []
+        self._told: list[TrialRecord] = []
         self._dense: NDArray[np.float64] | None = None
         self._finished = self._feasible = 0
         self._times: list[float] = []
@@ -71,8 +73,18 @@ class ExplorationWatch:
             self._dense = row
         if record.feasible:
             self._feasible += 1
-            rows = np.concatenate([self._front, row[None]])
-            self._front = rows[non_dominated(rows)] if self._is_new(row) else self._front
+            if self._is_new(row):
+                rows = np.concatenate([self._front, row[None]])
+                kept = np.asarray(non_dominated(rows), dtype=bool)
+                self._front = rows[kept]
+                self._on_front = [one for one, stays in zip([*self._on_front, record], kept, strict=True) if stays]
+
+    def changed_front(self) -> tuple[TrialRecord, ...] | None:
+        """The trials of the front by number, where they have changed since this was asked last, else None."""
+        if self._on_front == self._told:
+            return None
+        self._told = list(self._on_front)
+        return tuple(sorted(self._on_front, key=lambda one: one.number))
 
     def due(self) -> bool:
         """Whether the status is worth showing again."""

@@ -18,6 +18,7 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.search.events import tell_front, tell_started, tell_trial
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
@@ -105,7 +106,9 @@ def run_search(
         settings: What to search for and how long.
         run_path: The run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew, moving an earlier run's files aside.
-        observer: Hears about progress; `should_stop()` of it, where it has one, ends the search early.
+        observer: Hears about progress; `should_stop()` of it, where it has one, ends the search early. Where it has
+            them, `started(SearchStarted)`, `trial(TrialRecord)` for every new trial and `searched_front(SearchedFront)`
+            where the front has changed, about once a second, are called too.
         model_name: Where the model came from, for the record.
         data_name: Where the data came from, for the record.
         sharing: The storage that other processes and hosts join the search in; None: this one searches alone.
@@ -138,6 +141,7 @@ def run_search(
         torch_threads(THREADS),
         torch.random.fork_rng(devices=[]),
     ):
+        tell_started(problem, run, watcher)
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem, sharing) as executor:
             table = _table(problem, evaluator, executor, run.path, watcher, deadline)
@@ -294,17 +298,22 @@ def _explore(
     def on_record(record: TrialRecord) -> None:
         watch.add(record)
         mirror.catch_up(run.records())
-        if show is not None and watch.due():
-            show(watch.status())
+        tell_trial(record, observer)
+        if watch.due():
+            if show is not None:
+                show(watch.status())
+            tell_front(watch, observer)
         observer.advance(1, _note(record))
 
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
     guide = guide_of(problem, table, (evaluator.held_to or evaluator.limits).accuracy)
-    return explore(
+    records = explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
         evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,
     )
+    tell_front(watch, observer)
+    return records
 
 
 def _note(record: TrialRecord) -> str:
