@@ -50,13 +50,14 @@ if TYPE_CHECKING:
     )
     from paretopress.result import Front, Point, Result
     from paretopress.spaces.policy import Policy
+    from paretopress.spaces.recipe import Recipe
 
     __version__: str
 
 __all__ = [
-    "Augmentation", "Data", "DistillationSettings", "Front", "Metric", "Point", "Policy", "Result", "__version__",
-    "apply", "binarize", "cluster", "compress", "distill", "factorize", "halve", "load", "prune", "quantize",
-    "sparsify",
+    "Augmentation", "Data", "DistillationSettings", "Front", "Metric", "Point", "Policy", "Recipe", "Result",
+    "__version__", "apply", "binarize", "cluster", "compress", "distill", "factorize", "halve", "load", "prune",
+    "quantize", "sparsify",
 ]
 
 _METHODS = ("apply", "binarize", "cluster", "distill", "factorize", "halve", "prune", "quantize", "sparsify")
@@ -73,6 +74,7 @@ _HOMES = {
     "Point": "paretopress.result",
     "Result": "paretopress.result",
     "Policy": "paretopress.spaces.policy",
+    "Recipe": "paretopress.spaces.recipe",
 }
 
 

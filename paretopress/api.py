@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from paretopress.evaluators.data import Data
     from paretopress.search.problem import SearchSettings
+    from paretopress.spaces.policy import Policy
+    from paretopress.spaces.recipe import Recipe
     from paretopress.spaces.space import SpaceSettings
 
 __all__ = ["compress", "load"]
@@ -29,6 +31,7 @@ def compress(
     max_robust: str | None = None,
     time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
     distil: str | None = None, effort: str | None = None, sampler: str | None = None,
+    warm_start: str | os.PathLike[str] | Policy | Recipe | None = None,
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
     settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, progress: bool = True,
 ) -> Result:
@@ -55,6 +58,8 @@ def compress(
             `off`, or `auto` (the default): on the train set where the data has one.
         effort: How much is spent, `quick`, `balanced` (the default) or `thorough`, where nothing else says so.
         sampler: How trials are proposed, one of `search.samplers.SAMPLERS`.
+        warm_start: What the search starts from: a run, a recipe or policy (or its file), a folder of recipes, or the
+            name of a recipe that comes with the package.
         run: Run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew where the run directory exists.
         space: What may be chosen.
@@ -76,12 +81,27 @@ def compress(
     }
     search = {"time": time, "trials": trials, "seed": seed, "workers": workers, "distil": distil,
               "effort": effort, "sampler": sampler}
+    library = _library(warm_start)
+    if warm_start is not None and not library:
+        search["warm_start"] = os.fspath(warm_start)   # type: ignore[arg-type]
     targets = [target] if isinstance(target, str) else list(target or ())
     name = type(model).__name__.lower()
     resolved = _resolve(settings, targets, limits, max_drop, search, name)
     if space is not None:
         resolved = replace(resolved, space=space)
+    if library:
+        resolved = replace(resolved, library=library)
     return _search(model, data, resolved, None if run is None else Path(run), fresh=fresh, progress=progress)
+
+
+def _library(source: object) -> tuple[Recipe, ...]:
+    """A policy or recipe that is in memory, as recipes."""
+    from paretopress.spaces.policy import Policy
+    from paretopress.spaces.recipe import Recipe
+
+    if isinstance(source, Recipe):
+        return (source,)
+    return (Recipe.of_policy(source, "policy"),) if isinstance(source, Policy) else ()
 
 
 def _resolve(

@@ -21,6 +21,7 @@ _VERBS = {
     "export": "front",
     "verify": "verify",
     "apply": "apply",
+    "policy": "policy",
     "device": "device",
     "doctor": "doctor",
 }

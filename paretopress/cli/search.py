@@ -138,6 +138,13 @@ def demo_command(
     "on train where the data has it.  [default: auto]",
 )
 @click.option(
+    "--warm-start",
+    "warm_start",
+    metavar="SOURCE",
+    help="Start from what is known of other models: a run, a recipe or policy file, a folder of recipes, or the name "
+    "of a recipe in 'paretopress policy list'.",
+)
+@click.option(
     "--set",
     "assignments",
     multiple=True,
@@ -163,6 +170,7 @@ def search_command(
     sampler: str | None,
     importance: str | None,
     distil: str | None,
+    warm_start: str | None,
     assignments: Sequence[str],
     as_json: bool,
 ) -> int:
@@ -183,6 +191,7 @@ def search_command(
         "sampler": sampler,
         "importance": importance,
         "distil": distil,
+        "warm_start": warm_start,
     }
     plain = with_arguments(
         read_plain(settings_file, assignments), targets, limits_of(limits), max_drop, flags
