@@ -261,7 +261,7 @@ class SensitivityPrior:
         found: Array = s.level**2 + family * (s.family**2 + s.family_slope**2 * product)
         found = found + alike * (s.alike**2 + family * (s.alike_family**2 + s.alike_slope**2 * product))
         found = found + model * (s.model**2 + family * (s.model_family**2 + s.model_slope**2 * product))
-        found = found + unit * (s.unit**2 + family * s.unit_family**2)
+        found += unit * (s.unit**2 + family * s.unit_family**2)
         return found
 
 

@@ -115,8 +115,6 @@ def case(name: str, seed: int, cache: Path, target: str = TARGET) -> Case:
     settings = SearchSettings(targets=(target,), trials=1, seed=seed, distil="off")
     problem = prepare_problem(model(), data(seed), settings)
     cache.mkdir(parents=True, exist_ok=True)
-    holder: list[CandidateEvaluator] = []
-    made = Case(name, problem, Counted(lambda: workload(), cache / f"{name}-{target}-{seed}.jsonl"), seed, holder)
     ready: list[Workload] = []
 
     def workload() -> Workload:
@@ -124,6 +122,7 @@ def case(name: str, seed: int, cache: Path, target: str = TARGET) -> Case:
             ready.append(Workload.of(problem, made.evaluator))
         return ready[0]
 
+    made = Case(name, problem, Counted(workload, cache / f"{name}-{target}-{seed}.jsonl"), seed, [])
     return made
 
 
@@ -182,10 +181,28 @@ def _wide_kws() -> nn.Module:
     return wide_ds_cnn()
 
 
+def _text(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import text
+
+        return getattr(text, name)()
+
+    return build
+
+
+def text_data(seed: int) -> Data:
+    """Other passages for each seed."""
+    import text
+
+    return text.data(seed)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Data]]] = {
     "resnet20": (_cifar(20), cifar_data),
     "resnet32": (_cifar(32), cifar_data),
     "resnet56": (_cifar(56), cifar_data),
     "ds_cnn": (_kws, kws_data),
     "ds_cnn_wide": (_wide_kws, kws_data),
+    "text_small": (_text("small"), text_data),
+    "text_large": (_text("large"), text_data),
 }

@@ -2,11 +2,11 @@
 
     python search_cost.py CACHE OUTPUT.json --source resnet20 --target resnet32 --seeds 0 1 2 --trials 40
 
-Cold: the whole table, the exact seeds, and the default sampler. Warm: the same with `--warm-start`. The source's run (its
-table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: accuracy down
-to 10 points below the dense model, predicted time and bytes up to those of the dense model, on the search samples. The
-final one is the larger of both searches' at their last trial. `--library` instead of `--source` names recipe files, for
-libraries that are wrong.
+Cold: the whole table, the exact seeds, and the default sampler. Warm: the same with `--warm-start`. The source's run
+(its table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: accuracy
+down to 10 points below the dense model, predicted time and bytes up to those of the dense model, on the search samples.
+The final one is the larger of both searches' at their last trial. `--library` instead of `--source` names recipe files,
+such as those of `wrong_libraries.py`; SEED in a name becomes the seed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from problems import Case, case, measured
 
+from paretopress.evaluators.evaluation import State
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.evaluators.sensitivity_prior import SensitivityPrior
 from paretopress.search.correlation import kendall, spearman
@@ -35,7 +36,7 @@ from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.session import Silent
 from paretopress.search.table import measure_table
-from paretopress.search.warm_start import believed, cold_seeds, features_of, promising, start
+from paretopress.search.warm_start import believed, carried, cold_seeds, features_of, promising, start
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.recipe import Recipe
 
@@ -124,6 +125,26 @@ def predicted(one: Case, library: Sequence[Recipe], table: SensitivityTable) -> 
                   "kendall": kendall(*zip(*found, strict=True))} for key, found in pairs.items()}
 
 
+def applied_directly(one: Case, library: Sequence[Recipe], rows: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Carried policies, compensated and scored, without any search: how far above the searched front each loses.
+
+    `gap`: the accuracy of the best point of the searched front that takes no more time and no more bytes, less its own.
+    """
+    problem, found = one.problem, []
+    front = np.array(rows)
+    for transfer in carried(problem, features_of(problem), library):
+        evaluation = one.counted(transfer.policy)
+        if evaluation.state is not State.COMPLETE:
+            found.append({"coverage": transfer.coverage, "reason": evaluation.reason})
+            continue
+        row = np.array([(-1.0 if direction == "max" else 1.0) * evaluation.values[name]
+                        for name, direction in problem.objectives.items()])
+        no_dearer = front[(front[:, 1:] <= row[1:] * (1 + 1e-9)).all(axis=1)]
+        gap = float(row[0] - no_dearer[:, 0].min()) if len(no_dearer) else None
+        found.append({"coverage": transfer.coverage, "values": dict(evaluation.values), "gap": gap})
+    return found
+
+
 def source_recipe(name: str, seed: int, cache: Path, trials: int) -> Recipe:
     """What a run of the source learnt."""
     one = case(name, seed, cache)
@@ -140,6 +161,7 @@ def compared(source: Sequence[Recipe], target: str, seed: int, cache: Path, tria
         first, table, _ = cold(one, trials, Path(folder) / "cold")
         order, _, _ = cold(one, trials, Path(folder) / "ordered", ordered=True)
         second, told = warm(one, source, trials, Path(folder) / "warm")
+    direct = applied_directly(one, source, first.rows)
     last = {"cold": first.points[-1][1], "warm": second.points[-1][1], "cold_ordered": order.points[-1][1]}
     final = max(last["cold"], last["warm"])
     reached = {name: trace.reaching(REACHED * final)
@@ -147,7 +169,7 @@ def compared(source: Sequence[Recipe], target: str, seed: int, cache: Path, tria
     return {
         "seed": seed, "final": last, "images_to_95": reached,
         "ratio": None if None in (reached["cold"], reached["warm"]) else reached["cold"] / reached["warm"],
-        "table": told, "predicted": predicted(one, source, table),
+        "direct": direct, "table": told, "predicted": predicted(one, source, table),
         "traces": {"cold": first.points, "warm": second.points},
     }
 
@@ -165,6 +187,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{f"images {name}": spread([row["images_to_95"][name] for row in rows])
            for name in ("cold", "cold_ordered", "warm")},
         "final warm over cold": spread([row["final"]["warm"] / row["final"]["cold"] for row in rows]),
+        "accuracy lost by direct application": spread(
+            [found.get("gap") for row in rows for found in row["direct"]]),
         "spearman without a measurement": spread([row["predicted"].get("all", {}).get("spearman") for row in rows]),
     }
 
@@ -181,7 +205,7 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for seed in given.seeds:
-        library = [Recipe.load(path) for path in given.library]
+        library = [Recipe.load(Path(str(path).replace("SEED", str(seed)))) for path in given.library]
         if given.source:
             library.append(source_recipe(given.source, seed, given.cache, given.trials))
         rows.append(compared(library, given.target, seed, given.cache, given.trials))
