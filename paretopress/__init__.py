@@ -55,12 +55,13 @@ if TYPE_CHECKING:
     from paretopress.result import Front, Point, Result
     from paretopress.searching import Search
     from paretopress.spaces.policy import Policy
+    from paretopress.spaces.recipe import Recipe
     from paretopress.trackers import Mlflow, TensorBoard, WeightsAndBiases
 
     __version__: str
 
 __all__ = [
-    "Augmentation", "Callback", "Data", "DistillationSettings", "Front", "Metric", "Mlflow", "Point", "Policy",
+    "Augmentation", "Callback", "Data", "DistillationSettings", "Front", "Metric", "Mlflow", "Point", "Policy", "Recipe",
     "Result", "Search", "TensorBoard", "WeightsAndBiases", "__version__",
     "apply", "binarize", "cluster", "compress", "distill", "factorize", "halve", "load", "parquet_set", "prune",
     "quantize", "sparsify",
@@ -84,6 +85,7 @@ _HOMES = {
     "Point": "paretopress.result",
     "Result": "paretopress.result",
     "Policy": "paretopress.spaces.policy",
+    "Recipe": "paretopress.spaces.recipe",
 }
 
 

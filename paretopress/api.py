@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from paretopress.evaluators.data import Data
     from paretopress.result import Result
+    from paretopress.spaces.policy import Policy
+    from paretopress.spaces.recipe import Recipe
     from paretopress.spaces.space import SpaceSettings
 
 __all__ = ["compress", "load"]
@@ -26,6 +28,7 @@ def compress(
     max_robust: str | None = None,
     time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
     distil: str | None = None, effort: str | None = None, sampler: str | None = None,
+    warm_start: str | os.PathLike[str] | Policy | Recipe | None = None,
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
     settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, callbacks: Iterable[Any] = (),
     progress: bool = True,
@@ -53,6 +56,8 @@ def compress(
             `off`, or `auto` (the default): on the train set where the data has one.
         effort: How much is spent, `quick`, `balanced` (the default) or `thorough`, where nothing else says so.
         sampler: How trials are proposed, one of `search.samplers.SAMPLERS`.
+        warm_start: What the search starts from: a run, a recipe or policy (or its file), a folder of recipes, or the
+            name of a recipe that comes with the package.
         run: Run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew where the run directory exists.
         space: What may be chosen.
@@ -73,7 +78,7 @@ def compress(
         model, data=data, target=target, max_latency=max_latency, max_size=max_size, max_drop=max_drop,
         max_macs=max_macs, max_memory=max_memory, max_energy=max_energy, max_robust=max_robust, settings=settings,
         space=space, run=run, callbacks=callbacks, progress=progress, time=time, trials=trials, seed=seed,
-        workers=workers, distil=distil, effort=effort, sampler=sampler,
+        workers=workers, distil=distil, effort=effort, sampler=sampler, warm_start=warm_start,
     ).run(fresh=fresh)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paretopress.evaluators.data import Data
     from paretopress.progress import ProgressObserver
     from paretopress.search.problem import SearchSettings
+    from paretopress.spaces.recipe import Recipe
     from paretopress.spaces.space import SpaceSettings
 
 LIMITS = {"max_latency": "latency", "max_size": "size", "max_macs": "macs", "max_memory": "peak_memory",
@@ -68,7 +69,7 @@ class Search:
                 letters.
             replaced: Fields of `SearchSettings` that no settings file can hold.
             **search: Keys of the settings' `search` section: `time`, `trials`, `seed`, `workers`, `effort`, `sampler`,
-                `distil` and the others.
+                `distil` and the others; `warm_start` may also be a `Policy` or a `Recipe`.
 
         Raises:
             ConfigError: A malformed argument.
@@ -90,8 +91,15 @@ class Search:
             self._source, plain, stem = str(settings), read_settings(Path(settings)), Path(settings).stem
         targets = [target] if isinstance(target, str) else list(target or ())
         limits = {objective: given[keyword] for keyword, objective in LIMITS.items()}
+        library = _in_memory(search.get("warm_start"))
+        if library:
+            search = {**search, "warm_start": None}
+        elif search.get("warm_start") is not None:
+            search = {**search, "warm_start": os.fspath(search["warm_start"])}
         self._plain = with_arguments(plain, targets, limits, max_drop, search)
-        self._replaced = {**(replaced or {}), **({} if space is None else {"space": space})}
+        self._replaced = {
+            **(replaced or {}), **({} if space is None else {"space": space}), **({"library": library} if library else {})
+        }
         self._name = name or stem
         self._run = None if run is None else Path(run)
         self._last: Path | None = None   # what `resume` continues where no directory was named
@@ -204,6 +212,16 @@ class Search:
         with _shown(self._progress) as observer:
             measure_if_targeted(settings.targets, observer)
         return default_run_path(prepare_problem(self.model, self.data, settings))
+
+
+def _in_memory(source: object) -> tuple[Recipe, ...]:
+    """A policy or recipe that is in memory, as recipes."""
+    from paretopress.spaces.policy import Policy
+    from paretopress.spaces.recipe import Recipe
+
+    if isinstance(source, Recipe):
+        return (source,)
+    return (Recipe.of_policy(source, "policy"),) if isinstance(source, Policy) else ()
 
 
 @contextmanager

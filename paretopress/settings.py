@@ -53,6 +53,7 @@ class SearchSection(_Strict):
     finalists: Annotated[int, Field(ge=1)] | None = None   # the effort's
     workers: Annotated[int, Field(ge=1)] | None = None
     ray: str | None = None
+    warm_start: str | None = None
 
 
 class SpaceSection(_Strict):
@@ -234,6 +235,7 @@ def search_settings(
         finalists=search.finalists or effort.finalists,
         space=_space(document.space, source),
         timing_runs=document.timing.runs or effort.timing_runs,
+        warm_start=search.warm_start or "",
         name=name,
     )
 

@@ -33,8 +33,8 @@ LOCK = ".lock"
 
 # What belongs to one run and is moved aside when it starts anew. `memo/` stays: its keys hold fingerprints.
 OWNED = (
-    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json",
-    "report.html", "tensorboard", "policies", "models", "building", DOCUMENT,
+    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json", "units.json",
+    "transfer.json", "report.html", "tensorboard", "policies", "models", "building", DOCUMENT,
 )
 
 

@@ -114,13 +114,24 @@ class ExplorationWatch:
         return not bool((self._front <= row).all(axis=1).any())
 
     def _volume(self) -> float | None:
-        if self._dense is None:
-            return None
-        metric = abs(float(self._dense[0]))
-        worst = WORST_DROP * (1.0 if metric <= 1.0 else metric)
-        rows = self._front.copy()
-        rows[:, 0] = np.maximum(0.0, (rows[:, 0] - self._dense[0]) / worst)
-        rows[:, 1:] /= np.maximum(self._dense[1:], SMALLEST)
-        known = [0, *(1 + np.flatnonzero(np.isfinite(self._dense[1:]))).tolist()]
-        found = hypervolume(rows[:, known], np.ones(len(known)))
-        return found if math.isfinite(found) else None
+        return None if self._dense is None else relative_hypervolume(self._front, self._dense)
+
+
+def relative_hypervolume(rows: NDArray[np.float64], dense: NDArray[np.float64]) -> float | None:
+    """The hypervolume of policies relative to the box between nothing and the dense model with a drop of `WORST_DROP`.
+
+    Args:
+        rows: Objectives to be minimised, shape (n, m), the metric first.
+        dense: Those of the dense model, shape (m,); a cost that it does not have does not count.
+
+    Returns:
+        At most 1; None where it is not finite.
+    """
+    metric = abs(float(dense[0]))
+    worst = WORST_DROP * (1.0 if metric <= 1.0 else metric)
+    scaled = rows.copy()
+    scaled[:, 0] = np.maximum(0.0, (scaled[:, 0] - dense[0]) / worst)
+    scaled[:, 1:] /= np.maximum(dense[1:], SMALLEST)
+    known = [0, *(1 + np.flatnonzero(np.isfinite(dense[1:]))).tolist()]
+    found = hypervolume(scaled[:, known], np.ones(len(known)))
+    return found if math.isfinite(found) else None

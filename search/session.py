@@ -24,6 +24,7 @@ from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
 from paretopress.search.ledger import Run, package_versions
 from paretopress.search.live import ExplorationStatus, ExplorationWatch
+from paretopress.search.policy_library import write_units
 from paretopress.search.problem import Problem, SearchSettings, default_run_path, prepare_problem
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
@@ -34,6 +35,7 @@ from paretopress.search.seeds import exact_seeds
 from paretopress.search.shared_search import Mirroring, Sharing, coordinated, exploring
 from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
+from paretopress.search.warm_start import believed, features_of, start
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
@@ -144,8 +146,12 @@ def run_search(
         tell_started(problem, run, watcher)
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem, sharing) as executor:
-            table = _table(problem, evaluator, executor, run.path, watcher, deadline)
-            seeds = _seeds(problem, table)
+            if problem.library:
+                table, seeds = _warm(problem, evaluator, executor, run, watcher, deadline)
+            else:
+                table = _table(problem, evaluator, executor, run.path, watcher, deadline)
+                seeds = _seeds(problem, table)
+            write_units(run.path, problem.model_fingerprint, features_of(problem))
             with exploring(together, executor, run, problem, evaluator.constraints) as where:
                 if settings.proxy == AUTO:
                     first = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline, most=CHECKED)
@@ -230,6 +236,30 @@ def _table(
     return table
 
 
+def _warm(
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, run: Run, observer: Observer,
+    deadline: float | None,
+) -> tuple[SensitivityTable, tuple[Policy, ...]]:
+    """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
+    key = {**problem.fingerprints(), "versions": _versions()}
+    observer.stage("sensitivity", None)
+
+    def seconds_left() -> float | None:
+        return None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
+
+    def explore_some(policies: Sequence[Policy], most: int) -> list[TrialRecord]:
+        guess = begun.warm.table
+        return _explore(problem, evaluator, guess, policies, executor, run, observer, deadline, most=most)
+
+    begun = start(problem, problem.library, executor, run.path, key, observer, seconds_left())
+    earlier = read_table(run.path / SENSITIVITY, key, problem.space)
+    table, seeds = believed(problem, begun, explore_some, executor, observer, seconds_left(), earlier)
+    stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
+    if stop is None or not stop():
+        write_table(run.path / SENSITIVITY, key, table, problem.space)
+    return table, seeds
+
+
 def _measured_table(
     problem: Problem, evaluator: CandidateEvaluator, executor: Executor, observer: Observer, seconds: float | None
 ) -> SensitivityTable:
@@ -287,7 +317,7 @@ def _explore(
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
         seconds = max(1.0, (deadline - time.monotonic()) * share)
     exploration = replace(exploration_settings(settings, seconds), trials=trials)
-    observer.stage("explore" if most is None else "check the proxy", trials)
+    observer.stage("explore" if most is None else "first candidates", trials)
     watch = ExplorationWatch(problem.objectives, trials, seconds)
     for record in run.records():
         watch.add(record, earlier=True)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from paretopress.spaces.errors import ConfigError, DiskError
+from paretopress.spaces.errors import ConfigError, DiskError, PolicyError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -183,6 +183,21 @@ def parse_json(text: str, source: str) -> Any:  # noqa: ANN401
         raise ConfigError(f"{source}: {error}") from None
     _check_depth(value, source)
     return value
+
+
+def check_schema(found: object, known: str, source: str) -> None:
+    """Check the schema of a document.
+
+    Raises:
+        PolicyError: It is another one, or a newer one, which the message says.
+    """
+    if found == known:
+        return
+    name, _, version = known.rpartition("/")
+    match = re.fullmatch(rf"{re.escape(name)}/([0-9]+)", str(found))
+    if match is not None and int(match.group(1)) > int(version):
+        raise PolicyError(f"{source}: schema {found} is newer than this version reads (allowed: {known})")
+    raise PolicyError(f"{source}: schema {found!r} is not supported (allowed: {known})")
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401

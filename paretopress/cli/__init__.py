@@ -25,6 +25,7 @@ _VERBS = {
     "export": "front",
     "verify": "verify",
     "apply": "apply",
+    "policy": "policy",
     "device": "device",
     "doctor": "doctor",
     "schema": "init",

@@ -173,6 +173,13 @@ def demo_command(
 )
 @SET_OPTION
 @click.option(
+    "--warm-start",
+    "warm_start",
+    metavar="SOURCE",
+    help="Start from what is known of other models: a run, a recipe or policy file, a folder of recipes, or the name "
+    "of a recipe in 'paretopress policy list'.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Say what would be searched, what budgets can reach and for how long; no search."
 )
 @STORAGE_OPTION
@@ -196,6 +203,7 @@ def search_command(
     sampler: str | None,
     importance: str | None,
     distil: str | None,
+    warm_start: str | None,
     assignments: Sequence[str],
     storage: str | None,
     trial_timeout: str | None,
@@ -222,6 +230,7 @@ def search_command(
         "sampler": sampler,
         "importance": importance,
         "distil": distil,
+        "warm_start": warm_start,
     }
     plain = with_arguments(
         read_plain(settings_file, assignments), targets, limits_of(limits), max_drop, flags
