@@ -116,7 +116,9 @@ def _search(
         folder = run_search(
             model, data, settings, run, fresh=fresh, observer=observer, model_name=type(model).__qualname__
         )
-    return Result.load(folder)
+    result = Result.load(folder)
+    result.report()
+    return result
 
 
 def load(

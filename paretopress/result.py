@@ -291,6 +291,23 @@ class Result:
 
         return export_onnx_file(self._picked(pick), Path(path), force=True)
 
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the run as one HTML page that needs neither a network nor other files.
+
+        Args:
+            path: The page, by default `report.html` in the run.
+
+        Returns:
+            The page.
+
+        Raises:
+            ArtifactError: A file of the run is damaged.
+            DiskError: The page cannot be written.
+        """
+        from paretopress.report import write_report
+
+        return write_report(self.run, path)
+
     def _picked(self, pick: str | Point) -> Point:
         from paretopress.selection import pick_point
 

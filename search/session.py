@@ -18,6 +18,7 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.search.anatomy import shown_policies, write_anatomy
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
@@ -137,6 +138,7 @@ def run_search(
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem) as executor:
             table = _table(problem, evaluator, executor, run.path, watcher, deadline)
+            write_anatomy(run.path, problem, table)
             seeds = _seeds(problem, table)
             if settings.proxy == AUTO:
                 first = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline, most=CHECKED)
@@ -146,10 +148,13 @@ def run_search(
             records = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
             if settings.executor != "ray":
-                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports)
+                shown = verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline,
+                                         reports)
         if settings.executor == "ray":   # other nodes cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
-                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline, reports)
+                shown = verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline,
+                                         reports)
+        write_anatomy(run.path, problem, table, shown_policies(problem, shown, records))
     _raise_if_stopped(watcher, path)
     return path
 

@@ -67,7 +67,7 @@ def verify_finalists(
     observer: Observer,
     deadline: float | None = None,
     proxies: Sequence[Mapping[str, Any]] = (),
-) -> None:
+) -> list[Policy]:
     """Build, store and verify the finalists of a run, and write its front.
 
     Args:
@@ -80,6 +80,9 @@ def verify_finalists(
         observer: Hears about progress.
         deadline: Of `time.monotonic()`, None for no limit: fewer finalists are verified where it is near.
         proxies: Reports on the proxies, for the front.
+
+    Returns:
+        The policies of the verified points.
 
     Raises:
         DiskError: A file cannot be written.
@@ -118,6 +121,7 @@ def verify_finalists(
     ]
     _drop_unverified(path, candidates)
     write_front(path, problem, judge(problem, candidates), lowest, records, proxies)
+    return [candidate.finalist.policy for candidate in candidates]
 
 
 def dense_seconds(evaluator: CandidateEvaluator) -> float:

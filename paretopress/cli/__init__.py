@@ -21,6 +21,8 @@ _VERBS = {
     "export": "front",
     "verify": "verify",
     "apply": "apply",
+    "report": "report",
+    "dashboard": "dashboard",
     "device": "device",
     "doctor": "doctor",
 }

@@ -232,7 +232,9 @@ def run_and_print(
             network, sets, settings, run, fresh=fresh, observer=observer, model_name=model, data_name=data
         )
     result = Result.load(folder)
+    report = result.report()
     print_result(result, seconds, as_json=as_json)
+    click.echo(f"report: {report} (one page for a browser)", err=True)
     if not result.front.feasible:
         raise InfeasibleError(f"no verified point meets all budgets (the front is in {folder})")
     return 0
