@@ -9,7 +9,7 @@ import base64
 import json
 import shlex
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,8 @@ def _objectives(content: RunContent) -> dict[str, str]:
     metric = _metric(content)
     names = dict.fromkeys(name for record in content.records for name in record.values if name not in SEARCHED)
     if content.front is not None:
-        names |= dict.fromkeys(n for n in content.front.baseline.predicted if n.partition("@")[0] in ("latency", "size"))
+        costs = (name for name in content.front.baseline.predicted if name.partition("@")[0] in ("latency", "size"))
+        names |= dict.fromkeys(costs)
     return {ACCURACY: metric.direction, **{name: "min" for name in names if name != ACCURACY}}
 
 
@@ -242,16 +243,24 @@ def _bulk(anatomy: Mapping[str, Any], table: ChoiceTable, policies: Sequence[Pol
     made = anatomy.get("policies") or {}
     shown = list(dict.fromkeys(policy.hash for policy in policies if policy.hash in made))
     places = {key: place for place, key in enumerate(shown)}
-    dropped: dict[tuple[str, str], list[str]] = {}
-    for one in anatomy.get("dropped") or []:
-        dropped.setdefault((_text(one.get("choice")), _text(one.get("reason"))), []).append(_text(one.get("unit")))
     return {
         **table.to_plain(), "rows": rows, "made": [places.get(policy.hash, -1) for policy in policies],
         "policies": [made[key] for key in shown], "dense": made.get(DENSE.hash),
         "layers": anatomy.get("layers") or [], "groups": anatomy.get("groups") or [],
         "size_only": anatomy.get("size_only") or {},
-        "dropped": [[choice, reason, units] for (choice, reason), units in dropped.items()],
+        "dropped": _dropped(anatomy.get("dropped") or []),
     }
+
+
+def _dropped(plain: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    """What is not offered as `[choices, reason, units]`: what has its reason and its units in common is one row."""
+    by_choice: dict[tuple[str, str], list[str]] = {}
+    for one in plain:
+        by_choice.setdefault((_text(one.get("choice")), _text(one.get("reason"))), []).append(_text(one.get("unit")))
+    rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (choice, reason), units in by_choice.items():
+        rows.setdefault((reason, tuple(units)), []).append(choice)
+    return [[choices, reason, list(units)] for (reason, units), choices in rows.items()]
 
 
 def _packed(value: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def write_anatomy(
 
 
 def anatomy(problem: Problem, table: SensitivityTable, policies: Iterable[Policy]) -> dict[str, Any]:
-    """Return objectives, layers, channel groups, sensitivity curves and what policies make of the layers, as plain data.
+    """Return objectives, layers, channel groups, sensitivity curves and what policies make of layers, as plain data.
 
     `policies` holds by hash: `layers`, per layer None where it is gone, else outputs, inputs, rank (None), format,
     sparsity (None), stored bytes and share of the predicted time (None where the device cannot execute the policy);

@@ -35,6 +35,7 @@ async function load(app, data) {
 function draw(app) {
   const { data } = app;
   byId("title").textContent = data.title;
+  byId("optuna").hidden = !data.optuna;
   byId("subtitle").textContent = data.finished ? data.facts.slice(0, 2).join(" · ") : "The search is under way: costs are predicted, the metric is that of the search set.";
   if (!Object.keys(data.axes).length) {
     byId("status").textContent = "No trial is finished yet.";
@@ -126,12 +127,14 @@ async function refresh(app) {
 }
 
 async function start() {
+  const begin = performance.now();
   const app = {};
   startTheme();
   startPrinting();
   const data = JSON.parse(byId("data").textContent);
   await load(app, data);
   startResizing(app);
+  performance.measure("drawn", { start: begin });
   document.documentElement.dataset.ready = "";
   if (data.live) setTimeout(() => refresh(app), REFRESH_MS);
 }

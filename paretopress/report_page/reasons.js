@@ -11,8 +11,8 @@ function readUnits(bulk) {
     })),
   }]));
   const refused = new Map();
-  for (const [choice, reason, names] of bulk.dropped) {
-    for (const name of names) if (choice === "*" || !refused.has(name)) refused.set(name, reason);
+  for (const [choices, reason, names] of bulk.dropped) {
+    for (const name of names) if (choices.includes("*") || !refused.has(name)) refused.set(name, reason);
   }
   for (const group of bulk.groups) if (group.frozen) refused.set(`${group.name}/channels`, group.frozen);
   return { units, refused };

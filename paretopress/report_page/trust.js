@@ -64,14 +64,15 @@ function drawDropped(app) {
   const rows = app.bulk.dropped;
   byId("dropped").hidden = !rows.length;
   if (!rows.length) return;
-  const total = rows.reduce((sum, [, , units]) => sum + units.length, 0);
+  const total = rows.reduce((sum, [choices, , units]) => sum + choices.length * units.length, 0);
   const filter = h("input", { type: "search", placeholder: "layer, choice or reason", "aria-label": "Filter what is not offered" });
   const body = h("tbody", {});
   const note = h("p", { class: "quiet" });
   const list = () => {
     const wanted = filter.value.trim().toLowerCase();
-    const found = rows.filter(([choice, reason, units]) => !wanted || `${choice} ${reason} ${units.join(" ")}`.toLowerCase().includes(wanted));
-    body.replaceChildren(...found.slice(0, MOST_ROWS).map(([choice, reason, units]) => h("tr", {}, h("td", {}, reason), h("td", {}, choice === "*" ? "everything" : choice),
+    const found = rows.filter(([choices, reason, units]) => !wanted || `${choices.join(" ")} ${reason} ${units.join(" ")}`.toLowerCase().includes(wanted));
+    body.replaceChildren(...found.slice(0, MOST_ROWS).map(([choices, reason, units]) => h("tr", {}, h("td", {}, reason),
+      h("td", {}, choices.map((choice) => h("div", {}, choice === "*" ? "everything" : shortened(choice)))),
       h("td", {}, units.length > 6 ? h("details", {}, h("summary", {}, plural(units.length, "unit")), units.join(", ")) : units.join(", ")))));
     note.textContent = found.length > MOST_ROWS ? `${MOST_ROWS} of ${found.length} rows shown: filter for the others.` : "";
   };
