@@ -154,7 +154,8 @@ def _objectives(content: RunContent) -> dict[str, str]:
     if isinstance(plain, Mapping):
         return {str(name): str(direction) for name, direction in plain.items()}
     metric = _metric(content)
-    names = dict.fromkeys(name for record in content.records for name in record.values if name not in SEARCHED)
+    scored = [record.values for record in content.records if record.state.value == "COMPLETE"]
+    names = dict.fromkeys(n for n in (scored[0] if scored else ()) if n not in SEARCHED and all(n in v for v in scored))
     if content.front is not None:
         costs = (name for name in content.front.baseline.predicted if name.partition("@")[0] in ("latency", "size"))
         names |= dict.fromkeys(costs)
@@ -213,11 +214,13 @@ def _history(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> l
     watch = ExplorationWatch(objectives, None, None)
     found: list[list[float]] = []
     every = max(1, len(records) // HISTORY_STEPS)
+    front, volume = watch.front, None
     for count, record in enumerate(records, start=1):
         watch.add(record, earlier=True)
         if count % every and count != len(records):
             continue
-        volume = watch.status().hypervolume
+        if volume is None or watch.front is not front:   # it takes longer than everything else here
+            front, volume = watch.front, watch.volume()
         if volume is not None:
             found.append([count, round(volume, DIGITS)])
     return found

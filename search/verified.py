@@ -165,7 +165,7 @@ def _place(path: Path, workshop: Workshop, finalists: Sequence[Finalist]) -> Non
     interrupted before its new front is written.
     """
     try:
-        for name in ("front.json", "front.csv", "measured.csv", "finalists.csv"):
+        for name in ("report.html", "front.json", "front.csv", "measured.csv", "finalists.csv"):
             (path / name).unlink(missing_ok=True)
         for name in ("models", "policies"):
             shutil.rmtree(path / name, ignore_errors=True)

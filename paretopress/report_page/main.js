@@ -45,17 +45,20 @@ function draw(app) {
   }
   for (const section of document.querySelectorAll("main > section")) section.hidden = false;
   drawSummary(app);
-  drawAxes(app);
-  drawLimits(app);
   drawPoints(app);
+  if (!isUsed("axes")) drawAxes(app);
+  if (!isUsed("limits")) drawLimits(app);
   drawScatter(app);
   drawPolicy(app);
-  drawSensitivity(app);
+  if (!isUsed("sensitivity")) drawSensitivity(app);
   drawHistory(app);
   drawTrust(app);
-  drawDropped(app);
+  if (!isUsed("dropped")) drawDropped(app);
   drawFacts(app);
 }
+
+// What somebody is using is not drawn anew under the hand: a refresh comes while a slider is being dragged.
+const isUsed = (id) => byId(id).contains(document.activeElement);
 
 function select(app, item, jump = false) {
   const before = app.state.selected;
@@ -68,10 +71,7 @@ function select(app, item, jump = false) {
   }
   drawPolicy(app);
   if (app.state.unit && !byId("sensitivity").hidden) markUnit(app);
-  if (jump) {
-    byId("policy").focus({ preventScroll: true });
-    byId("policy").scrollIntoView({ block: "nearest" });
-  }
+  if (jump) showPolicy();
 }
 
 function startTheme() {
@@ -116,7 +116,9 @@ async function refresh(app) {
     const answer = await fetch("data.json", { headers: app.tag ? { "If-None-Match": app.tag } : {}, cache: "no-store" });
     if (answer.status === 200) {
       app.tag = answer.headers.get("ETag");
+      const focused = document.activeElement?.closest?.("#scatter .mark")?.dataset.key;
       await load(app, await answer.json());
+      if (focused) app.marks.find((mark) => mark.dataset.key === focused)?.focus({ preventScroll: true });
     }
     byId("status").textContent = answer.ok || answer.status === 304 ? (app.data.finished ? "Live: the run is finished." : "Live: refreshed while the search runs.")
       : `The run cannot be read: ${await answer.text()}`;

@@ -4,6 +4,9 @@ const KINDS = ["channels", "rank", "sparsity", "weights"];
 
 function drawPolicy(app) {
   const item = app.byKey.get(app.state.selected);
+  replace("chosen", item ? [document.createTextNode(spoken(app.data, item)),
+    h("button", { type: "button", on: { click: () => showPolicy() } }, "Its layers")] : []);
+  byId("chosen").hidden = !item;
   if (!item) {
     replace("policy", h("h2", { id: "policy-title" }, "Policy"), h("p", { class: "quiet" }, "Choose a point or a trial above."));
     return;
@@ -12,6 +15,11 @@ function drawPolicy(app) {
     h("h2", { id: "policy-title" }, `Policy of ${titleOf(item)}`),
     h("div", { class: "policy-head" }, h("div", {}, h("p", {}, statusOf(item)), h("div", { class: "scroll" }, figuresTable(app, item))), h("div", {}, commandsOf(app, item))),
     h("div", { class: "scroll" }, heatMap(app, item)));
+}
+
+function showPolicy() {
+  byId("policy").focus({ preventScroll: true });
+  byId("policy").scrollIntoView({ block: "start" });
 }
 
 function figuresTable(app, item) {

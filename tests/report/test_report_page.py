@@ -172,3 +172,23 @@ def test_the_page_cannot_fetch_anything(report):
         try { document.body.innerHTML = "<b>x</b>"; return "parsed"; } catch (error) { return error.name; }
     """) == "TypeError"
     report.console()
+
+
+def test_figures_read_as_on_the_command_line(page, hostile_run, data_of):
+    from paretopress.tables import shown
+
+    path = write_report(hostile_run)
+    data = data_of(path)
+    page.open(path.as_uri())
+    point = next(one for one in data["points"] if one["knee"])
+    rows = page.run("""
+        const rows = [...document.querySelectorAll(".policy-head tbody tr")];
+        return rows.map((row) => [...row.children].map((one) => one.textContent));
+    """)
+    axes = [axis for axis in data["axes"] if axis in point["measured"] or axis in point["predicted"]]
+    assert len(rows) == len(axes) >= 5
+    for axis, (_, measured, predicted, _) in zip(axes, rows, strict=True):
+        for text, figures in ((measured, point["measured"]), (predicted, point["predicted"])):
+            if axis in figures and axis != "accuracy":
+                base = "size" if axis.endswith("_bytes") else axis
+                assert text.split(" (")[0] == shown(base, figures[axis][0])
