@@ -58,8 +58,7 @@ def read_content(run: str | Path) -> RunContent:
         ConfigError: There is no such run.
         ArtifactError: A file of it is damaged.
     """
-    from paretopress.search.anatomy import FILE
-    from paretopress.search.ledger import DOCUMENT, read_run
+    from paretopress.search.ledger import ANATOMY, DOCUMENT, read_run
 
     folder = Path(run)
     has_front, has_run = (folder / FRONT_FILE).exists(), (folder / DOCUMENT).exists()
@@ -67,21 +66,21 @@ def read_content(run: str | Path) -> RunContent:
     document, records = read_run(folder) if has_run else ({}, [])
     config = document.get("config")
     return RunContent(
-        folder, front, records, config if isinstance(config, Mapping) else {}, _anatomy(folder / FILE),
+        folder, front, records, config if isinstance(config, Mapping) else {}, _anatomy(folder / ANATOMY),
     )
 
 
 def _anatomy(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
-    from paretopress.search.anatomy import SCHEMA as ANATOMY
+    from paretopress.search.ledger import ANATOMY_SCHEMA
 
     try:
         plain = read_document(path)
     except ConfigError as error:
         raise ArtifactError(str(error)) from None
-    if not isinstance(plain, dict) or plain.get("schema") != ANATOMY:
-        raise ArtifactError(f"{path}: not one of this version (expected schema {ANATOMY})")
+    if not isinstance(plain, dict) or plain.get("schema") != ANATOMY_SCHEMA:
+        raise ArtifactError(f"{path}: not one of this version (expected schema {ANATOMY_SCHEMA})")
     return plain
 
 
@@ -120,24 +119,31 @@ def report_data(content: RunContent, *, live: bool = False) -> dict[str, Any]:
         "loss": content.anatomy.get("loss"),
         "budgets": budget_lines(_budgets(content), names, metric, _dense(content, names)),
         "points": [{**one, "row": index} for index, one in enumerate(figures)],
-        "trials": {
-            "total": len(content.records),
-            "number": [record.number for record in chosen],
-            "state": "".join(record.state.value[0] for record in chosen),
-            "feasible": "".join("1" if record.feasible else "0" for record in chosen),
-            "row": [len(points) + index for index in range(len(chosen))],
-            "reason": [reasons.index(record.reason) if record.reason else -1 for record in chosen],
-            "values": {
-                name: [_rounded(record.values.get(name)) for record in chosen] for name in names
-                if any(name in record.values for record in chosen)
-            },
-        },
+        "trials": {"total": len(content.records), **_trials(chosen, names, reasons, first_row=len(points))},
         "reasons": reasons,
         "counts": {state.value: sum(r.state is state for r in content.records) for state in TrialState},
         "history": _history(content.records, objectives),
         **_front_facts(front),
     }
     return {**document, "packed": _packed(_bulk(content.anatomy, table, policies))}
+
+
+def _trials(
+    records: Sequence[TrialRecord], axes: Mapping[str, str], reasons: Sequence[str], *, first_row: int
+) -> dict[str, Any]:
+    """Trials by column; `row` is where a trial's policy stands, `reason` which of `reasons` it has, -1 for none."""
+    numbers = {reason: number for number, reason in enumerate(reasons)}
+    return {
+        "number": [record.number for record in records],
+        "state": "".join(record.state.value[0] for record in records),
+        "feasible": "".join("1" if record.feasible else "0" for record in records),
+        "row": [first_row + index for index in range(len(records))],
+        "reason": [numbers[record.reason] if record.reason else -1 for record in records],
+        "values": {
+            name: [_rounded(record.values.get(name)) for record in records] for name in axes
+            if any(name in record.values for record in records)
+        },
+    }
 
 
 def _metric(content: RunContent) -> PrimaryMetric:

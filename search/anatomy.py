@@ -17,6 +17,7 @@ from paretopress.evaluators.curves import LOSS, sensitivity_curves
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.inspection import priced
+from paretopress.search.ledger import ANATOMY, ANATOMY_SCHEMA
 from paretopress.search.pareto import non_dominated
 from paretopress.search.problem import Problem
 from paretopress.search.records import TrialRecord
@@ -28,8 +29,6 @@ from paretopress.spaces.layers import Layer
 from paretopress.spaces.plan import LayerPlan, Plan
 from paretopress.spaces.policy import DENSE, Policy
 
-FILE = "anatomy.json"
-SCHEMA = "paretopress-anatomy/1"
 MOST_TRIALS = 60    # policies beside the finalists: a plan takes milliseconds
 DIGITS = 4          # of a share
 
@@ -45,7 +44,7 @@ def write_anatomy(
         table: What every choice loses.
         policies: Those whose layers are shown; the dense one always is.
     """
-    write_json(path / FILE, anatomy(problem, table, policies))
+    write_json(path / ANATOMY, anatomy(problem, table, policies))
 
 
 def anatomy(problem: Problem, table: SensitivityTable, policies: Iterable[Policy]) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def anatomy(problem: Problem, table: SensitivityTable, policies: Iterable[Policy
         macs[kernel.layer] += kernel.macs
     metric = problem.data.metrics[0]
     return {
-        "schema": SCHEMA,
+        "schema": ANATOMY_SCHEMA,
         "metric": {"name": metric.label or metric.name, "direction": metric.direction},
         "objectives": dict(problem.objectives),
         "time": problem.costs.latency_names[0],

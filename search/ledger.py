@@ -28,11 +28,12 @@ SCHEMA = "paretopress-run/1"
 DOCUMENT = "run.yaml"
 TRIALS = "trials.jsonl"
 TORN = "trials.jsonl.torn"
+ANATOMY, ANATOMY_SCHEMA = "anatomy.json", "paretopress-anatomy/1"   # written by `anatomy.py`, read without torch
 LOCK = ".lock"
 
 # What belongs to one run and is moved aside when it starts anew. `memo/` stays: its keys hold fingerprints.
 OWNED = (
-    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json", "anatomy.json",
+    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json", ANATOMY,
     "report.html", "policies", "models", "building", DOCUMENT,
 )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretopress.search.ledger import read_run
+from paretopress.search.ledger import ANATOMY, read_run
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.spaces.choices import choice_from_plain, describe
 from paretopress.spaces.documents import read_document
@@ -143,9 +143,7 @@ def optuna_study(
 
 def _objectives(run: Path, records: Sequence[TrialRecord]) -> dict[str, str]:
     """Names and directions: those that the search wrote, else what the first scored trial holds."""
-    from paretopress.search.anatomy import FILE
-
-    path = run / FILE
+    path = run / ANATOMY
     if path.exists():
         plain = read_document(path)
         found = plain.get("objectives") if isinstance(plain, dict) else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paretopress.evaluators.evaluation import Evaluation, State
-from paretopress.search import anatomy, ledger
+from paretopress.search import ledger
 from paretopress.search.records import TrialRecord
 from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, choice_to_plain, describe
 from paretopress.spaces.documents import write_json, write_text, write_yaml
@@ -55,7 +55,7 @@ def made_run(folder: Path, trials: int = 500, layers: int = 200, names: Sequence
         ] for unit, choices in options.items()
     }})
     shown = policies[: min(60, trials)]
-    write_json(folder / anatomy.FILE, _anatomy(subjects, options, losses, shown, draw))
+    write_json(folder / ledger.ANATOMY, _anatomy(subjects, options, losses, shown, draw))
     write_json(folder / "front.json", _front(folder, records[: min(25, trials)], trials, draw))
     return folder
 
@@ -99,7 +99,7 @@ def _anatomy(
         ]} for unit, choices in options.items()
     ]
     return {
-        "schema": anatomy.SCHEMA, "metric": {"name": "accuracy", "direction": "max"},
+        "schema": ledger.ANATOMY_SCHEMA, "metric": {"name": "accuracy", "direction": "max"},
         "objectives": {"accuracy": "max", "latency@local": "min", "size": "min"},
         "time": "latency@local", "loss": "nats",
         "layers": [{"name": name, "kind": "conv", "shape": [WIDTH, WIDTH, 3, 3], "macs": 10**6, "makes": name,

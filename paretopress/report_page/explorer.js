@@ -65,7 +65,7 @@ function drawScatter(app) {
   const label = `${axisName(data, state.y)} against ${axisName(data, state.x)}: ${plural(points.length, "verified point")}, ${plural(trials.length, "trial")}`;
   const marks = [...points].sort((a, b) => valueOf(a, state.x) - valueOf(b, state.x) || a.id - b.id);
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label },
-    frame(box, x, y, (value) => shown(data, state.x, value), (value) => shown(data, state.y, value),
+    frame(box, x, y, tickTexts(data, state.x, x.ticks), tickTexts(data, state.y, y.ticks),
       axisName(data, state.x), axisName(data, state.y)),
     budgetLines(data, state, box, at), referenceLines(points, state, box, at), stairs(data, points, state, at),
     s("g", { "aria-hidden": "true" }, dots.map((item) => dotOf(app, item, at))),

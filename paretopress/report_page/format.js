@@ -23,18 +23,19 @@ function axisName(data, axis) {
   return deviceOf(axis) ? `${name} on ${deviceOf(axis)}` : name;
 }
 
-function shown(data, axis, value) {
+// `extra` decimals tell ticks apart that would read alike.
+function shown(data, axis, value, extra = 0) {
   if (value === null || value === undefined) return NONE;
-  if (axis === "accuracy") return data.metric.share ? `${(100 * value).toFixed(1)} %` : digits(value, 4);
+  if (axis === "accuracy") return data.metric.share ? `${(100 * value).toFixed(1 + extra)} %` : digits(value, 4 + extra);
   const base = baseOf(axis);
-  if (base === "robust") return `${digits(100 * value, 3)}%`;
+  if (base === "robust") return `${digits(100 * value, 3 + extra)}%`;
   const units = UNITS[base];
-  if (!units) return digits(value, 3);
+  if (!units) return digits(value, 3 + extra);
   const [unit, factor] = units.find((pair) => Math.abs(value) >= pair[1]) || units[units.length - 1];
   const number = value / factor;
   const places = Math.abs(number) >= 100 || (factor === 1 && (unit === "" || unit === "B")) ? 0
     : Math.abs(number) >= 10 ? 1 : 2;
-  return `${number.toFixed(places)} ${unit}`.trim();
+  return `${number.toFixed(places + extra)} ${unit}`.trim();
 }
 
 function digits(value, count) {
@@ -42,6 +43,14 @@ function digits(value, count) {
   const size = Math.abs(value);
   if (size < 1e-4 || size >= 1e6) return value.toExponential(Math.max(0, count - 2));
   return String(Number(value.toPrecision(count)));
+}
+
+// How values beside an axis are written: alike, and no two of them the same.
+function tickTexts(data, axis, ticks) {
+  for (const extra of [0, 1, 2]) {
+    if (new Set(ticks.map((tick) => shown(data, axis, tick, extra))).size === ticks.length) return (value) => shown(data, axis, value, extra);
+  }
+  return (value) => shown(data, axis, value, 3);
 }
 
 function ratio(value, dense) {

@@ -29,7 +29,7 @@ function drawTrials(app) {
   const limits = data.budgets.filter((budget) => budget.axis === "accuracy").map((budget) => box.top + box.height - y.at(budget.limit))
     .filter((py) => py >= box.top && py <= box.top + box.height).map((py) => s("path", { class: "budget", d: `M${box.left} ${py}H${box.left + box.width}` }));
   const svg = picture(width, height, `${data.metric.label} on the search set by trial`,
-    frame(box, x, y, (value) => String(value), (value) => shown(data, "accuracy", value), "trial", `${data.metric.label} on the search set`), limits, dots);
+    frame(box, x, y, (value) => String(value), tickTexts(data, "accuracy", y.ticks), "trial", `${data.metric.label} on the search set`), limits, dots);
   svg.addEventListener("click", (event) => { const item = app.byKey.get(event.target.dataset.key); if (item) select(app, item, true); });
   svg.addEventListener("pointerover", (event) => { const item = app.byKey.get(event.target.dataset.key); if (item) tip.show(event, tipOf(app, item)); });
   svg.addEventListener("pointerout", tip.hide);

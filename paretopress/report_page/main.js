@@ -24,7 +24,10 @@ async function load(app, data) {
   Object.assign(app, readUnits(app.bulk));
   app.state ||= freshState(data);
   const { state } = app;
-  if (!(state.x in data.axes) || !(state.y in data.axes)) Object.assign(state, { x: freshState(data).x, y: freshState(data).y });
+  if (!(state.x in data.axes) || !(state.y in data.axes)) {   // nothing was known yet
+    const { x, y, device } = freshState(data);
+    Object.assign(state, { x, y, device });
+  }
   if (!app.byKey.has(state.selected)) {
     const first = app.items.points.find((item) => item.knee) || app.items.points.find((item) => !item.dense && !item.why_not) || app.items.points[0];
     state.selected = first ? first.key : null;

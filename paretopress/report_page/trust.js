@@ -34,7 +34,7 @@ function drawErrors(app, axis) {
   const figure = error.median_abs_pct === null || error.median_abs_pct === undefined ? "" : ` (median error ${error.median_abs_pct.toFixed(1)} %)`;
   const ends = [Math.min(...values), Math.max(...values)];
   const svg = picture(width, height, `Measured against predicted ${axisName(data, axis)}`,
-    frame(box, x, y, (value) => shown(data, axis, value), (value) => shown(data, axis, value), `predicted ${axisName(data, axis)}`, `measured${figure}`),
+    frame(box, x, y, tickTexts(data, axis, x.ticks), tickTexts(data, axis, y.ticks), `predicted ${axisName(data, axis)}`, `measured${figure}`),
     s("path", { class: "diagonal", d: `M${at.x(ends[0])} ${at.y(ends[0])}L${at.x(ends[1])} ${at.y(ends[1])}` }), marks);
   svg.addEventListener("click", (event) => { const item = app.byKey.get(event.target.closest("[data-key]")?.dataset.key); if (item) select(app, item, true); });
   replace("errors", svg);
