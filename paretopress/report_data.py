@@ -18,7 +18,7 @@ from paretopress.evaluators.primary_metric import ACCURACY, PrimaryMetric
 from paretopress.report_choices import ChoiceTable
 from paretopress.report_points import budget_lines, point_document
 from paretopress.result import FRONT_FILE, Front, Point, Result
-from paretopress.spaces.documents import finite, read_document
+from paretopress.spaces.documents import RUN_BYTES, finite, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError
 from paretopress.spaces.policy import DENSE, Policy
 
@@ -76,7 +76,7 @@ def _anatomy(path: Path) -> Mapping[str, Any]:
     from paretopress.search.ledger import ANATOMY_SCHEMA
 
     try:
-        plain = read_document(path)
+        plain = read_document(path, RUN_BYTES)
     except ConfigError as error:
         raise ArtifactError(str(error)) from None
     if not isinstance(plain, dict) or plain.get("schema") != ANATOMY_SCHEMA:

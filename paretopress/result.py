@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretopress.evaluators.primary_metric import PrimaryMetric
-from paretopress.spaces.documents import read_document
+from paretopress.spaces.documents import RUN_BYTES, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, nearest
 from paretopress.spaces.policy import Policy
 
@@ -246,7 +246,7 @@ class Result:
         from paretopress.front_document import read_front
 
         try:
-            return cls(folder, read_front(read_document(path), folder))
+            return cls(folder, read_front(read_document(path, RUN_BYTES), folder))
         except ConfigError as error:
             raise ArtifactError(str(error)) from None
 

@@ -7,6 +7,7 @@ Every unit is one categorical parameter of the words for its choices, `dense` fi
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paretopress.search.ledger import ANATOMY, read_run
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.spaces.choices import choice_from_plain, describe
-from paretopress.spaces.documents import read_document
+from paretopress.spaces.documents import RUN_BYTES, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class Mirror:
     def _trial(self, record: TrialRecord) -> optuna.trial.FrozenTrial:
         """A finished trial.
 
-        Optuna 5 keeps named constraints; optuna-dashboard 0.21 reads only the list that Optuna 4 kept. The list as a
-        system attribute is read by both.
+        Optuna 5 keeps named constraints; optuna-dashboard 0.21 reads only the list that Optuna 4 kept, as a system
+        attribute. Both are written, so that Optuna has every constraint twice, by name and by number.
         """
         import optuna
 
@@ -108,9 +109,10 @@ class Mirror:
                 "number": record.number, "policy": record.policy.hash, "seconds": record.seconds,
                 **({"reason": record.reason} if record.reason else {}),
                 **{n: value for n, value in record.values.items() if not complete or n not in self._objectives},
-                **{f"budget {name}": excess for name, excess in record.constraints.items()}, **others,
+                **others,
             },
             system_attrs={"constraints": list(record.constraints.values())} if record.constraints else {},
+            constraints=dict(record.constraints),
         )
         trial.datetime_start = ended - datetime.timedelta(seconds=record.seconds)
         return trial
@@ -145,7 +147,7 @@ def _objectives(run: Path, records: Sequence[TrialRecord]) -> dict[str, str]:
     """Names and directions: those that the search wrote, else what the first scored trial holds."""
     path = run / ANATOMY
     if path.exists():
-        plain = read_document(path)
+        plain = read_document(path, RUN_BYTES)
         found = plain.get("objectives") if isinstance(plain, dict) else None
         if not isinstance(found, dict) or not found:
             raise ArtifactError(f"{path}: objectives: missing or damaged")
@@ -161,7 +163,7 @@ def _labels(run: Path) -> dict[str, tuple[str, ...]]:
     path = run / "sensitivity.json"
     if not path.exists():
         return {}
-    plain = read_document(path)
+    plain = read_document(path, RUN_BYTES)
     try:
         choices = {
             unit: [choice_from_plain(one["choice"], f"{path}: {unit}") for one in row if one["choice"] is not None]
@@ -191,7 +193,9 @@ def _study(
         if study.get_trials(deepcopy=False):
             raise ConfigError(f"study {name!r} in {storage} is no mirror of a run (choose another storage)")
         study.set_user_attr(SCHEMA_ATTR, SCHEMA)
-        study.set_metric_names(list(objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(objectives))
     return study
 
 

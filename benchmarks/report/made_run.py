@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paretopress.evaluators.evaluation import Evaluation, State
-from paretopress.search import ledger
+from paretopress.search import anatomy, ledger
 from paretopress.search.records import TrialRecord
 from paretopress.spaces.choices import Choice, Factorised, Keep, Weights, choice_to_plain, describe
 from paretopress.spaces.documents import write_json, write_text, write_yaml
@@ -21,7 +21,7 @@ from paretopress.spaces.policy import DENSE, Policy
 KEEPS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 RANKS = (48, 32, 16)
 FORMATS = ((8, 8), (4, 8), (3, 8), (2, 8), (8, 32))
-WIDTH, LATENCY = 64, 40.0
+WIDTH, LATENCY, FINALISTS = 64, 40.0, 25
 LAYER_BYTES = 4 * WIDTH * WIDTH * 9
 
 
@@ -54,9 +54,9 @@ def made_run(folder: Path, trials: int = 500, layers: int = 200, names: Sequence
             {"choice": choice_to_plain(one), "loss": loss} for one, loss in zip(choices, losses[unit], strict=True)
         ] for unit, choices in options.items()
     }})
-    shown = policies[: min(60, trials)]
+    shown = policies[: min(FINALISTS + anatomy.MOST_TRIALS, trials)]
     write_json(folder / ledger.ANATOMY, _anatomy(subjects, options, losses, shown, draw))
-    write_json(folder / "front.json", _front(folder, records[: min(25, trials)], trials, draw))
+    write_json(folder / "front.json", _front(folder, records[: min(FINALISTS, trials)], trials, draw))
     return folder
 
 

@@ -124,6 +124,7 @@ def test_a_mirror_holds_objectives_constraints_parameters_and_attributes(tiny_ru
         chosen = {unit: describe(choice) for unit, choice in record.policy}
         assert {unit: words for unit, words in trial.params.items() if words != "dense"} == chosen
         assert trial.system_attrs.get("constraints", []) == list(record.constraints.values())
+        assert record.constraints.items() <= trial.constraints.items()
     feasible = {number for number, record in records.items() if record.feasible}
     assert {trial.user_attrs["number"] for trial in study.best_trials} <= feasible
 
