@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Augmentation", "Callback", "Data", "DistillationSettings", "Front", "Metric", "Mlflow", "Point", "Policy", "Recipe",
-    "Result", "Search", "TensorBoard", "WeightsAndBiases", "__version__",
+    "Augmentation", "Callback", "Data", "DistillationSettings", "Front", "Metric", "Mlflow", "Point", "Policy",
+    "Recipe", "Result", "Search", "TensorBoard", "WeightsAndBiases", "__version__",
     "apply", "binarize", "cluster", "compress", "distill", "factorize", "halve", "load", "parquet_set", "prune",
     "quantize", "sparsify",
 ]

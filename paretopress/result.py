@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretopress.evaluators.primary_metric import PrimaryMetric
-from paretopress.spaces.documents import read_document
+from paretopress.spaces.documents import RUN_BYTES, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, nearest
 from paretopress.spaces.policy import Policy
 
@@ -290,7 +290,7 @@ class Result:
         from paretopress.front_document import read_front
 
         try:
-            return cls(folder, read_front(read_document(path), folder))
+            return cls(folder, read_front(read_document(path, RUN_BYTES), folder))
         except ConfigError as error:
             raise ArtifactError(str(error)) from None
 
@@ -383,6 +383,23 @@ class Result:
             raise ConfigError(f"export: {form}: give model= and data=: it is converted and checked on holdout inputs")
         convert_point(self.front, point, destination, form, model, data, force=True, packed=packed)
         return destination
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the run as one HTML page that needs neither a network nor other files.
+
+        Args:
+            path: The page, by default `report.html` in the run.
+
+        Returns:
+            The page.
+
+        Raises:
+            ArtifactError: A file of the run is damaged.
+            DiskError: The page cannot be written.
+        """
+        from paretopress.report import write_report
+
+        return write_report(self.run, path)
 
     def _picked(self, pick: str | Point) -> Point:
         from paretopress.selection import pick_point

@@ -98,7 +98,8 @@ class Search:
             search = {**search, "warm_start": os.fspath(search["warm_start"])}
         self._plain = with_arguments(plain, targets, limits, max_drop, search)
         self._replaced = {
-            **(replaced or {}), **({} if space is None else {"space": space}), **({"library": library} if library else {})
+            **(replaced or {}), **({} if space is None else {"space": space}),
+            **({"library": library} if library else {}),
         }
         self._name = name or stem
         self._run = None if run is None else Path(run)
@@ -178,6 +179,7 @@ class Search:
                                 model_name=name)
             result = Result.load(folder)
             tell_end(hearing, result)
+        result.report()
         self._last = result.run
         return result
 

@@ -215,7 +215,7 @@ def _prices(problem: Problem) -> list[Prices]:
     for device, name in zip(problem.costs.devices, problem.costs.latency_names, strict=True):
         runnable = next((pair for pair in plans.items() if _executes(problem, device, pair[1])), None)
         if runnable is not None:
-            found.append(_priced(device, name, runnable[0], cost_view(runnable[1])))
+            found.append(priced(device, name, runnable[0], cost_view(runnable[1])))
     return found
 
 
@@ -223,7 +223,7 @@ def _executes(problem: Problem, device: DeviceProfile, planned: Plan) -> bool:
     return device.id not in problem.costs.refusals(planned)
 
 
-def _priced(device: DeviceProfile, name: str, model: str, view: CostView) -> Prices:
+def priced(device: DeviceProfile, name: str, model: str, view: CostView) -> Prices:
     """The shares of a target's time; those of all kernels, the conversions and the call of the runtime add up to 1."""
     total = device.relative_cost(view) or 1.0
     by_layer: defaultdict[str, float] = defaultdict(float)

@@ -29,12 +29,13 @@ SCHEMA = "paretopress-run/1"
 DOCUMENT = "run.yaml"
 TRIALS = "trials.jsonl"
 TORN = "trials.jsonl.torn"
+ANATOMY, ANATOMY_SCHEMA = "anatomy.json", "paretopress-anatomy/1"   # written by `anatomy.py`, read without torch
 LOCK = ".lock"
 
 # What belongs to one run and is moved aside when it starts anew. `memo/` stays: its keys hold fingerprints.
 OWNED = (
     TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json", "units.json",
-    "transfer.json", "report.html", "tensorboard", "policies", "models", "building", DOCUMENT,
+    "transfer.json", ANATOMY, "report.html", "tensorboard", "policies", "models", "building", DOCUMENT,
 )
 
 

@@ -86,6 +86,11 @@ class ExplorationWatch:
         self._told = list(self._on_front)
         return tuple(sorted(self._on_front, key=lambda one: one.number))
 
+    @property
+    def front(self) -> NDArray[np.float64]:
+        """Objectives of the front, to be minimised, shape (n, objectives); another array once it has changed."""
+        return self._front
+
     def due(self) -> bool:
         """Whether the status is worth showing again."""
         now = time.monotonic()
@@ -106,14 +111,15 @@ class ExplorationWatch:
         if self._trials is not None and rate > 0.0:
             left.append((self._trials - self._finished) / rate)
         return ExplorationStatus(
-            self._finished, len(self._front), self._volume(), rate, self._feasible / max(1, self._finished),
+            self._finished, len(self._front), self.volume(), rate, self._feasible / max(1, self._finished),
             max(0.0, min(left)) if left else None,
         )
 
     def _is_new(self, row: NDArray[np.float64]) -> bool:
         return not bool((self._front <= row).all(axis=1).any())
 
-    def _volume(self) -> float | None:
+    def volume(self) -> float | None:
+        """The hypervolume of the front, None until the dense model is scored: see `ExplorationStatus`."""
         return None if self._dense is None else relative_hypervolume(self._front, self._dense)
 
 

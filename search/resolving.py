@@ -31,7 +31,7 @@ from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
 from paretopress.search.seeds import exact_fronts, policy_of, spread_by_loss, within
 from paretopress.spaces.choices import choice_from_plain, choice_to_plain
-from paretopress.spaces.documents import canonical_json, finite, read_document
+from paretopress.spaces.documents import RUN_BYTES, canonical_json, finite, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SpaceSettings
@@ -205,7 +205,7 @@ def _measured(path: Path) -> tuple[dict[tuple[str, str], float], Mapping[str, An
     """The measured losses of a run by unit and choice, and what they depend on."""
     if not path.exists():
         raise ArtifactError(f"{path.parent} holds no {path.name}: no run directory, or its table is not measured yet")
-    plain = read_document(path)
+    plain = read_document(path, RUN_BYTES)
     try:
         found = {(unit, canonical_json(entry["choice"])): float(entry["loss"])
                  for unit, row in plain["options"].items() for entry in row if not entry.get("estimated")}

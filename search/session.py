@@ -18,6 +18,7 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.search.anatomy import shown_policies, write_anatomy
 from paretopress.search.events import tell_front, tell_started, tell_trial
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
@@ -151,6 +152,7 @@ def run_search(
             else:
                 table = _table(problem, evaluator, executor, run.path, watcher, deadline)
                 seeds = _seeds(problem, table)
+            write_anatomy(run.path, problem, table)
             write_units(run.path, problem.model_fingerprint, features_of(problem))
             with exploring(together, executor, run, problem, evaluator.constraints) as where:
                 if settings.proxy == AUTO:
@@ -161,10 +163,13 @@ def run_search(
                 records = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
             if settings.executor != "ray":
-                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports)
+                shown = verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline,
+                                         reports)
         if settings.executor == "ray":   # other nodes cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
-                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline, reports)
+                shown = verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline,
+                                         reports)
+        write_anatomy(run.path, problem, table, shown_policies(problem, shown, records))
     _raise_if_stopped(watcher, path)
     return path
 
@@ -241,7 +246,7 @@ def _warm(
     deadline: float | None,
 ) -> tuple[SensitivityTable, tuple[Policy, ...]]:
     """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
-    key = {**problem.fingerprints(), "versions": _versions()}
+    key = {**problem.fingerprints(), "versions": package_versions()}
     observer.stage("sensitivity", None)
 
     def seconds_left() -> float | None:

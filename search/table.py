@@ -20,7 +20,7 @@ from paretopress.evaluators.sensitivity import (
 from paretopress.search.executors import Executor, Outcome
 from paretopress.search.tasks import Substitution
 from paretopress.spaces.choices import Choice
-from paretopress.spaces.documents import read_document, write_json
+from paretopress.spaces.documents import RUN_BYTES, read_document, write_json
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
@@ -150,7 +150,7 @@ def read_table(path: Path, key: Mapping[str, str], space: SearchSpace) -> Sensit
     if not path.exists():
         return None
     try:
-        plain = read_document(path)
+        plain = read_document(path, RUN_BYTES)
     except ConfigError:
         return None
     if not isinstance(plain, dict) or plain.get("key") != key:

@@ -69,7 +69,7 @@ def verify_finalists(
     observer: Observer,
     deadline: float | None = None,
     proxies: Sequence[Mapping[str, Any]] = (),
-) -> None:
+) -> list[Policy]:
     """Build, store and verify the finalists of a run, and write its front.
 
     Args:
@@ -82,6 +82,9 @@ def verify_finalists(
         observer: Hears about progress.
         deadline: Of `time.monotonic()`, None for no limit: fewer finalists are verified where it is near.
         proxies: Reports on the proxies, for the front.
+
+    Returns:
+        The policies of the verified points.
 
     Raises:
         DiskError: A file cannot be written.
@@ -122,6 +125,7 @@ def verify_finalists(
     ]
     _drop_unverified(path, candidates)
     write_front(path, problem, judge(problem, candidates), lowest, records, proxies)
+    return [candidate.finalist.policy for candidate in candidates]
 
 
 def dense_seconds(evaluator: CandidateEvaluator) -> float:
@@ -165,7 +169,7 @@ def _place(path: Path, workshop: Workshop, finalists: Sequence[Finalist]) -> Non
     interrupted before its new front is written.
     """
     try:
-        for name in ("front.json", "front.csv", "measured.csv", "finalists.csv"):
+        for name in ("report.html", "front.json", "front.csv", "measured.csv", "finalists.csv"):
             (path / name).unlink(missing_ok=True)
         for name in ("models", "policies"):
             shutil.rmtree(path / name, ignore_errors=True)

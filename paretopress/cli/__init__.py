@@ -26,6 +26,8 @@ _VERBS = {
     "verify": "verify",
     "apply": "apply",
     "policy": "policy",
+    "report": "report",
+    "dashboard": "dashboard",
     "device": "device",
     "doctor": "doctor",
     "schema": "init",

@@ -298,7 +298,9 @@ def run_and_print(
         )
         result = Result.load(folder)
         tell_end(hearing, result)
+        report = result.report()
     print_result(result, seconds, as_json=as_json)
+    click.echo(f"report: {report} (one page for a browser)", err=True)
     if not result.front.feasible:
         raise InfeasibleError(f"no verified point meets all budgets (the front is in {folder})")
     for reason in result.partial:
