@@ -246,7 +246,7 @@ def _warm(
     deadline: float | None,
 ) -> tuple[SensitivityTable, tuple[Policy, ...]]:
     """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
-    key = {**problem.fingerprints(), "versions": package_versions()}
+    key = {**problem.fingerprints(), "versions": version_fingerprint()}
     observer.stage("sensitivity", None)
 
     def seconds_left() -> float | None:
