@@ -29,6 +29,7 @@ def compress(
     max_robust: str | None = None,
     time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
     distil: str | None = None, effort: str | None = None, sampler: str | None = None,
+    executor: str | None = None, ray: str | None = None, tune_callbacks: Sequence[Any] = (),
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
     settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, progress: bool = True,
 ) -> Result:
@@ -55,6 +56,9 @@ def compress(
             `off`, or `auto` (the default): on the train set where the data has one.
         effort: How much is spent, `quick`, `balanced` (the default) or `thorough`, where nothing else says so.
         sampler: How trials are proposed, one of `search.samplers.SAMPLERS`.
+        executor: Where trials run: `serial`, `processes`, `ray` or `tune`; by default as `workers` and `ray` say.
+        ray: A Ray cluster, `auto`, `local` or `HOST:PORT`.
+        tune_callbacks: Of type `ray.tune.Callback`, with the executor `tune`.
         run: Run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew where the run directory exists.
         space: What may be chosen.
@@ -75,12 +79,16 @@ def compress(
         "energy": max_energy, "robust": max_robust,
     }
     search = {"time": time, "trials": trials, "seed": seed, "workers": workers, "distil": distil,
-              "effort": effort, "sampler": sampler}
+              "effort": effort, "sampler": sampler, "executor": executor, "ray": ray}
     targets = [target] if isinstance(target, str) else list(target or ())
     name = type(model).__name__.lower()
     resolved = _resolve(settings, targets, limits, max_drop, search, name)
     if space is not None:
         resolved = replace(resolved, space=space)
+    if tune_callbacks:
+        if resolved.executor != "tune":
+            raise ConfigError(f"compress: tune_callbacks are for executor tune, not {resolved.executor}")
+        resolved = replace(resolved, tune_callbacks=tuple(tune_callbacks))
     return _search(model, data, resolved, None if run is None else Path(run), fresh=fresh, progress=progress)
 
 

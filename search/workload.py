@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output
 from paretopress.search.problem import Problem
 from paretopress.search.tasks import Construction, Substitution, Task
 from paretopress.spaces.documents import read_document, write_json
+from paretopress.spaces.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,13 @@ class Workload:
                 return Evaluation(State.COMPLETE, {"accuracy": built.refitted, "divergence": built.divergence})
             case _:
                 return self.evaluator(task)
+
+    def stages(self, task: Task) -> Iterator[tuple[Evaluation, bool]]:
+        """Do one task in the stages that it has; the last one, marked so, is what calling returns."""
+        if isinstance(task, Policy):
+            yield from self.evaluator.stages(task)
+        else:
+            yield self(task), True
 
     def construct(self, task: Construction) -> Built:
         """Build a finalist and store it in the task's folder, with its record beside it.
