@@ -1,10 +1,10 @@
 """Evaluations as trials of Ray Tune, for those who want its callbacks, its schedulers and its result folders.
 
 The search is the same as everywhere: the driver proposes and records, and `DriverSearch` (`tune_search.py`) is a
-searcher that hands Tune what the driver submits. So nothing is lost of what Tune's own `OptunaSearch` loses (measured on Ray 2.60): an
-evaluation comes back whole, with its constraints; a value that is not finite is a failed trial, not one that runs for
-ever; and what a scheduler stopped early is screened, never complete. One Tune trial is one policy in a reused actor;
-other tasks, hundreds of small ones, are done by plain actors (`ray_executor.py`) before.
+searcher that hands Tune what the driver submits. So nothing is lost of what Tune's own `OptunaSearch` loses (measured
+on Ray 2.60): an evaluation comes back whole, with its constraints; a value that is not finite is a failed trial, not
+one that runs for ever; and what a scheduler stopped early is screened, never complete. One Tune trial is one policy in
+a reused actor; other tasks, hundreds of small ones, are done by plain actors (`ray_executor.py`) before.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output
 from paretopress.search.problem import Problem
 from paretopress.search.tasks import Construction, Substitution, Task
 from paretopress.spaces.documents import read_document, write_json
+from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.policy import Policy
 
 
@@ -54,8 +55,15 @@ class Built:
 
     @classmethod
     def load(cls, folder: Path) -> Built:
-        """Read the record beside an artefact."""
-        return cls(**read_document(_record_of(folder)))
+        """Read the record beside an artefact. Raises `ConfigError` or `ArtifactError`."""
+        plain = read_document(_record_of(folder))
+        names = [field.name for field in fields(cls)]
+        texts = ("tier", "digest")
+        if not isinstance(plain, dict) or sorted(plain) != sorted(names) or not all(
+            isinstance(plain[name], str if name in texts else int | float) for name in names
+        ):
+            raise ArtifactError(f"{_record_of(folder)}: damaged: not the record of a finalist")
+        return cls(**plain)
 
 
 def _record_of(folder: Path) -> Path:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,16 +127,41 @@ def read_document(path: Path) -> Any:  # noqa: ANN401
         ConfigError: The file is missing, unreadable, too large, not UTF-8, or malformed.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
+    except ValueError as error:   # a NUL in the name
+        raise ConfigError(f"{str(path)!r}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     if path.suffix == ".json":
         return parse_json(text, str(path))
     return parse_yaml(text, str(path))
+
+
+def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
+    """Return the content of a regular file: pipes and devices could wait or last for ever.
+
+    Args:
+        path: The file.
+        limit: Most bytes that are read.
+        follow: Whether it may be a symbolic link.
+
+    Raises:
+        ConfigError: It is larger than `limit`, or no regular file.
+        OSError: It cannot be read; a symbolic link that may not be followed is one too.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: not a regular file")
+        if status.st_size <= limit:
+            content = stream.read(limit + 1)
+            if len(content) <= limit:
+                return content
+    raise ConfigError(f"{path}: larger than {limit} bytes")
 
 
 def _finite_float(text: str) -> float:

@@ -126,7 +126,7 @@ def demo_command(
 @click.option(
     "--executor",
     metavar="NAME",
-    help="Where trials run: serial, processes, ray, or tune (as trials of Ray Tune).  [default: by --workers and --ray]",
+    help="Where trials run: serial, processes, ray or tune (trials of Ray Tune).  [default: by --workers and --ray]",
 )
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
 @click.option(

@@ -120,7 +120,7 @@ def test_what_asha_stops_is_screened_and_never_complete(toys, ray_nodes, tmp_pat
     class Counting(Callback):
         started = 0
 
-        def on_trial_start(self, iteration, trials, trial, **_):
+        def on_trial_start(self, *_, **__):
             Counting.started += 1
 
     ratios = [0.5, 0.9, 0.4, 0.8, 0.3, 0.7, 0.2, 0.6, 0.1, 0.95]
