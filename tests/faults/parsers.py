@@ -163,6 +163,8 @@ STRANGE = (
     "\x1b[2J", "\ud800", "é" * 50, "x" * 3000, "__class__", "forward", "os:system", "!!python/name:os.system",
     [], [[]], {}, {"": None}, {"__proto__": {}}, [0] * 300, ["x", 1, None],
 )
+PIECES = (b"&a ", b"*a", b"!!python/object:os.x ", b"[" * 40, b"\x00", b"{{", b"1e999", b": ", b"- ", b"? ", b"NaN",
+          b"\n...\n---\n", b"'", b'"', b"%TAG ! x\n")
 
 
 def deep(levels):
@@ -227,8 +229,7 @@ def damaged(content, source):
             case 3:
                 result[at:at] = result[at : at + source.randint(1, 40)]
             case _:
-                result[at:at] = source.choice([b"&a ", b"*a", b"!!python/object:os.x ", b"[" * 40, b"\x00", b"{{", b"1e999",
-                                               b": ", b"- ", b"? ", b"NaN", b"\n...\n---\n", b"'", b'"', b"%TAG ! x\n"])
+                result[at:at] = source.choice(PIECES)
     return bytes(result)
 
 
