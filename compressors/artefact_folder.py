@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from paretopress.spaces.documents import (
     MAX_BYTES,
     disk_error,
+    exchange,
     parse_json,
     read_regular,
     sha256_file,
@@ -100,9 +101,16 @@ def _manifest_text(manifest: Any) -> str:  # noqa: ANN401
 
 
 def _move(temporary: Path, folder: Path) -> None:
-    """Put a finished folder in its place; the one it replaces is put back if that fails."""
+    """Put a finished folder in its place.
+
+    Both change places in one step where the file system can do that: whoever is killed here leaves the old or the new
+    one. Elsewhere the old one is moved away first, and put back if the new one cannot take its place.
+    """
     if not folder.exists() or not any(folder.iterdir()):
         temporary.rename(folder)
+        return
+    if exchange(temporary, folder):
+        shutil.rmtree(temporary, ignore_errors=True)
         return
     replaced = temporary_sibling(folder)
     folder.rename(replaced)

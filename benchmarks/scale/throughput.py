@@ -181,7 +181,7 @@ def overheads() -> dict[str, float]:
 
 
 def joining(evaluate: Any) -> dict[str, float]:  # noqa: ANN401
-    """Seconds until a worker that joins has answered its first, trivial or real, request."""
+    """Seconds until a worker that joins has answered its first request, the dense model's evaluation."""
     import ray
 
     from paretopress.search.ray_executor import RayExecutor
@@ -193,17 +193,14 @@ def joining(evaluate: Any) -> dict[str, float]:  # noqa: ANN401
             executor.next_result()
             return time.perf_counter() - start
 
-    found = {"process": first(lambda: ProcessExecutor(evaluate, 1))}
-    with RayExecutor(Trivial(), 1):   # Ray is there, as on a cluster
-        ray.init(ignore_reinit_error=True, logging_level="ERROR")
-        found["payload_mb"] = len(to_payload(evaluate)) / 1e6
-    found["ray, its local instance included"] = first(lambda: RayExecutor(evaluate, 1))
-    with RayExecutor(Trivial(), 2) as executor:
-        start = time.perf_counter()
-        slot = executor._new_slot()
-        ray.kill(executor._slots[1].actor)   # it makes room
-        ray.get(slot.starting)
-        found["ray actor on a running cluster, trivial evaluator"] = time.perf_counter() - start
+    found = {
+        "process": first(lambda: ProcessExecutor(evaluate, 1)),
+        "ray, a local instance started for it": first(lambda: RayExecutor(evaluate, 1)),
+    }
+    with RayExecutor(Trivial(), 2) as cluster:
+        ray.kill(cluster._slots[1].actor)   # it makes room
+        found["ray, on a running cluster"] = first(lambda: RayExecutor(evaluate, 1))
+    found["payload, MB"] = len(to_payload(evaluate)) / 1e6
     return found
 
 

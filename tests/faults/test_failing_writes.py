@@ -95,6 +95,9 @@ def failing():
         patch.setattr(os, "write", written)
         patch.setattr(os, "fdopen", wrapped_stream)
         patch.setattr(os, "fsync", wrapped(os.fsync))
+        from paretopress.compressors import artefact_folder
+
+        patch.setattr(artefact_folder, "exchange", wrapped(artefact_folder.exchange))
         for name in ("replace", "rename", "mkdir"):
             patch.setattr(Path, name, wrapped(getattr(Path, name)))
         return SimpleNamespace(faulty=faulty, disarm=patch.undo)
@@ -204,6 +207,32 @@ def test_a_file_is_old_or_new_and_never_a_part(paths, failing, tmp_path, name, c
         else:
             assert len(str(refused).splitlines()) == 1
         shutil.rmtree(folder)
+    pytest.fail("no attempt came through")
+
+
+def test_an_artefact_is_put_back_where_folders_cannot_change_places(paths, failing, tmp_path, monkeypatch):
+    """The file system of the test can; others need two renames, and the second one may fail."""
+    from paretopress.compressors import artefact_folder
+
+    monkeypatch.setattr(artefact_folder, "exchange", lambda *_: False)
+    paths["artefact"](tmp_path, 1)
+    before = contents(tmp_path)
+    for number in range(1, MOST):
+        armed = failing(number, errno.EIO)
+        try:
+            paths["artefact"](tmp_path, 2)
+        except DiskError:
+            pass
+        finally:
+            armed.disarm()
+        found = contents(tmp_path)
+        assert found.keys() == before.keys()
+        if not armed.faulty.failed:
+            assert found != before
+            return
+        if found != before:   # only the last flush failed
+            paths["artefact"](tmp_path, 1)
+            assert contents(tmp_path) == before
     pytest.fail("no attempt came through")
 
 
