@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from paretopress.compressors.apply_edits import apply_edits, load_tensors, stored_tensors
-from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder
+from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder, read_tensors
 from paretopress.compressors.delta import Delta, Input, module_edits
 from paretopress.compressors.entropy_coding import Coded, decoded, encoded, packed_widths
 from paretopress.compressors.folding import remaining_state
@@ -353,7 +353,7 @@ def load(
 def _load(folder: Path, model_factory: ModelFactory, program: Program | None) -> CompressedModel:
     contents = read_folder(folder, (TENSORS, DELTA, POLICY))
     delta = _read_delta(contents[DELTA], str(folder / DELTA))
-    tensors = decoded(_read_tensors(contents[TENSORS], str(folder / TENSORS)), delta.coded, str(folder / TENSORS))
+    tensors = decoded(read_tensors(contents[TENSORS], str(folder / TENSORS)), delta.coded, str(folder / TENSORS))
     delta = replace(delta, coded={})
     model = copy.deepcopy(make_model(model_factory)).cpu().eval().requires_grad_(False)
     _check_state(model, delta)
@@ -385,16 +385,6 @@ def _read_delta(content: bytes, where: str) -> Delta:
     try:
         return Delta.from_plain(parse_json(content.decode(), where), where)
     except (ConfigError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{where}: {error}") from None
-
-
-def _read_tensors(content: bytes, where: str) -> dict[str, Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(f"{where}: {error}") from None
 
 

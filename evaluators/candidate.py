@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -101,27 +101,44 @@ class CandidateEvaluator:
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Evaluate one policy."""
+        *_, (evaluation, _final) = self.stages(policy)
+        return evaluation
+
+    def stages(self, policy: Policy) -> Iterator[tuple[Evaluation, bool]]:
+        """Evaluate one policy in at most two stages: the proxy, then the metric.
+
+        Yields:
+            What is known, and whether it is the evaluation itself. What comes before that holds the predicted costs
+            and the `divergence` on the tuning samples, which says whether going on may be worth it.
+        """
         program = self.entries.program
         planned = plan(program.structure, policy)
         costs = self.costs.predict(planned)
         if not runs_everywhere(costs):
-            return self._refused(planned, costs)
+            yield self._refused(planned, costs), True
+            return
         values = {name: costs[name] for name in self.objectives}
         over = self.limits.check(costs, None)
-        if no_room := self.costs.over_capacity(planned):
-            return Evaluation(State.SCREENED, values, over, f"screened by cost: {'; '.join(no_room.values())}")
-        for label, name, limit in self.limits.costs:
-            if costs[name] > limit * (1.0 + self.slack):
-                return Evaluation(
-                    State.SCREENED, values, over, f"screened by cost: {label} exceeds its budget by {over[label]:g}"
-                )
+        if screened := self._screened_by_cost(planned, costs, over):
+            yield Evaluation(State.SCREENED, values, over, f"screened by cost: {screened}"), True
+            return
         network, loss = self.build(policy)
         if loss > self.hopeless:
-            return Evaluation(State.SCREENED, values, over, f"screened by proxy: divergence {loss:.3g} nats")
+            yield Evaluation(State.SCREENED, values, over, f"screened by proxy: divergence {loss:.3g} nats"), True
+            return
+        yield Evaluation(State.SCREENED, {**values, "divergence": loss}, over, "not scored"), False
         scores = self.score(network)
-        accuracy = scores["accuracy"]
-        constraints = (self.held_to or self.limits).check(costs, accuracy)
-        return Evaluation(State.COMPLETE, {**scores, **values}, constraints).checked()
+        constraints = (self.held_to or self.limits).check(costs, scores["accuracy"])
+        yield Evaluation(State.COMPLETE, {**scores, **values}, constraints).checked(), True
+
+    def _screened_by_cost(self, planned: Plan, costs: Mapping[str, float], over: Mapping[str, float]) -> str:
+        """Return why predicted costs rule a candidate out, `""` where they do not."""
+        if no_room := self.costs.over_capacity(planned):
+            return "; ".join(no_room.values())
+        for label, name, limit in self.limits.costs:
+            if costs[name] > limit * (1.0 + self.slack):
+                return f"{label} exceeds its budget by {over[label]:g}"
+        return ""
 
     def _refused(self, planned: Plan, costs: Mapping[str, float]) -> Evaluation:
         """Screen what a target cannot execute: its time is unknown, so that no violation can be compared."""

@@ -54,6 +54,8 @@ EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest b
 SHARE_WITH_DISTILLATION = 0.25   # the same where finalists are distilled, which gains more than more candidates do
 SENSITIVITY = "sensitivity.json"
 DISTIL = ("auto", "train", "calibration", "off")
+EXECUTORS = ("serial", "process", "ray", "tune")
+OTHER_NODES = ("ray", "tune")
 THREADS = 1               # results must not depend on how many cores happen to be there
 
 
@@ -146,7 +148,7 @@ def run_search(
     ):
         tell_started(problem, run, watcher)
         evaluator = prepare_evaluator(problem, watcher)
-        with _executor(evaluator, problem, sharing) as executor:
+        with _executor(evaluator, problem, run.path, sharing) as executor:
             if problem.library:
                 table, seeds = _warm(problem, evaluator, executor, run, watcher, deadline)
             else:
@@ -162,10 +164,10 @@ def run_search(
                         table, seeds = trusted, _seeds(problem, trusted)
                 records = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
-            if settings.executor != "ray":
+            if settings.executor not in OTHER_NODES:
                 shown = verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline,
                                          reports)
-        if settings.executor == "ray":   # other nodes cannot write to the run directory
+        if settings.executor in OTHER_NODES:   # they cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
                 shown = verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline,
                                          reports)
@@ -191,8 +193,8 @@ def _check_settings(settings: SearchSettings) -> None:
         raise ConfigError(unknown_name("importance", settings.importance, IMPORTANCES))
     if settings.distil not in DISTIL:
         raise ConfigError(unknown_name("distil", settings.distil, DISTIL))
-    if settings.executor not in ("serial", "process", "ray"):
-        raise ConfigError(unknown_name("executor", settings.executor, ("serial", "process", "ray")))
+    if settings.executor not in EXECUTORS:
+        raise ConfigError(unknown_name("executor", settings.executor, EXECUTORS))
     if settings.seconds is None and settings.trials is None:
         raise ConfigError("a search needs a number of trials or a time")
     exploration_settings(settings, settings.seconds)
@@ -356,17 +358,27 @@ def _note(record: TrialRecord) -> str:
     return "" if accuracy is None else f"accuracy {accuracy:.4f}"
 
 
-def _executor(evaluator: CandidateEvaluator, problem: Problem, sharing: Sharing | None = None) -> Executor:
+def _executor(
+    evaluator: CandidateEvaluator, problem: Problem, path: Path | None = None, sharing: Sharing | None = None
+) -> Executor:
     settings, workload = problem.settings, Workload.of(problem, evaluator)
-    if sharing is not None and settings.executor != "ray":
+    address = None if settings.ray in (None, "local") else settings.ray
+    if sharing is not None and settings.executor not in OTHER_NODES:
         return sharing.processes(workload, settings.workers)
     if settings.executor == "process":
         return ProcessExecutor(workload, settings.workers)
     if settings.executor == "ray":
         from paretopress.search.ray_executor import RayExecutor
 
-        address = None if settings.ray in (None, "local") else settings.ray
-        return RayExecutor(workload, settings.workers, address)
+        return RayExecutor(workload, settings.workers, address, resources=settings.resources)
+    if settings.executor == "tune":
+        from paretopress.search.tune_executor import TuneExecutor
+
+        storage = settings.storage_path or (None if path is None else path.resolve() / "tune")
+        return TuneExecutor(
+            workload, settings.workers, address, settings.resources, storage, settings.scheduler,
+            settings.tune_callbacks,
+        )
     return SerialExecutor(workload)
 
 
