@@ -18,9 +18,10 @@ LOWEST = torch.finfo(torch.float32).min
 
 
 def attention(builder: Builder, name: str, arguments: Mapping[str, Any], metas: Metas) -> Value:
-    """Write `softmax(scale * query @ key^T + mask) @ value`; both factors are scaled by the square root, as PyTorch does.
+    """Write `softmax(scale * query @ key^T + mask) @ value`.
 
-    Where a mask is computed, a query that may look at nothing gets zeros, as in PyTorch.
+    Both factors are scaled by the square root, as PyTorch does. Where a mask is computed, a query that may look at
+    nothing gets zeros, as in PyTorch.
     """
     query, key, value = (as_tensor(arguments[argument]) for argument in ("query", "key", "value"))
     require(not arguments["dropout_p"] and query.dtype == torch.float32, "attention with options")
@@ -64,7 +65,9 @@ def _mask(
 
 def _constant(builder: Builder, allowed: Tensor) -> Value:
     added = torch.zeros(allowed.shape).masked_fill(~allowed, LOWEST)
-    return builder.constant(f"mask:{list(allowed.shape)}:{hashlib.sha256(allowed.numpy().tobytes()).hexdigest()[:8]}", added)
+    return builder.constant(
+        f"mask:{list(allowed.shape)}:{hashlib.sha256(allowed.numpy().tobytes()).hexdigest()[:8]}", added
+    )
 
 
 def _computed(builder: Builder, mask: Value) -> tuple[Value, Value]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from paretopress.compressors.onnx_known import contents_of, renames_dimensions
 from paretopress.compressors.onnx_builder import (
     Builder,
     Metas,
@@ -20,6 +19,7 @@ from paretopress.compressors.onnx_builder import (
     require,
     static_sizes,
 )
+from paretopress.compressors.onnx_known import contents_of, renames_dimensions
 
 Arguments = Mapping[str, Any]
 

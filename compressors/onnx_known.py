@@ -18,7 +18,7 @@ from paretopress.spaces.graph import Node
 if TYPE_CHECKING:
     from paretopress.compressors.onnx_builder import Value
 
-LARGEST = 1 << 20   # elements of a value that is computed while the file is written
+LARGEST = 1 << 20  # elements of a value that is computed while the file is written
 Contents = tuple[Tensor, Tensor]
 
 

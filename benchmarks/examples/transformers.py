@@ -1,12 +1,12 @@
-"""What the transformer examples become: MiniLM sentence embeddings and a small GPT, against onnxruntime's own quantiser.
+"""What the transformer examples become: sentence embeddings and a small GPT, against onnxruntime's own quantiser.
 
     python benchmarks/examples/transformers.py minilm --record minilm     # plain methods and the baseline, minutes
     python benchmarks/examples/transformers.py gpt --record gpt
     python benchmarks/examples/transformers.py minilm --search 30m        # and a search
 
-Every network is scored on the holdout set through ONNX Runtime and timed in turn with the dense one: one thread, batch 1,
-64 tokens. The baseline is `onnxruntime.quantization.quantize_dynamic` (8-bit weights, a scale per output) on the dense
-file. Bytes are those of the ONNX file, and of the stored tensors where an artefact has them.
+Every network is scored on the holdout set through ONNX Runtime and timed in turn with the dense one: one thread, batch
+1, 64 tokens. The baseline is `onnxruntime.quantization.quantize_dynamic` (8-bit weights, a scale per output) on the
+dense file. Bytes are those of the ONNX file, and of the stored tensors where an artefact has them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def narrow_feed_forward(model: nn.Module, data: paretopress.Data) -> CompressedM
 
 
 def mixed(model: nn.Module, data: paretopress.Data) -> CompressedModel:
-    """Feed-forward layers of 6 fewer bits would be too few: 4 bits there, 8 elsewhere."""
+    """4 bits in the feed-forward layers, 8 elsewhere."""
     return paretopress.quantize(model, data, {"*": 8, "*.wide": 4, "*.narrow": 4})
 
 
@@ -65,17 +65,32 @@ def four(model: nn.Module, data: paretopress.Data) -> CompressedModel:
 
 
 METHODS: Mapping[str, Mapping[str, Build]] = {
-    "minilm": {"8 bits": eight, "8 bits, dynamic": dynamic, "8 bits, words of 4": small_table,
-               "8 bits, words of 4, 3/4 of the feed-forward widths": narrow_feed_forward},
-    "gpt": {"8 bits": eight, "8 bits, dynamic": dynamic, "feed-forward of 4 bits, else 8": mixed,
-            "4 bits, ends of 8": four},
+    "minilm": {
+        "8 bits": eight,
+        "8 bits, dynamic": dynamic,
+        "8 bits, words of 4": small_table,
+        "8 bits, words of 4, 3/4 of the feed-forward widths": narrow_feed_forward,
+    },
+    "gpt": {
+        "8 bits": eight,
+        "8 bits, dynamic": dynamic,
+        "feed-forward of 4 bits, else 8": mixed,
+        "4 bits, ends of 8": four,
+    },
 }
 SEARCH: Mapping[str, Mapping[str, Any]] = {
-    "minilm": {"budgets": {"latency": "-50%", "size": "-71.5%"}, "max_drop": "1pp",
-               "search": {"sampler": "pareto", "distil": "off", "finalists": 12},
-               "space": {"keep": [0.5, 0.75], "rank": [], "bits": [8, 4]}},
-    "gpt": {"budgets": {"size": "-75%"}, "max_drop": "2%",
-            "search": {"sampler": "pareto"}, "space": {"rank": [], "bits": [8, 4, 3]}},
+    "minilm": {
+        "budgets": {"latency": "-50%", "size": "-71.5%"},
+        "max_drop": "1pp",
+        "search": {"sampler": "pareto", "distil": "off", "finalists": 12},
+        "space": {"keep": [0.5, 0.75], "rank": [], "bits": [8, 4]},
+    },
+    "gpt": {
+        "budgets": {"size": "-75%"},
+        "max_drop": "2%",
+        "search": {"sampler": "pareto"},
+        "space": {"rank": [], "bits": [8, 4, 3]},
+    },
 }
 
 
@@ -141,9 +156,15 @@ def measured(
     score = data.metrics[0](torch.cat(outputs), data.holdout.targets)
     timing = time_steadily(opened, reference, inputs_of(data.holdout.whole.rows(0, 1)), 100)
     row = {
-        "name": name, "score": score, "ms": timing.median, "quartiles": list(timing.quartiles),
-        "dense_ms": timing.baseline, "speedup": timing.baseline / timing.median, "onnx_bytes": path.stat().st_size,
-        "size_bytes": size, "seconds": round(seconds, 1),
+        "name": name,
+        "score": score,
+        "ms": timing.median,
+        "quartiles": list(timing.quartiles),
+        "dense_ms": timing.baseline,
+        "speedup": timing.baseline / timing.median,
+        "onnx_bytes": path.stat().st_size,
+        "size_bytes": size,
+        "seconds": round(seconds, 1),
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
@@ -160,10 +181,17 @@ def searched(
     result = paretopress.compress(model, data=data, target="local", settings=dict(settings), time=seconds, run=run)
     print(result.front.table())
     return [
-        {"name": f"search, #{point.id}{' ' + point.name if point.name else ''}", "score": point.measured["accuracy"],
-         "ms": point.measured["latency_ms"], "speedup": point.measured["speedup"], "feasible": point.feasible,
-         "dense_ms": point.measured["latency_ms_baseline"], "onnx_bytes": point.measured["onnx_bytes"],
-         "size_bytes": point.measured["size_bytes"], "on_front": point.on_front}
+        {
+            "name": f"search, #{point.id}{' ' + point.name if point.name else ''}",
+            "score": point.measured["accuracy"],
+            "ms": point.measured["latency_ms"],
+            "speedup": point.measured["speedup"],
+            "feasible": point.feasible,
+            "dense_ms": point.measured["latency_ms_baseline"],
+            "onnx_bytes": point.measured["onnx_bytes"],
+            "size_bytes": point.measured["size_bytes"],
+            "on_front": point.on_front,
+        }
         for point in result.front.verified
     ]
 
@@ -173,16 +201,23 @@ def machine() -> dict[str, Any]:
 
     from paretopress.hardware_profiles.host import host_info
 
-    return {"cpu": host_info().model, "load": round(os.getloadavg()[0], 1), "torch": str(torch.__version__),
-            "onnxruntime": importlib.import_module("onnxruntime").__version__, "python": platform.python_version()}
+    return {
+        "cpu": host_info().model,
+        "load": round(os.getloadavg()[0], 1),
+        "torch": str(torch.__version__),
+        "onnxruntime": importlib.import_module("onnxruntime").__version__,
+        "python": platform.python_version(),
+    }
 
 
 def table(record: Mapping[str, Any]) -> str:
     """The rows as text: score with its difference, times and bytes against the dense network."""
     dense = record["rows"][0]
     machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
-    lines = [f"{record['example']}: {machine}; one thread, batch 1, 64 tokens",
-             f"{'':52}{'holdout':>9}{'change':>9}{'ms':>8}{'faster':>8}{'file':>8}{'tensors':>9}"]
+    lines = [
+        f"{record['example']}: {machine}; one thread, batch 1, 64 tokens",
+        f"{'':52}{'holdout':>9}{'change':>9}{'ms':>8}{'faster':>8}{'file':>8}{'tensors':>9}",
+    ]
     for row in record["rows"]:
         tensors = f"{dense['size_bytes'] / row['size_bytes']:8.2f}x" if row["size_bytes"] else f"{'':>9}"
         lines.append(

@@ -1,7 +1,8 @@
 """A small GPT on tinyshakespeare, character by character, judged by perplexity.
 
 The folder with `data/` is named by the environment variable PARETOPRESS_SHARED; the default is `shared` beside the
-checkout. The weights in `gpt.safetensors` (16-bit floats) are what `train.py` makes of the first nine tenths of the text.
+checkout. The weights in `gpt.safetensors` (16-bit floats) are what `train.py` makes of the first nine tenths of the
+text.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ class Block(nn.Module):
         """Return `(n, tokens, width)`."""
         y = self.norm_1(x)
         size = self.query.weight.shape[0] // self.heads
-        parts = [
-            layer(y).unflatten(-1, (-1, size)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        ]
+        parts = [layer(y).unflatten(-1, (-1, size)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
         attended = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         y = self.wide(self.norm_2(x))

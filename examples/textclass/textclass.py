@@ -1,7 +1,7 @@
-"""A text classifier of the size of BERT on sentences that are made here: nothing is downloaded, nothing is trained long.
+"""A text classifier of the size of BERT on sentences that are made here: nothing is downloaded or trained for long.
 
-The encoder has random weights (seed 0) and the classifier on top of it is solved for by ridge regression, which is enough
-to tell topics apart; the classifier is kept in the cache folder. What compresses it does not know the difference.
+The encoder has random weights (seed 0) and the classifier on top of it is solved for by ridge regression, which is
+enough to tell topics apart; the classifier is kept in the cache folder. What compresses it cannot tell the difference.
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ class Classifier(nn.Module):
 
         super().__init__()
         config = transformers.BertConfig(
-            vocab_size=len(WORDS) + 3, hidden_size=size, num_hidden_layers=layers, num_attention_heads=heads,
-            intermediate_size=4 * size, max_position_embeddings=TOKENS, num_labels=len(TOPICS), initializer_range=0.05,
+            vocab_size=len(WORDS) + 3,
+            hidden_size=size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * size,
+            max_position_embeddings=TOKENS,
+            num_labels=len(TOPICS),
+            initializer_range=0.05,
         )
         self.bert = transformers.BertForSequenceClassification(config)
 
@@ -66,7 +72,7 @@ def small_model() -> nn.Module:
 
 
 def sentences(count: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Return token numbers and masks `(count, 16)`, and topics `(count,)`; a sentence has two to four words of its topic."""
+    """Return token numbers and masks `(count, 16)`, and topics `(count,)`; 2 to 4 words tell the topic."""
     generator = torch.Generator().manual_seed(seed)
 
     def number(below: int) -> int:

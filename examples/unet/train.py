@@ -1,4 +1,4 @@
-"""Train the U-Net of `unet.py` and write `unet.safetensors`: `python examples/unet/train.py`, two minutes on two cores."""
+"""Train the U-Net of `unet.py` and write `unet.safetensors`, in two minutes: `python examples/unet/train.py`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def main() -> None:
                 print(f"{step + 1}: loss {loss.item():.3f}, overlap {overlap(network(images), masks):.4f}", flush=True)
             network.train()
     save_file(
-        {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in network.state_dict().items()},
+        {
+            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+            for name, tensor in network.state_dict().items()
+        },
         WEIGHTS,
     )
 

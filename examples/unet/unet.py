@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from paretopress.evaluators.data import Data
 
 SIDE, WIDTH = 48, 12
-CLASSES = 3   # background, discs, bars
+CLASSES = 3  # background, discs, bars
 WEIGHTS = Path(__file__).with_name("unet.safetensors")
 
 

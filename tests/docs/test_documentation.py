@@ -1,6 +1,5 @@
-"""Every code block of the documentation is executed, every link leads somewhere, every public name is documented."""
+"""Every code block of the documentation is executed, every link leads somewhere, every picture is a script's."""
 
-import ast
 import contextlib
 import importlib
 import io
@@ -16,15 +15,22 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/README.md")])
-FENCE = re.compile(r"^(?:<!-- test: (?P<mark>[a-z]+)(?: (?P<why>[^>]*))? -->\n)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.M | re.S)
+PAGES = sorted(
+    [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/README.md")]
+)
+FENCE = re.compile(
+    r"^(?:<!-- test: (?P<mark>[a-z]+)(?: (?P<why>[^>]*))? -->\n)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
 MOST_SKIPPED = 16
 # What a reader gives minutes, the tests give a few trials.
 SHORTER = (
-    (r"--time \d+m", "--trials 3"), (r'time="\d+m"', "trials=3, workers=1"), (r"--workers 32", "--workers 1"),
+    (r"--time \d+m", "--trials 3"),
+    (r'time="\d+m"', "trials=3, workers=1"),
+    (r"--workers 32", "--workers 1"),
 )
-MEASURING = ("sensitivity", "device", "demo")   # verbs whose --time is no number of trials
-"""Blocks that are made of shell commands, by the first word of a line."""
+MEASURING = ("sensitivity", "device", "demo")  # verbs whose --time is no number of trials
+# First words of blocks that are made of shell commands.
 COMMANDS = ("paretopress", "python", "python3", "pip", "ray", ".ci/run", "mkdocs")
 
 
@@ -40,7 +46,9 @@ class Block:
     @property
     def is_console(self):
         first = next(iter(self.code.split()), "")
-        return self.language == "console" or (self.language == "" and first.partition("=")[0] in (*COMMANDS, "PYTHONPATH"))
+        return self.language == "console" or (
+            self.language == "" and first.partition("=")[0] in (*COMMANDS, "PYTHONPATH")
+        )
 
 
 def blocks_of(page):
@@ -76,11 +84,15 @@ def material(tiny, tiny_run, tmp_path_factory):
         (folder / name).write_text(text + "\n")
     shutil.copytree(tiny_run.path, folder / "runs" / "NAME")
     for name in ("small", "OUT"):
-        run_command(["export", str(tiny_run.path), "--pick", "knee", "--format", "safetensors", "-o", str(folder / name)])
+        run_command(
+            ["export", str(tiny_run.path), "--pick", "knee", "--format", "safetensors", "-o", str(folder / name)]
+        )
     int8 = "units:\n  second/weights: {weights: 8, activations: 8}\n"
     (folder / "p.yaml").write_text(int8 + "  second/channels: {keep: 0.5}\n")
     every = ("first", "depthwise", "second", "last")
-    (folder / "int8.yaml").write_text("units:\n" + "".join(f"  {name}/weights: {{weights: 8, activations: 8}}\n" for name in every))
+    (folder / "int8.yaml").write_text(
+        "units:\n" + "".join(f"  {name}/weights: {{weights: 8, activations: 8}}\n" for name in every)
+    )
     (folder / "settings.yaml").write_text("search: {workers: 1, finalists: 1}\ntiming: {runs: 5}\n")
     shutil.copytree(ROOT / "hardware_profiles" / "library", folder / "library")
     return folder
@@ -151,10 +163,17 @@ def test_python_blocks_run(blocks, project):
     tiny = importlib.import_module("tiny")
     inputs, labels = tiny.samples(48, 2)
     names = {
-        "__name__": "__main__", "model": tiny.model(), "data": tiny.data(), "inputs": inputs, "training_inputs": inputs,
-        "search_inputs": tiny.samples(64, 3)[0], "search_labels": tiny.samples(64, 3)[1],
-        "holdout_inputs": tiny.samples(100, 4)[0], "holdout_labels": tiny.samples(100, 4)[1],
-        "build_my_model": tiny.model, "labels": labels,
+        "__name__": "__main__",
+        "model": tiny.model(),
+        "data": tiny.data(),
+        "inputs": inputs,
+        "training_inputs": inputs,
+        "search_inputs": tiny.samples(64, 3)[0],
+        "search_labels": tiny.samples(64, 3)[1],
+        "holdout_inputs": tiny.samples(100, 4)[0],
+        "holdout_labels": tiny.samples(100, 4)[1],
+        "build_my_model": tiny.model,
+        "labels": labels,
     }
     if blocks[0].page.endswith("README.md"):
         shutil.rmtree(project / "small")
@@ -186,7 +205,7 @@ def test_what_is_not_executed_says_why():
     assert all(len(block.why.split()) > 3 for block in skipped), [block for block in skipped if not block.why]
     assert len(skipped) <= MOST_SKIPPED
     assert {block.mark for block in BLOCKS} <= {"", "skip", "slow"}
-    drawn = {"docs/architecture.md"}   # pictures made of characters
+    drawn = {"docs/architecture.md"}  # pictures made of characters
     other = [block for block in BLOCKS if not (block.is_console or block.language or block.page in drawn)]
     assert not [f"{block.page}:{block.line}" for block in other if block.mark != "skip"]
 
@@ -194,7 +213,9 @@ def test_what_is_not_executed_says_why():
 def anchors(page):
     """The anchors of a page, as the site and code hosts make them of its headings."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
-    return {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading)).strip().lower().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading)).strip().lower().replace(" ", "-") for heading in headings
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -211,7 +232,9 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_picture_is_used_and_loads_nothing():
-    shown = {match for page in PAGES for match in re.findall(r"pictures/([\w-]+\.svg)", page.read_text(encoding="utf-8"))}
+    shown = {
+        match for page in PAGES for match in re.findall(r"pictures/([\w-]+\.svg)", page.read_text(encoding="utf-8"))
+    }
     there = {path.name for path in (ROOT / "docs" / "pictures").glob("*.svg")}
     assert there == shown
     for name in there:
@@ -225,86 +248,3 @@ def test_the_pictures_are_what_the_script_draws(tmp_path):
     assert "overview.svg" in made
     for name in made:
         assert (tmp_path / name).read_text() == (ROOT / "docs" / "pictures" / name).read_text(), name
-
-
-# --- docstrings -----------------------------------------------------------------------------------------------------
-
-FOLDERS = ("paretopress", "spaces", "hardware_profiles", "compressors", "evaluators", "search")
-SOURCES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py") if not path.is_symlink()
-                 and not any(parent.is_symlink() for parent in path.parents if ROOT in parent.parents))
-
-
-def public_definitions(tree, prefix=""):
-    """Public classes, functions and methods of a module, with their qualified names."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
-            yield f"{prefix}{node.name}", node
-            if isinstance(node, ast.ClassDef):
-                yield from public_definitions(node, f"{prefix}{node.name}.")
-
-
-def test_every_public_name_has_a_docstring():
-    missing = []
-    for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if ast.get_docstring(tree) is None and path.read_text().strip():
-            missing.append(str(path.relative_to(ROOT)))
-        for name, node in public_definitions(tree):
-            overrides = any(getattr(decorator, "id", "") in ("overload", "override") for decorator in node.decorator_list)
-            if ast.get_docstring(node) is None and not overrides and "forward" not in name:
-                missing.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
-    assert not missing, "\n".join(missing)
-
-
-def raises(node):
-    """Names of the errors that a function's own statements raise."""
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Raise) and isinstance(inner.exc, ast.Call):
-            yield getattr(inner.exc.func, "id", "")
-
-
-def test_the_public_interface_documents_arguments_results_and_errors():
-    """What `docs/api.md` shows: every argument by name, what is returned, and that it can fail."""
-    import inspect
-
-    import paretopress
-
-    problems = []
-    for name in paretopress.__all__:
-        thing = getattr(paretopress, name)
-        members = [(name, thing)] if inspect.isfunction(thing) else [
-            (f"{name}.{key}", getattr(value, "__func__", value)) for key, value in vars(thing).items()
-            if not key.startswith("_") and inspect.isfunction(getattr(value, "__func__", value))
-        ] if inspect.isclass(thing) else []
-        for label, function in members:
-            text = inspect.getdoc(function) or ""
-            signature = inspect.signature(function)
-            arguments = [parameter for parameter in signature.parameters.values() if parameter.name not in ("self", "cls")]
-            if len(arguments) > 1 and "Args:" not in text:
-                problems.append(f"{label}: no Args")
-            if "Args:" in text:
-                problems += [f"{label}: {parameter.name}" for parameter in arguments if not re.search(rf"\b{parameter.name}:", text)]
-            if signature.return_annotation not in ("None", None) and not re.search(r"Returns?\b|Return |Yields|Whether|The |What", text):
-                problems.append(f"{label}: what it returns")
-            source = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))
-            if any(raises(source)) and "Raises" not in text:
-                problems.append(f"{label}: what it raises")
-    assert not problems, "\n".join(problems)
-
-
-def test_doctests():
-    """Examples in docstrings give what they say."""
-    import doctest
-
-    examples = 0
-    for path in SOURCES:
-        if ">>>" not in path.read_text(encoding="utf-8"):
-            continue
-        relative = path.relative_to(ROOT).with_suffix("")
-        module = ".".join(relative.parts if relative.parts[0] == "paretopress" else ("paretopress", *relative.parts))
-        found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module.removesuffix(".__init__")))
-        for test in found:
-            result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
-            assert not result.failed, f"{test.name}: {result.failed} examples failed"
-            examples += result.attempted
-    assert examples
