@@ -34,6 +34,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 def top1(outputs: Any, targets: Tensor) -> float:  # noqa: ANN401 - models return any structure
     """Return the share of correct first guesses, 0 to 1.
 
+    >>> import torch
+    >>> top1(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+    0.5
+
     Args:
         outputs: Scores `(n, classes, ...)` with the classes on dimension 1 as in PyTorch's cross entropy;
             of a tuple the first member counts, of a mapping or a Hugging Face output the member `logits`.

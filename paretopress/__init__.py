@@ -1,14 +1,13 @@
 """Paretopress: a model and a device in, a verified Pareto front of really compressed models out.
 
->>> import paretopress
->>> result = paretopress.compress(model, data=data, target="local", max_drop="1pp", time="5m")
->>> print(result.front.table())
->>> result.export("model.onnx", pick="knee")
+    result = paretopress.compress(model, data=data, target="local", max_drop="1pp", time="5m")
+    print(result.front.table())
+    result.export("model.onnx", pick="knee")
 
 One method alone, without a search:
 
->>> smaller = paretopress.quantize(model, inputs, bits=4)
->>> smaller.save("small/")
+    smaller = paretopress.quantize(model, inputs, bits=4)
+    smaller.save("small/")
 
 Names are loaded on first use, so that importing the package costs nothing.
 """

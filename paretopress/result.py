@@ -95,7 +95,7 @@ class Point:
         return bound if bound is not None else self._largest(base, device)
 
     def load(self, model_factory: Callable[[], nn.Module]) -> nn.Module:
-        """Rebuild the compressed model on the user's class.
+        """Return the compressed model on the user's class, in eval mode.
 
         Args:
             model_factory: Returns the dense model.
@@ -197,7 +197,12 @@ class Front:
         return best(self, minimize, keyword_budgets(max_drop, limits, self.metric.direction))
 
     def table(self, width: int = 100, *, show_all: bool = False) -> str:
-        """Return the front as text."""
+        """Return the front as text.
+
+        Args:
+            width: Columns of the terminal; notes are shortened to it.
+            show_all: Whether verified points that are not on the front stand there too, with the reason.
+        """
         from paretopress.tables import front_text
 
         return front_text(self, width=width, show_all=show_all)
@@ -268,7 +273,10 @@ class Result:
 
     @classmethod
     def load(cls, run: str | Path) -> Result:
-        """Read a run directory.
+        """Return the run of a directory.
+
+        Args:
+            run: A folder that a search has finished, such as `runs/NAME-FINGERPRINT`.
 
         Raises:
             ConfigError: There is no such run.
@@ -340,6 +348,9 @@ class Result:
             overwrite: Replace an earlier export there.
             huffman: Code packed tensors where that takes fewer bytes; loading decodes them.
 
+        Returns:
+            The folder.
+
         Raises:
             ConfigError: The destination is in use, or `pick` is malformed.
             InfeasibleError: No point fits.
@@ -365,6 +376,9 @@ class Result:
             model: The dense model, for `pt2` and `openvino`.
             data: Its data, likewise: the conversion is compared with the stored model on holdout inputs.
             packed: For `pt2`: store integers packed; smaller and slower.
+
+        Returns:
+            The destination.
 
         Raises:
             ArtifactError: The point has no ONNX file, or a conversion computes something else; nothing is written then.

@@ -38,10 +38,10 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     (`trial.set_constraint`, at most 0 is met). What is proposed depends on the seed, the trial's number and the
     finished trials alone, so that a study that is stored can be continued by a new sampler.
 
-    >>> problem = measured_problem(model, data, SearchSettings(targets=("cortex-a76-tflite",)))
-    >>> sampler = ParetoSampler(problem, seed=0)
-    >>> study = optuna.create_study(directions=sampler.directions, sampler=sampler)
-    >>> study.optimize(lambda trial: my_scores(sampler.suggest(trial)), n_trials=100)
+        problem = measured_problem(model, data, SearchSettings(targets=("cortex-a76-tflite",)))
+        sampler = ParetoSampler(problem, seed=0)
+        study = optuna.create_study(directions=sampler.directions, sampler=sampler)
+        study.optimize(lambda trial: my_scores(sampler.suggest(trial)), n_trials=100)
 
     Attributes:
         space: Units and their choices.

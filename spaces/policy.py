@@ -25,6 +25,11 @@ SCHEMA = "paretopress-policy/1"
 class Policy:
     """What is decided about a model: a sorted tuple of (unit, choice). Units left out stay dense.
 
+    >>> from paretopress.spaces.choices import Keep
+    >>> policy = Policy.of({"layer1/channels": Keep(0.5)})
+    >>> len(policy), len(policy.replace({"layer1/channels": None}))
+    (1, 0)
+
     Attributes:
         items: `(unit name, choice)` sorted by name; a unit name is `SUBJECT/KIND` such as
             `layer1.0.conv1/channels`, `fc/rank`, `fc/sparsity` or `fc/weights`.
@@ -50,7 +55,13 @@ class Policy:
 
     @classmethod
     def of(cls, choices: Mapping[str, Choice], *, model: str = "", space: str = "") -> Policy:
-        """Return a policy from a mapping of unit names to choices."""
+        """Return a policy from a mapping of unit names to choices.
+
+        Args:
+            choices: What is decided, in any order.
+            model: Fingerprint of the model it is made for.
+            space: Fingerprint of the search space it is made in.
+        """
         return cls(tuple(sorted(choices.items())), model, space)
 
     @cached_property
@@ -91,7 +102,11 @@ class Policy:
 
     @classmethod
     def from_plain(cls, value: object, source: str = "policy") -> Policy:
-        """Read plain data written by `to_plain`.
+        """Return the policy that plain data describe, as `to_plain` writes them.
+
+        Args:
+            value: A mapping with the key `units`; `schema`, `model` and `space` may be left out.
+            source: What error messages start with, such as the name of a file.
 
         Raises:
             PolicyError: Unknown schema, key, kind, field or value; the message starts with `source`.
@@ -154,7 +169,7 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Read a policy file. Raises `ConfigError` or `PolicyError` with the file's name."""
+        """Return the policy in a file. Raises `ConfigError` or `PolicyError` with the file's name."""
         return cls.from_plain(read_document(Path(path)), str(path))
 
 
