@@ -142,7 +142,8 @@ def outlook(
         return Outlook()
     left_out = {policy.hash for policy in without}
     before = [record.values["divergence"] for record in complete]
-    curve = _accuracy_curve(complete, built, limits)
+    halted = [r for r in records if r.state is TrialState.PRUNED and {"accuracy", "divergence"} <= r.values.keys()]
+    curve = _accuracy_curve([*complete, *halted], built, limits)   # without the latter, the bad ones would be missing
     tried = {**(probes or {}), **built}
     known = [(r, loss) for r, loss in zip(complete, before, strict=True)
              if r.policy.hash in tried and r.policy.hash not in left_out

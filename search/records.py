@@ -15,7 +15,8 @@ from paretopress.spaces.documents import parse_json
 from paretopress.spaces.errors import ArtifactError, ConfigError, PolicyError
 from paretopress.spaces.policy import Policy
 
-KEYS = ("number", "state", "policy", "policy_hash", "values", "constraints", "seconds", "reason")
+KEYS = ("number", "state", "policy", "policy_hash", "values", "constraints", "images", "seconds", "reason")
+SINCE = frozenset({"images"})   # keys that lines of earlier versions lack
 
 
 class TrialState(StrEnum):
@@ -44,6 +45,7 @@ class TrialRecord:
         values: Objective values by name; those known so far for a screened trial, empty for a failed one.
         constraints: Violations by name in the objective's unit; at most 0 where the budget is met.
         seconds: Wall-clock time of the evaluation in seconds.
+        images: Samples that were forwarded for it.
         reason: One line that says why the trial was screened or failed, None when complete.
     """
 
@@ -54,6 +56,7 @@ class TrialRecord:
     constraints: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str | None = None
+    images: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {name: float(self.values[name]) for name in sorted(self.values)})
@@ -84,6 +87,7 @@ class TrialRecord:
             checked.constraints,
             seconds,
             None if checked.state is State.COMPLETE else reason,
+            evaluation.images,
         )
 
     def to_line(self) -> str:
@@ -95,6 +99,7 @@ class TrialRecord:
             "policy_hash": self.policy.hash,
             "values": dict(self.values),
             "constraints": dict(self.constraints),
+            "images": self.images,
             "seconds": float(self.seconds),
             "reason": self.reason,
         }
@@ -121,11 +126,13 @@ class TrialRecord:
 
 
 def _read(plain: object, source: str, model: str, space: str) -> TrialRecord:
-    if not isinstance(plain, dict) or set(plain) != set(KEYS):
+    if not isinstance(plain, dict) or set(plain) | SINCE != set(KEYS):
         raise ArtifactError(f"{source}: a trial has exactly the keys {', '.join(KEYS)}")
     number, state, reason = plain["number"], plain["state"], plain["reason"]
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ArtifactError(f"{source}: number: expected an integer from 0, got {number!r}")
+    images = plain.get("images", 0)
+    for name, value in (("number", number), ("images", images)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ArtifactError(f"{source}: {name}: expected an integer from 0, got {value!r}")
     if state not in list(TrialState):
         raise ArtifactError(f"{source}: state: {state!r} is not one of {', '.join(TrialState)}")
     if reason is not None and not isinstance(reason, str):
@@ -141,6 +148,7 @@ def _read(plain: object, source: str, model: str, space: str) -> TrialRecord:
         _floats(plain["constraints"], f"{source}: constraints"),
         _float(plain["seconds"], f"{source}: seconds"),
         reason,
+        images,
     )
 
 

@@ -18,6 +18,7 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.evaluators.subset_test import in_random_order
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
@@ -28,9 +29,10 @@ from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
 from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
+from paretopress.search.rivalry import Rivalry
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.table import measure_table, read_table, write_table
+from paretopress.search.table import images_of, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
@@ -137,6 +139,9 @@ def run_search(
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem) as executor:
             table = _table(problem, evaluator, executor, run.path, watcher, deadline)
+            images = {"calibration": problem.data.fitted.first(CALIBRATION_SAMPLES).count}
+            if settings.proxy in (AUTO, DIVERGENCE):
+                images["table"] = images_of(table, problem.space, len(evaluator.entries.calibration.inputs[0]))
             seeds = _seeds(problem, table)
             if settings.proxy == AUTO:
                 first = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline, most=CHECKED)
@@ -146,10 +151,12 @@ def run_search(
             records = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
             if settings.executor != "ray":
-                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports)
+                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports,
+                                 images)
         if settings.executor == "ray":   # other nodes cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
-                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline, reports)
+                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline, reports,
+                                 images)
     _raise_if_stopped(watcher, path)
     return path
 
@@ -195,12 +202,15 @@ def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
 def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
     """Calibrate the model and score it."""
     entries = calibrated_entries(problem, observer)
-    samples = problem.data.scored.first(SEARCH_SAMPLES)
+    samples, subsets = problem.data.scored.first(SEARCH_SAMPLES), problem.settings.subsets
+    if subsets:
+        samples = in_random_order(samples, problem.settings.seed)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
-    return open_ended.ready(problem.limits, distilled=problem.distillation_samples() is not None)
+    distilled = problem.distillation_samples() is not None
+    return open_ended.ready(problem.limits, distilled=distilled, subsets=subsets)
 
 
 def _table(
@@ -294,9 +304,10 @@ def _explore(
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
     guide = guide_of(problem, table, (evaluator.held_to or evaluator.limits).accuracy)
+    rivalry = Rivalry(problem.objectives) if evaluator.dense_scores is not None else None
     return explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
-        evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,
+        evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide, rivalry,
     )
 
 

@@ -67,6 +67,7 @@ def verify_finalists(
     observer: Observer,
     deadline: float | None = None,
     proxies: Sequence[Mapping[str, Any]] = (),
+    images: Mapping[str, int] | None = None,
 ) -> None:
     """Build, store and verify the finalists of a run, and write its front.
 
@@ -80,6 +81,7 @@ def verify_finalists(
         observer: Hears about progress.
         deadline: Of `time.monotonic()`, None for no limit: fewer finalists are verified where it is near.
         proxies: Reports on the proxies, for the front.
+        images: Samples that were forwarded before the first trial, by what for.
 
     Raises:
         DiskError: A file cannot be written.
@@ -117,7 +119,7 @@ def verify_finalists(
         if (result := verified.get(finalist.number, workshop.failed.get(finalist.policy.hash))) is not None
     ]
     _drop_unverified(path, candidates)
-    write_front(path, problem, judge(problem, candidates), lowest, records, proxies)
+    write_front(path, problem, judge(problem, candidates), lowest, records, proxies, images)
 
 
 def dense_seconds(evaluator: CandidateEvaluator) -> float:

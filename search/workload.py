@@ -22,7 +22,7 @@ from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.evaluators.sensitivity import substitution_loss
 from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output_digest
 from paretopress.search.problem import Problem
-from paretopress.search.tasks import Construction, Substitution, Task
+from paretopress.search.tasks import Challenge, Construction, Substitution, Task
 from paretopress.spaces.documents import read_document, write_json
 
 
@@ -98,10 +98,14 @@ class Workload:
         return cls(evaluator, problem.model, inputs, check, settings.seed, training, shared, settings.distillation)
 
     def __call__(self, task: Task) -> Evaluation:
-        """Do one task: `Policy`, `Substitution` (`loss`) or `Construction` (see `Built`)."""
+        """Do one task: `Policy`, `Challenge`, `Substitution` (`loss`) or `Construction` (see `Built`)."""
         match task:
+            case Challenge(policy, rivals):
+                return self.evaluator(policy, rivals)
             case Substitution(policy):
-                return Evaluation(State.COMPLETE, {"loss": substitution_loss(self.evaluator.entries, policy)})
+                entries = self.evaluator.entries
+                loss, images = substitution_loss(entries, policy), len(entries.calibration.inputs[0])
+                return Evaluation(State.COMPLETE, {"loss": loss}, images=images)
             case Construction():
                 built = self.construct(task)
                 return Evaluation(State.COMPLETE, {"accuracy": built.refitted, "divergence": built.divergence})
