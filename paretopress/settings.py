@@ -49,6 +49,7 @@ class SearchSection(_Strict):
     proxy: Literal[
         "auto", "divergence", "output_error", "snr", "taylor", "fisher", "hessian", "interactions"
     ] = "auto"
+    subsets: bool = True
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
     finalists: Annotated[int, Field(ge=1)] | None = None   # the effort's
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -237,6 +238,7 @@ def search_settings(
         importance=search.importance,
         ranges=search.ranges,
         proxy=search.proxy,
+        subsets=search.subsets,
         distil=search.distil,
         distillation=_distillation(document.distillation, source, effort.steps),
         finalists=search.finalists or effort.finalists,

@@ -70,6 +70,7 @@ class SearchSettings:
         importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
         ranges: How ranges of quantised activations are chosen.
         proxy: What choices are judged by before anything is scored: `"auto"` or one of `evaluators.proxies.PROXIES`.
+        subsets: Whether candidates that are clearly worse than others are scored on a part of the samples only.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
             on the train set where the data has one.
         distillation: How they are; the time that is left for each decides when it ends.
@@ -98,6 +99,7 @@ class SearchSettings:
     importance: str = "obs"
     ranges: RangeMethod = "mse"
     proxy: str = "auto"
+    subsets: bool = True
     distil: str = "auto"
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     finalists: int = 22
@@ -249,7 +251,7 @@ class Problem:
         evaluator: list[Any] = [
             settings.importance, settings.ranges, settings.distil, asdict(settings.distillation), settings.sampler,
             settings.encoding, settings.finalists, settings.executor == "serial",
-            [[b.objective, b.text] for b in settings.budgets], settings.trials is None,
+            [[b.objective, b.text] for b in settings.budgets], settings.trials is None, settings.subsets,
         ]
         if settings.proxy != "auto":
             evaluator.append(settings.proxy)

@@ -18,6 +18,7 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.evaluators.subset_test import in_random_order
 from paretopress.search.anatomy import shown_policies, write_anatomy
 from paretopress.search.events import tell_front, tell_started, tell_trial
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
@@ -31,10 +32,11 @@ from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
 from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
+from paretopress.search.rivalry import Rivalry
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
 from paretopress.search.shared_search import Mirroring, Sharing, coordinated, exploring
-from paretopress.search.table import measure_table, read_table, write_table
+from paretopress.search.table import images_of, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.warm_start import believed, features_of, start
 from paretopress.search.workload import Workload
@@ -148,6 +150,8 @@ def run_search(
     ):
         tell_started(problem, run, watcher)
         evaluator = prepare_evaluator(problem, watcher)
+        if sharing is not None or settings.executor == "tune":   # these hand out policies alone
+            evaluator = replace(evaluator, dense_scores=None)
         with _executor(evaluator, problem, run.path, sharing) as executor:
             if problem.library:
                 table, seeds = _warm(problem, evaluator, executor, run, watcher, deadline)
@@ -155,6 +159,9 @@ def run_search(
                 table = _table(problem, evaluator, executor, run.path, watcher, deadline)
                 seeds = _seeds(problem, table)
             write_anatomy(run.path, problem, table)
+            images = {"calibration": problem.data.fitted.first(CALIBRATION_SAMPLES).count}
+            if settings.proxy in (AUTO, DIVERGENCE):
+                images["table"] = images_of(table, problem.space, len(evaluator.entries.calibration.inputs[0]))
             write_units(run.path, problem.model_fingerprint, features_of(problem))
             with exploring(together, executor, run, problem, evaluator.constraints) as where:
                 if settings.proxy == AUTO:
@@ -166,11 +173,11 @@ def run_search(
             reports = proxy_reports(problem, table, records, run.path)
             if settings.executor not in OTHER_NODES:
                 shown = verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline,
-                                         reports)
+                                         reports, images)
         if settings.executor in OTHER_NODES:   # they cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
                 shown = verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline,
-                                         reports)
+                                         reports, images)
         write_anatomy(run.path, problem, table, shown_policies(problem, shown, records))
     _raise_if_stopped(watcher, path)
     return path
@@ -218,12 +225,15 @@ def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
 def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
     """Calibrate the model and score it."""
     entries = calibrated_entries(problem, observer)
-    samples = problem.data.scored.first(SEARCH_SAMPLES)
+    samples, subsets = problem.data.scored.first(SEARCH_SAMPLES), problem.settings.subsets
+    if subsets:
+        samples = in_random_order(samples, problem.settings.seed)
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
-    return open_ended.ready(problem.limits, distilled=problem.distillation_samples() is not None)
+    distilled = problem.distillation_samples() is not None
+    return open_ended.ready(problem.limits, distilled=distilled, subsets=subsets)
 
 
 def _table(
@@ -345,9 +355,10 @@ def _explore(
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
     guide = guide_of(problem, table, (evaluator.held_to or evaluator.limits).accuracy)
+    rivalry = Rivalry(problem.objectives) if evaluator.dense_scores is not None else None
     records = explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
-        evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,
+        evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide, rivalry,
     )
     tell_front(watch, observer)
     return records

@@ -131,6 +131,12 @@ def measure_cells(
                 on_cell()
 
 
+def images_of(table: SensitivityTable, space: SearchSpace, samples: int) -> int:
+    """Return how many samples were forwarded to measure a table of divergences, `samples` for each cell."""
+    cells = sum(len(options) - 1 for options in space.options.values()) - len(table.estimated)
+    return (cells + bool(integer_choices(space))) * samples
+
+
 def write_table(path: Path, key: Mapping[str, str], table: SensitivityTable, space: SearchSpace) -> None:
     """Store a table with what it depends on. Raises `DiskError`."""
     write_json(path, {

@@ -24,7 +24,7 @@ from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.evaluators.sensitivity import substitution_loss
 from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output_digest
 from paretopress.search.problem import Problem
-from paretopress.search.tasks import Construction, Rehearsal, Substitution, Task
+from paretopress.search.tasks import Challenge, Construction, Rehearsal, Substitution, Task
 from paretopress.spaces.documents import read_document, write_json
 from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.policy import Policy
@@ -109,10 +109,14 @@ class Workload:
         return cls(evaluator, problem.model, inputs, check, settings.seed, training, shared, settings.distillation)
 
     def __call__(self, task: Task) -> Evaluation:
-        """Do one task: a policy, a substitution (`loss`), a rehearsal (`divergence`) or a construction (`Built`)."""
+        """Do one task: a policy, a challenge, a substitution (`loss`), a rehearsal (`divergence`) or a construction."""
         match task:
+            case Challenge(policy, rivals):
+                return self.evaluator(policy, rivals)
             case Substitution(policy):
-                return Evaluation(State.COMPLETE, {"loss": substitution_loss(self.evaluator.entries, policy)})
+                entries = self.evaluator.entries
+                loss, images = substitution_loss(entries, policy), len(entries.calibration.inputs[0])
+                return Evaluation(State.COMPLETE, {"loss": loss}, images=images)
             case Rehearsal():
                 return Evaluation(State.COMPLETE, {"divergence": self.rehearse(task)})
             case Construction():
