@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Observer", "SearchSettings", "run_search"]
 
-SEARCH_SAMPLES = 1000     # candidates and finalists are scored on the first of them
+SEARCH_SAMPLES = 1000     # candidates and finalists are scored on so many at most
+SCORED_MACS = 5e10        # and on as many as take the dense model this many multiply-accumulates,
+FEWEST_SAMPLES = 512      # but not on fewer than these
 SEEDS = 40
 TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
 CHECK_SHARE = 0.1         # of the time that is left then: other proxies are measured where the first does badly
@@ -227,13 +229,22 @@ def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluato
     entries = calibrated_entries(problem, observer)
     samples, subsets = problem.data.scored.first(SEARCH_SAMPLES), problem.settings.subsets
     if subsets:
-        samples = in_random_order(samples, problem.settings.seed)
+        samples = in_random_order(samples, problem.settings.seed).first(affordable_samples(problem.baseline["macs"]))
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
     distilled = problem.distillation_samples() is not None
     return open_ended.ready(problem.limits, distilled=distilled, subsets=subsets)
+
+
+def affordable_samples(macs: float) -> int:
+    """How many samples candidates are scored on at most: many candidates tell more than many samples of few.
+
+    Args:
+        macs: Multiply-accumulates of the dense model for one sample.
+    """
+    return max(FEWEST_SAMPLES, int(SCORED_MACS / max(macs, 1.0)))
 
 
 def _table(
