@@ -35,7 +35,7 @@ from paretopress.search.records import TrialRecord
 from paretopress.search.rivalry import Rivalry
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.shared_search import Mirroring, Sharing, coordinated, exploring
+from paretopress.search.shared_search import Coordination, Mirroring, Sharing, coordinated, exploring
 from paretopress.search.table import images_of, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.warm_start import believed, features_of, start
@@ -156,7 +156,7 @@ def run_search(
             evaluator = replace(evaluator, dense_scores=None)
         with _executor(evaluator, problem, run.path, sharing) as executor:
             if problem.library:
-                table, seeds = _warm(problem, evaluator, executor, run, watcher, deadline)
+                table, seeds = _warm(problem, evaluator, executor, together, run, watcher, deadline)
             else:
                 table = _table(problem, evaluator, executor, run.path, watcher, deadline)
                 seeds = _seeds(problem, table)
@@ -265,8 +265,8 @@ def _table(
 
 
 def _warm(
-    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, run: Run, observer: Observer,
-    deadline: float | None,
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, together: Coordination | None, run: Run,
+    observer: Observer, deadline: float | None,
 ) -> tuple[SensitivityTable, tuple[Policy, ...]]:
     """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
     key = {**problem.fingerprints(), "versions": version_fingerprint()}
@@ -277,7 +277,8 @@ def _warm(
 
     def explore_some(policies: Sequence[Policy], most: int) -> list[TrialRecord]:
         guess = begun.warm.table
-        return _explore(problem, evaluator, guess, policies, executor, run, observer, deadline, most=most)
+        with exploring(together, executor, run, problem, evaluator.constraints) as where:
+            return _explore(problem, evaluator, guess, policies, where, run, observer, deadline, most=most)
 
     begun = start(problem, problem.library, executor, run.path, key, observer, seconds_left())
     earlier = read_table(run.path / SENSITIVITY, key, problem.space)
