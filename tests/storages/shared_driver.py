@@ -116,7 +116,7 @@ def forked(action, *arguments, **options):
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the copy ends here whatever happens
             import traceback
 
             traceback.print_exc()

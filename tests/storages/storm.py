@@ -1,4 +1,4 @@
-"""A storm: workers, coordinators, evaluating processes and servers are killed, stopped and crashed during one search."""
+"""A storm: workers, coordinators, evaluating processes and servers are killed, stopped and crashed in one search."""
 
 import contextlib
 import os
@@ -30,6 +30,10 @@ class Storm:
         trials: How many trials the search makes.
         workers: How many workers there are at any time.
         server: A PostgreSQL server to crash, None without one.
+        seed: Of what is struck when.
+        mirrored: Whether an Optuna study mirrors the search.
+        every: Of how many kills one is the coordinator's.
+        counts: What has been done so far.
     """
 
     url: str
@@ -39,6 +43,7 @@ class Storm:
     server: object = None
     seed: int = 0
     mirrored: bool = True
+    every: int = 16
     counts: dict = field(default_factory=dict)
     _coordinator: int = 0
     _workers: list = field(default_factory=list)
@@ -100,7 +105,7 @@ class Storm:
             self._live(end)
 
     def _strike(self, number, chance):
-        if number % 16 == 5:
+        if number % self.every == 5 % self.every:
             self._kill(self._coordinator, "coordinators killed")
             return
         victim = chance.choice(self._workers)

@@ -1,7 +1,7 @@
 """Storages that go away while a search runs: workers live, results wait, and are told on the return."""
 
-import os
 import time
+from pathlib import Path
 
 import pytest
 import shared_driver as driver
@@ -79,8 +79,8 @@ def test_the_folder_of_a_journal_is_gone_for_a_while(search, tmp_path):
 def test_the_proxy_is_restarted(tmp_path):
     """Optuna's own client loses the trial here: its worker dies and the trial stays RUNNING."""
     import socket
-    import sys
     import subprocess
+    import sys
 
     run = tmp_path / "run"
     run.mkdir()
@@ -97,9 +97,10 @@ def test_the_proxy_is_restarted(tmp_path):
 
     def search_here():   # gRPC and forks do not go together: one process of its own
         script = ("import sys; sys.path[:0] = sys.argv[1:3]; import shared_driver as d, test_fault_points as t;"
-                  "d.coordinate(sys.argv[3], sys.argv[4], 6, 'random', evaluator=t.Logged(sys.argv[4], 0.1), lease=4.0)")
-        here = os.path.dirname(__file__)
-        return subprocess.Popen([sys.executable, "-c", script, here, os.path.join(os.path.dirname(here), "search"),
+                  "d.coordinate(sys.argv[3], sys.argv[4], 6, 'random', evaluator=t.Logged(sys.argv[4], 0.1), "
+                  "lease=4.0)")
+        here = Path(__file__).parent
+        return subprocess.Popen([sys.executable, "-c", script, str(here), str(here.parent / "search"),
                                  f"grpc://127.0.0.1:{port}", str(run)])
 
     server = serve()

@@ -166,7 +166,7 @@ def test_changed_data_are_refused(continued, tiny_problem, tiny, which):
         parts[which] = parts[which] + 0.001
     elif which != "metric":
         parts[which] = (parts[which][0] + 0.001, parts[which][1])
-    metric = {"metric": lambda outputs, targets: 0.5} if which == "metric" else {}
+    metric = {"metric": lambda *_: 0.5} if which == "metric" else {}
     message = continued(replace(tiny_problem, data=prepare(paretopress.Data(**parts, **metric))))
     assert "made with a different data" in message
 
