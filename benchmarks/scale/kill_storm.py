@@ -20,7 +20,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / "storages"), str(ROOT / "tests" / "search")]
@@ -32,12 +34,14 @@ from postgresql_server import PostgresqlServer  # noqa: E402
 from storm import Storm  # noqa: E402
 
 from paretopress.search.option_space import OptionSpace  # noqa: E402
-from paretopress.search.storages.storage_url import StorageUrl  # noqa: E402
 
 WORKERS = 4
+Figures = dict[str, Any]
 
 
-def our_storm(kind, kills, trials, crashes, every, seed, deadline):
+def our_storm(
+    kind: str, kills: int, trials: int, crashes: int, every: int, seed: int, deadline: float
+) -> Figures:
     """A search of ours in a storm; returns figures and what is broken."""
     with storage(kind) as (url, server, folder):
         storm = Storm(url, folder / "run", trials, WORKERS, server, seed, every=every)
@@ -55,7 +59,7 @@ def our_storm(kind, kills, trials, crashes, every, seed, deadline):
 
 
 @contextlib.contextmanager
-def storage(kind):
+def storage(kind: str) -> Iterator[tuple[str, Any, Path]]:
     """An empty storage: its address, its server, and a folder."""
     with tempfile.TemporaryDirectory(prefix="storm") as folder:
         if kind != "postgresql":
@@ -68,7 +72,7 @@ def storage(kind):
             server.close()
 
 
-def optuna_storage(url, folder):
+def optuna_storage(url: str, folder: Path) -> optuna.storages.BaseStorage:
     """Optuna's storage as its documentation sets it up for workers that may die."""
     warnings.simplefilter("ignore")
     if url == "journal":
@@ -84,12 +88,12 @@ def optuna_storage(url, folder):
     )
 
 
-def optuna_worker(url, folder, trials, space):
+def optuna_worker(url: str, folder: Path, trials: int, space: OptionSpace) -> None:
     """What the documentation's distributed example does."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     evaluate = priced_demo.Pricing(str(folder / "evaluations"))
 
-    def objective(trial):
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
         labels = {unit: trial.suggest_categorical(unit, space.labels[unit]) for unit in space.units}
         found = evaluate(space.policy(space.genome_of_labels(labels)))
         driver.log(folder, f"finished {trial.number}")
@@ -100,7 +104,7 @@ def optuna_worker(url, folder, trials, space):
     study.optimize(objective, callbacks=[optuna.study.MaxTrialsCallback(trials)])
 
 
-def optuna_storm(kind, kills, trials, crashes, seed, deadline):
+def optuna_storm(kind: str, kills: int, trials: int, crashes: int, seed: int, deadline: float) -> Figures:
     """The same with Optuna alone: workers are started again whenever they end, until the trials are complete."""
     options = priced_demo.options()
     space = OptionSpace.of(options, model="m", space="s")
@@ -108,14 +112,16 @@ def optuna_storm(kind, kills, trials, crashes, seed, deadline):
         optuna.create_study(study_name="storm", storage=optuna_storage(url, folder),
                             directions=["minimize", "minimize"])
         (folder / "history").touch()
-        workers, counts, chance = [], {"workers killed": 0, "workers that died of errors": 0}, random.Random(seed)
+        workers: list[int] = []
+        counts = {"workers killed": 0, "workers that died of errors": 0}
+        chance = random.Random(seed)
         crash_at = {round((index + 1) * kills / (crashes + 1)) for index in range(crashes if server else 0)}
         begin, number = time.monotonic(), 0
 
-        def finished():
+        def finished() -> int:
             return (folder / "history").read_bytes().count(b"finished")
 
-        def revive():
+        def revive() -> None:
             for pid in list(workers):
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
@@ -143,7 +149,9 @@ def optuna_storm(kind, kills, trials, crashes, seed, deadline):
                 "seconds": round(time.monotonic() - begin, 1), "server crashes": len(crash_at), **counts, **result}
 
 
-def settle(workers, seconds, revive, url, folder, trials):
+def settle(
+    workers: list[int], seconds: float, revive: Callable[[], None], url: str, folder: Path, trials: int
+) -> None:
     """Let the workers go on until the trials are complete, or the time is over, and the grace period after that."""
     end = time.monotonic() + max(10.0, seconds)
     while time.monotonic() < end:
@@ -159,7 +167,7 @@ def settle(workers, seconds, revive, url, folder, trials):
         os.waitpid(pid, 0)
 
 
-def optuna_figures(url, folder):
+def optuna_figures(url: str, folder: Path) -> Figures:
     """What Optuna's storage holds of what evaluations finished, once every worker has ended."""
     study = optuna.load_study(study_name="storm", storage=optuna_storage(url, folder))
     trials = {trial.number: trial.state.name for trial in study.get_trials(deepcopy=False)}
@@ -172,7 +180,7 @@ def optuna_figures(url, folder):
     }
 
 
-def quiet(action, *arguments):
+def quiet(action: Callable[..., None], *arguments: object) -> None:
     """Run an action without its output; tracebacks of killed databases fill screens."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -180,7 +188,8 @@ def quiet(action, *arguments):
     action(*arguments)
 
 
-def main():
+def main() -> None:
+    """Run the storms and print a line of JSON for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--storages", nargs="+", default=["sqlite", "journal", "postgresql"])
     parser.add_argument("--kills", type=int, default=100)
