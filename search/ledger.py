@@ -34,7 +34,9 @@ LOCK = ".lock"
 # What belongs to one run and is moved aside when it starts anew. `memo/` stays: its keys hold fingerprints.
 OWNED = (
     TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json",
-    "report.html", "policies", "models", "building", DOCUMENT,
+    "report.html", "policies", "models", "building", "outbox", "trials", "quarantine", "ledger.sqlite3",
+    "ledger.sqlite3-wal", "ledger.sqlite3-shm", "ledger.journal", "ledger.journal.clock", "ledger.journal.optuna",
+    DOCUMENT,
 )
 
 
