@@ -1,4 +1,4 @@
-"""A storm: workers, coordinators, evaluating processes and servers are killed, stopped and crashed in one search."""
+"""A storm: workers, coordinators and servers are killed, stopped and crashed in one search."""
 
 import contextlib
 import os
@@ -114,9 +114,6 @@ class Storm:
                 os.kill(victim, signal.SIGSTOP)
                 self._stopped.append((time.monotonic() + chance.uniform(0.5, 1.5) * LEASE, victim))
                 self._count("workers stopped and continued")
-        if number % 8 == 7:
-            for child in _children(victim):
-                self._kill(child, "evaluating processes killed")
         self._kill(chance.choice(self._workers), "workers killed")
 
     def _kill(self, pid, what):
@@ -179,10 +176,3 @@ def _gone(pid):
         return os.waitpid(pid, os.WNOHANG)[0] != 0
     except ChildProcessError:
         return True
-
-
-def _children(pid):
-    try:
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
