@@ -16,7 +16,7 @@ from history import summary, verify_history
 from paretopress.search.storages.optuna_mirror import optuna_storage
 from paretopress.search.storages.storage_url import StorageUrl
 
-LEASE = 2.0
+LEASE = 1.0
 SAMPLER = "evolution"
 
 
@@ -45,7 +45,7 @@ class Storm:
     mirrored: bool = True
     every: int = 16
     counts: dict = field(default_factory=dict)
-    _coordinator: int = 0
+    _coordinator: int | None = None
     _workers: list = field(default_factory=list)
     _stopped: list = field(default_factory=list)
     _turn: int = 0
@@ -65,6 +65,7 @@ class Storm:
                 lease=LEASE, options=priced_demo.options(), objectives=priced_demo.OBJECTIVES,
             )
         self._workers = [pid for pid in self._workers if not _gone(pid)]
+        self._stopped = [(moment, pid) for moment, pid in self._stopped if pid in self._workers]   # numbers come again
         while len(self._workers) < self.workers:
             self._turn += 1
             # Of every second worker nobody on this host knows whether it lives, as if it were on another one.
@@ -148,13 +149,13 @@ class Storm:
 
     def stop(self):
         """End what still runs."""
-        for pid in [*self._workers, self._coordinator]:
+        for pid in filter(None, [*self._workers, self._coordinator]):   # never 0, which is this process's own group
             for number in (signal.SIGCONT, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-        self._workers, self._coordinator = [], 0
+        self._workers, self._coordinator, self._stopped = [], None, []
 
     def verdict(self):
         """What is broken, and figures."""
