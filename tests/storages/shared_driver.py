@@ -102,7 +102,7 @@ def work(url, run, evaluator=None, idle=1.0, lease=LEASE, timeout=60.0, outbox=N
             if worker.step(0.1) or worker.busy:
                 last = time.monotonic()
     finally:
-        worker.wind_down(4.0)
+        worker.wind_down(1.0)
 
 
 def forked(action, *arguments, **options):

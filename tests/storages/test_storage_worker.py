@@ -201,11 +201,11 @@ class Flaky:
 
 
 def test_while_the_storage_is_away_results_wait_in_the_outbox(begin, tmp_path):
-    store, worker, evaluator = begin()
+    store, worker, evaluator = begin("slow")
     flaky = worker._store = Flaky(store)
     warnings = []
     worker._patience = Patience(60.0, warnings.append)
-    while not worker.busy:
+    while not evaluator.tries():
         worker.step(0.01)
     flaky.away = True
     for _ in range(20):
