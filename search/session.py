@@ -145,7 +145,8 @@ def run_search(
     fingerprints = {**problem.fingerprints(), "versions": version_fingerprint()}
     deadline = None if settings.seconds is None else started + settings.seconds
     with (
-        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher) as together,
+        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher,
+                    fresh=fresh) as together,
         Run.open(path, fingerprints, config, fresh=fresh) as run,
         torch_threads(THREADS),
         torch.random.fork_rng(devices=[]),
