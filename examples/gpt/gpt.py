@@ -42,7 +42,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `(n, tokens, width)`."""
         y = self.norm_1(x)
-        parts = [layer(y).unflatten(-1, (-1, self.size)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
+        heads = (layer(y).unflatten(-1, (-1, self.size)) for layer in (self.query, self.key, self.value))
+        parts = [part.transpose(1, 2) for part in heads]
         attended = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         y = self.wide(self.norm_2(x))
