@@ -26,12 +26,14 @@ class Evaluation:
             A screened evaluation holds the values known so far.
         constraints: Violations by name in the objective's unit; at most 0 where the budget is met.
         reason: Why the candidate was screened or failed, `""` when complete.
+        trace: The traceback of a failure, where there is one.
     """
 
     state: State
     values: Mapping[str, float] = field(default_factory=dict)
     constraints: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    trace: str = ""
 
     @property
     def feasible(self) -> bool:

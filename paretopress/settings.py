@@ -53,6 +53,7 @@ class SearchSection(_Strict):
     finalists: Annotated[int, Field(ge=1)] | None = None   # the effort's
     workers: Annotated[int, Field(ge=1)] | None = None
     ray: str | None = None
+    warm_start: str | None = None
 
 
 class SpaceSection(_Strict):
@@ -234,8 +235,21 @@ def search_settings(
         finalists=search.finalists or effort.finalists,
         space=_space(document.space, source),
         timing_runs=document.timing.runs or effort.timing_runs,
+        warm_start=search.warm_start or "",
         name=name,
     )
+
+
+def check_settings(plain: Mapping[str, Any], source: str) -> None:
+    """Check a document as `search_settings` does, without importing what a search needs.
+
+    Raises:
+        ConfigError: As `search_settings`.
+    """
+    document = _validate(plain, source)
+    parse_budgets(document.budgets, document.max_drop, document.targets)
+    if document.search.time is not None:
+        parse_duration(document.search.time, f"{source}: search.time")
 
 
 def default_workers(trials: int | None) -> int:

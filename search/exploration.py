@@ -75,7 +75,7 @@ def explore(
     pending: dict[int, Genome] = {}
     proposals = _proposals(proposer, run, settings)
     while should_stop is None or not should_stop():
-        for number, genome in itertools.islice(proposals, executor.capacity - len(pending)):
+        for number, genome in itertools.islice(proposals, max(0, executor.capacity - len(pending))):
             pending[number] = genome
             executor.submit(number, space.policy(genome))
         if not pending:
@@ -84,7 +84,7 @@ def explore(
         if outcome is None:
             continue
         genome = pending.pop(outcome.number)
-        evaluation = _checked(outcome.evaluation, objectives, constraints)
+        evaluation = complete_or_failed(outcome.evaluation, objectives, constraints)
         record = TrialRecord.of(outcome.number, space.policy(genome), evaluation, outcome.seconds)
         run.append(record)
         proposer.learn(genome, record)
@@ -134,7 +134,7 @@ def _proposals(
         yield number, genome
 
 
-def _checked(evaluation: Evaluation, objectives: Mapping[str, str], constraints: Sequence[str]) -> Evaluation:
+def complete_or_failed(evaluation: Evaluation, objectives: Mapping[str, str], constraints: Sequence[str]) -> Evaluation:
     """Return the evaluation itself, or a failed one naming what a complete one lacks."""
     if evaluation.state is not State.COMPLETE:
         return evaluation

@@ -35,11 +35,13 @@ from paretopress.evaluators.data import Data, PreparedData, prepare
 from paretopress.evaluators.pricing import PolicyPricer
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.option_space import OptionSpace
+from paretopress.search.policy_library import read_source
 from paretopress.spaces.choices import Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.recipe import Recipe
 from paretopress.spaces.space import SearchSpace, SpaceSettings, build_space
 
 EVEN_WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
@@ -69,6 +71,8 @@ class SearchSettings:
         finalists: How many candidates are verified, beside the baseline and the comparisons.
         space: What the space offers.
         timing_runs: Counted runs of each timing.
+        warm_start: What the search starts from, as `policy_library.read_source` takes it; `""` for nothing.
+        library: The same as recipes that are read already; they go before `warm_start`.
         name: Part of the default run directory's name.
     """
 
@@ -90,11 +94,14 @@ class SearchSettings:
     finalists: int = 22
     space: SpaceSettings = field(default_factory=SpaceSettings)
     timing_runs: int = 200
+    warm_start: str = ""
+    library: tuple[Recipe, ...] = field(default=(), hash=False)
     name: str = "search"
 
     def to_plain(self) -> dict[str, Any]:
         """Return the settings as plain data."""
-        plain = asdict(self)
+        plain = asdict(replace(self, library=()))
+        plain["library"] = [one.name for one in self.library]
         plain["budgets"] = [{"objective": b.objective, "limit": b.text} for b in self.budgets]
         plain["space"]["pin"] = {unit: choice_to_plain(choice) for unit, choice in self.space.pin.items()}
         plain["targets"] = list(self.targets)
@@ -116,6 +123,7 @@ class Problem:
         size_only: Choices that save only bytes.
         baseline: Predicted costs of the dense model; infinite where a device cannot execute it.
         settings: The user's settings.
+        library: What is known of other models.
     """
 
     model: nn.Module
@@ -126,6 +134,7 @@ class Problem:
     size_only: Mapping[str, str]
     baseline: Mapping[str, float]
     settings: SearchSettings
+    library: tuple[Recipe, ...] = ()
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -234,6 +243,7 @@ class Problem:
         ]
         if settings.proxy != "auto":
             evaluator.append(settings.proxy)
+        library = {"library": fingerprint([one.fingerprint for one in self.library])} if self.library else {}
         return {
             "model": self.model_fingerprint,
             "data": self.data.fingerprint,
@@ -241,6 +251,7 @@ class Problem:
             "profile": fingerprint([device.fingerprint for device in self.costs.devices]),
             "evaluator": fingerprint(evaluator),
             "seed": str(settings.seed),
+            **library,
         }
 
 
@@ -265,6 +276,7 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
         ProfileError: An unknown or malformed device profile.
     """
     prepared = prepare(data)
+    library = settings.library or (read_source(settings.warm_start) if settings.warm_start else ())
     if settings.distil == "train" and prepared.train is None:
         raise ConfigError("distil: train: the data has no train set (allowed: auto, calibration, off)")
     settings = replace(settings, budgets=_with_directions(settings.budgets, prepared.metrics[0].direction))
@@ -281,7 +293,7 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     if len(devices) > 1 or any(budget.objective == ROBUST for budget in settings.budgets):
         costs = costs.relative_to(program.structure)
     baseline = costs.predict(plan(program.structure, DENSE))
-    problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings)
+    problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings, library)
     _refuse_fractions_of_nothing(problem)
     return problem
 

@@ -16,6 +16,7 @@ from paretopress.spaces.errors import ArtifactError, ConfigError, PolicyError
 from paretopress.spaces.policy import Policy
 
 KEYS = ("number", "state", "policy", "policy_hash", "values", "constraints", "seconds", "reason")
+TRACE = "traceback"   # a further key of trials that failed with one
 
 
 class TrialState(StrEnum):
@@ -45,6 +46,7 @@ class TrialRecord:
         constraints: Violations by name in the objective's unit; at most 0 where the budget is met.
         seconds: Wall-clock time of the evaluation in seconds.
         reason: One line that says why the trial was screened or failed, None when complete.
+        traceback: Of a failure, where there is one, else `""`.
     """
 
     number: int
@@ -54,6 +56,7 @@ class TrialRecord:
     constraints: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str | None = None
+    traceback: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {name: float(self.values[name]) for name in sorted(self.values)})
@@ -84,10 +87,16 @@ class TrialRecord:
             checked.constraints,
             seconds,
             None if checked.state is State.COMPLETE else reason,
+            checked.trace if checked.state is State.FAILED else "",
         )
 
+    def evaluation(self) -> Evaluation:
+        """The evaluation that `of` made the record from."""
+        state = next(state for state, recorded in _STATES.items() if recorded is self.state)
+        return Evaluation(state, self.values, self.constraints, self.reason or "", self.traceback)
+
     def to_line(self) -> str:
-        """Return the record as one line of JSON with the keys `KEYS` in that order, without a newline."""
+        """Return the record as one line of JSON: the keys `KEYS` in that order, then the traceback; no newline."""
         plain: dict[str, Any] = {
             "number": self.number,
             "state": self.state.value,
@@ -97,6 +106,7 @@ class TrialRecord:
             "constraints": dict(self.constraints),
             "seconds": float(self.seconds),
             "reason": self.reason,
+            **({TRACE: self.traceback} if self.traceback else {}),
         }
         return json.dumps(plain, separators=(", ", ": "), allow_nan=False)
 
@@ -121,7 +131,7 @@ class TrialRecord:
 
 
 def _read(plain: object, source: str, model: str, space: str) -> TrialRecord:
-    if not isinstance(plain, dict) or set(plain) != set(KEYS):
+    if not isinstance(plain, dict) or set(plain) - {TRACE} != set(KEYS):
         raise ArtifactError(f"{source}: a trial has exactly the keys {', '.join(KEYS)}")
     number, state, reason = plain["number"], plain["state"], plain["reason"]
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -141,7 +151,14 @@ def _read(plain: object, source: str, model: str, space: str) -> TrialRecord:
         _floats(plain["constraints"], f"{source}: constraints"),
         _float(plain["seconds"], f"{source}: seconds"),
         reason,
+        _text(plain.get(TRACE, ""), f"{source}: {TRACE}"),
     )
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ArtifactError(f"{where}: expected text, got {str(value)[:40]!r}")
+    return value
 
 
 def _floats(value: object, where: str) -> dict[str, float]:

@@ -28,9 +28,10 @@ from paretopress.search.pareto import non_dominated
 from paretopress.search.problem import Problem, SearchSettings, prepare_problem
 from paretopress.search.proxy_tables import metric_of, scored
 from paretopress.search.reachability import check_feasible, reachable
+from paretopress.search.records import TrialRecord
 from paretopress.search.seeds import exact_fronts, policy_of, spread_by_loss, within
 from paretopress.spaces.choices import choice_from_plain, choice_to_plain
-from paretopress.spaces.documents import canonical_json, finite, read_document
+from paretopress.spaces.documents import RUN_BYTES, canonical_json, finite, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SpaceSettings
@@ -169,7 +170,27 @@ def resolve(
     if key.get("model") != problem.model_fingerprint:
         raise ConfigError(f"{run} is a run of another model: its layers or weights differ from those of the one given")
     check_feasible(problem, reachable(problem))
-    table, computed = _table(problem, measured, observer)
+    table, computed = covered_table(problem, measured, observer)
+    return solved_again(problem, table, computed, start, records, observer)
+
+
+def solved_again(
+    problem: Problem, table: SensitivityTable, computed: int, start: float, records: Sequence[TrialRecord],
+    observer: Observer,
+) -> Resolved:
+    """Solve the fronts of a table.
+
+    Args:
+        problem: With the targets and budgets that are wanted.
+        table: Losses of its choices.
+        computed: How many of them were measured for this.
+        start: When that began, by `time.perf_counter`.
+        records: Trials that say what a loss is worth, none where there are none.
+        observer: Hears about progress.
+
+    Raises:
+        InfeasibleError: The budgets are out of reach together.
+    """
     observer.stage("solve", None)
     policies, drops = scored(problem, records)
     losses = ProxyTable("", table, 0.0).scores(problem.space, policies)
@@ -184,7 +205,7 @@ def _measured(path: Path) -> tuple[dict[tuple[str, str], float], Mapping[str, An
     """The measured losses of a run by unit and choice, and what they depend on."""
     if not path.exists():
         raise ArtifactError(f"{path.parent} holds no {path.name}: no run directory, or its table is not measured yet")
-    plain = read_document(path)
+    plain = read_document(path, RUN_BYTES)
     try:
         found = {(unit, canonical_json(entry["choice"])): float(entry["loss"])
                  for unit, row in plain["options"].items() for entry in row if not entry.get("estimated")}
@@ -193,10 +214,16 @@ def _measured(path: Path) -> tuple[dict[tuple[str, str], float], Mapping[str, An
         raise ArtifactError(f"{path}: missing or damaged: {error}") from None
 
 
-def _table(
+def covered_table(
     problem: Problem, measured: Mapping[tuple[str, str], float], observer: Observer
 ) -> tuple[SensitivityTable, int]:
-    """The table of the problem's space, with what the run has not measured, and how much that is."""
+    """The table of the problem's space, with what `measured` lacks, and how much that is.
+
+    Args:
+        problem: The problem.
+        measured: Losses by unit and choice as canonical JSON.
+        observer: Hears about progress.
+    """
     space = problem.space
     known: dict[Cell, float] = {}
     missing = []

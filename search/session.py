@@ -18,11 +18,14 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.search.anatomy import shown_policies, write_anatomy
+from paretopress.search.events import tell_front, tell_started, tell_trial
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
 from paretopress.search.ledger import Run, package_versions
 from paretopress.search.live import ExplorationStatus, ExplorationWatch
+from paretopress.search.policy_library import write_units
 from paretopress.search.problem import Problem, SearchSettings, default_run_path, prepare_problem
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
@@ -30,8 +33,10 @@ from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
+from paretopress.search.shared_search import Mirroring, Sharing, coordinated, exploring
 from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
+from paretopress.search.warm_start import believed, features_of, start
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
@@ -94,6 +99,7 @@ def run_search(
     observer: Observer | None = None,
     model_name: str = "",
     data_name: str = "",
+    sharing: Sharing | None = None,
 ) -> Path:
     """Search, verify, and write a run directory. The same call continues an interrupted run.
 
@@ -103,9 +109,12 @@ def run_search(
         settings: What to search for and how long.
         run_path: The run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew, moving an earlier run's files aside.
-        observer: Hears about progress; `should_stop()` of it, where it has one, ends the search early.
+        observer: Hears about progress; `should_stop()` of it, where it has one, ends the search early. Where it has
+            them, `started(SearchStarted)`, `trial(TrialRecord)` for every new trial and `searched_front(SearchedFront)`
+            where the front has changed, about once a second, are called too.
         model_name: Where the model came from, for the record.
         data_name: Where the data came from, for the record.
+        sharing: The storage that other processes and hosts join the search in; None: this one searches alone.
 
     Returns:
         The run directory; `front.json` there is the result.
@@ -127,29 +136,40 @@ def run_search(
             watcher.message(f"{device.id}: {device.anchors}")
     path = run_path or default_run_path(problem)
     config = {"seed": settings.seed, "settings": settings.to_plain(), "model": model_name, "data": data_name}
-    fingerprints = {**problem.fingerprints(), "versions": _versions()}
+    fingerprints = {**problem.fingerprints(), "versions": version_fingerprint()}
     deadline = None if settings.seconds is None else started + settings.seconds
     with (
+        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher) as together,
         Run.open(path, fingerprints, config, fresh=fresh) as run,
         torch_threads(THREADS),
         torch.random.fork_rng(devices=[]),
     ):
+        tell_started(problem, run, watcher)
         evaluator = prepare_evaluator(problem, watcher)
-        with _executor(evaluator, problem) as executor:
-            table = _table(problem, evaluator, executor, run.path, watcher, deadline)
-            seeds = _seeds(problem, table)
-            if settings.proxy == AUTO:
-                first = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline, most=CHECKED)
-                trusted = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
-                if trusted is not table:
-                    table, seeds = trusted, _seeds(problem, trusted)
-            records = _explore(problem, evaluator, table, seeds, executor, run, watcher, deadline)
+        with _executor(evaluator, problem, sharing) as executor:
+            if problem.library:
+                table, seeds = _warm(problem, evaluator, executor, run, watcher, deadline)
+            else:
+                table = _table(problem, evaluator, executor, run.path, watcher, deadline)
+                seeds = _seeds(problem, table)
+            write_anatomy(run.path, problem, table)
+            write_units(run.path, problem.model_fingerprint, features_of(problem))
+            with exploring(together, executor, run, problem, evaluator.constraints) as where:
+                if settings.proxy == AUTO:
+                    first = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline, most=CHECKED)
+                    trusted = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
+                    if trusted is not table:
+                        table, seeds = trusted, _seeds(problem, trusted)
+                records = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
             if settings.executor != "ray":
-                verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline, reports)
+                shown = verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline,
+                                         reports)
         if settings.executor == "ray":   # other nodes cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
-                verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline, reports)
+                shown = verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline,
+                                         reports)
+        write_anatomy(run.path, problem, table, shown_policies(problem, shown, records))
     _raise_if_stopped(watcher, path)
     return path
 
@@ -161,7 +181,8 @@ def exploration_settings(settings: SearchSettings, seconds: float | None) -> Exp
     )
 
 
-def _versions() -> str:
+def version_fingerprint() -> str:
+    """Packages and versions that results depend on, as one text."""
     return " ".join(f"{name}={version}" for name, version in sorted(package_versions().items()))
 
 
@@ -209,7 +230,7 @@ def _table(
 ) -> SensitivityTable:
     """Read the sensitivity table back, or measure as much of it as a share of the time allows."""
     stored = path / SENSITIVITY
-    key = {**problem.fingerprints(), "versions": _versions()}
+    key = {**problem.fingerprints(), "versions": version_fingerprint()}
     if (table := read_table(stored, key, problem.space)) is not None:
         return table
     seconds = None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
@@ -218,6 +239,30 @@ def _table(
     if stop is None or not stop():
         write_table(stored, key, table, problem.space)
     return table
+
+
+def _warm(
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, run: Run, observer: Observer,
+    deadline: float | None,
+) -> tuple[SensitivityTable, tuple[Policy, ...]]:
+    """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
+    key = {**problem.fingerprints(), "versions": version_fingerprint()}
+    observer.stage("sensitivity", None)
+
+    def seconds_left() -> float | None:
+        return None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
+
+    def explore_some(policies: Sequence[Policy], most: int) -> list[TrialRecord]:
+        guess = begun.warm.table
+        return _explore(problem, evaluator, guess, policies, executor, run, observer, deadline, most=most)
+
+    begun = start(problem, problem.library, executor, run.path, key, observer, seconds_left())
+    earlier = read_table(run.path / SENSITIVITY, key, problem.space)
+    table, seeds = believed(problem, begun, explore_some, executor, observer, seconds_left(), earlier)
+    stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
+    if stop is None or not stop():
+        write_table(run.path / SENSITIVITY, key, table, problem.space)
+    return table, seeds
 
 
 def _measured_table(
@@ -243,7 +288,7 @@ def _trusted(
     path: Path, observer: Observer, deadline: float | None,
 ) -> SensitivityTable:
     """The table to go on with, once the first candidates are scored."""
-    key = {**problem.fingerprints(), "versions": _versions()}
+    key = {**problem.fingerprints(), "versions": version_fingerprint()}
     seconds = None if deadline is None else CHECK_SHARE * (deadline - time.monotonic())
     return trusted_table(problem, evaluator, table, records, path, key, observer, seconds)
 
@@ -263,21 +308,21 @@ def _explore(
     evaluator: CandidateEvaluator,
     table: SensitivityTable,
     policies: Sequence[Policy],
-    executor: Executor,
+    where: tuple[Executor, Mirroring],
     run: Run,
     observer: Observer,
     deadline: float | None,
     most: int | None = None,
 ) -> list[TrialRecord]:
     """Explore from some policies, or make only the first `most` trials of that."""
-    settings = problem.settings
+    settings, (executor, mirror) = problem.settings, where
     trials = settings.trials if most is None else min(most, settings.trials or most)
     seconds = None
     if deadline is not None:
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
         seconds = max(1.0, (deadline - time.monotonic()) * share)
     exploration = replace(exploration_settings(settings, seconds), trials=trials)
-    observer.stage("explore" if most is None else "check the proxy", trials)
+    observer.stage("explore" if most is None else "first candidates", trials)
     watch = ExplorationWatch(problem.objectives, trials, seconds)
     for record in run.records():
         watch.add(record, earlier=True)
@@ -287,17 +332,23 @@ def _explore(
 
     def on_record(record: TrialRecord) -> None:
         watch.add(record)
-        if show is not None and watch.due():
-            show(watch.status())
+        mirror.catch_up(run.records())
+        tell_trial(record, observer)
+        if watch.due():
+            if show is not None:
+                show(watch.status())
+            tell_front(watch, observer)
         observer.advance(1, _note(record))
 
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
     guide = guide_of(problem, table, (evaluator.held_to or evaluator.limits).accuracy)
-    return explore(
+    records = explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
         evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,
     )
+    tell_front(watch, observer)
+    return records
 
 
 def _note(record: TrialRecord) -> str:
@@ -305,8 +356,10 @@ def _note(record: TrialRecord) -> str:
     return "" if accuracy is None else f"accuracy {accuracy:.4f}"
 
 
-def _executor(evaluator: CandidateEvaluator, problem: Problem) -> Executor:
+def _executor(evaluator: CandidateEvaluator, problem: Problem, sharing: Sharing | None = None) -> Executor:
     settings, workload = problem.settings, Workload.of(problem, evaluator)
+    if sharing is not None and settings.executor != "ray":
+        return sharing.processes(workload, settings.workers)
     if settings.executor == "process":
         return ProcessExecutor(workload, settings.workers)
     if settings.executor == "ray":

@@ -1,4 +1,4 @@
-"""What workers are asked to do: evaluate a candidate, measure a substitution, or build a finalist."""
+"""What workers are asked to do: evaluate a candidate, measure a substitution, rehearse or build a finalist."""
 
 from __future__ import annotations
 
@@ -36,4 +36,19 @@ class Construction:
     evaluated: tuple[float, float] | None = None
 
 
-Task: TypeAlias = Policy | Substitution | Construction
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Train a candidate for a few steps, and tell its divergence then; nothing is stored.
+
+    Attributes:
+        policy: What to train.
+        steps: How many steps at most.
+        seconds: Time for them, None for no limit.
+    """
+
+    policy: Policy
+    steps: int
+    seconds: float | None = None
+
+
+Task: TypeAlias = Policy | Substitution | Construction | Rehearsal

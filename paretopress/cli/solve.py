@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paretopress.cli.front import RUN_ARGUMENT
-from paretopress.cli.options import DATA_OPTION, MODEL_OPTION, common, next_command, print_json, terminal_width
+from paretopress.cli.options import (
+    DATA_OPTION,
+    MODEL_OPTION,
+    common,
+    devices,
+    next_command,
+    print_json,
+    terminal_width,
+)
 from paretopress.spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ RATES_SHOWN = 8
 @RUN_ARGUMENT
 @MODEL_OPTION
 @DATA_OPTION
-@click.option("--target", "targets", multiple=True, metavar="DEVICE",
+@click.option("--target", "targets", multiple=True, metavar="DEVICE", shell_complete=devices,
               help="Another device or profile file; may be repeated.  [default: those of the run]")
 @click.option("--max", "limits", multiple=True, metavar="NAME=BUDGET",
               help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB, energy=3mJ.")
@@ -66,6 +74,11 @@ def solve_command(
     if output is not None:
         policy = shlex.quote(str(output / "best.yaml"))
         next_command(f"paretopress apply --policy {policy} --model {model} --data {data} -o smaller")
+    else:
+        asked = [word for limit in limits for word in ("--max", limit)]
+        asked = [*(word for target in targets for word in ("--target", target)), *asked]
+        next_command(shlex.join(["paretopress", "solve", str(run), "--model", model, "--data", data, *asked,
+                                 "-o", "policies"]))
     return 0
 
 
