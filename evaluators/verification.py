@@ -254,7 +254,7 @@ def _outputs(
     """All PyTorch outputs, and (difference, agreement) with ONNX Runtime."""
     from torch.utils import _pytree as pytree
 
-    collected, difference, largest, agreeing = [], 0.0, 0.0, 0
+    collected, difference, largest, same = [], 0.0, 0.0, 0
     for batch in samples:
         with torch.inference_mode():
             outputs = compressed(*batch.args, **batch.kwargs)
@@ -264,9 +264,9 @@ def _outputs(
         for one, other in zip(flat, found, strict=True):
             difference = max(difference, _largest_difference(one, other))
             largest = max(largest, float(one.abs().max()))
-        agreeing += int(agreeing(flat[0], found[0], guesses=guesses).sum())
+        same += int(agreeing(flat[0], found[0], guesses=guesses).sum())
     outputs = concatenate_outputs(collected)
-    return outputs, (difference / max(largest, 1e-12), agreeing / samples.count)
+    return outputs, (difference / max(largest, 1e-12), same / samples.count)
 
 
 def _largest_difference(one: Tensor, other: Tensor) -> float:
