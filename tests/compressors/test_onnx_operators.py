@@ -262,6 +262,7 @@ REFUSED = {
     "attention with a mask of numbers": lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=x @ x),
     "places that are computed": lambda x: x[:, (x > 0).sum((1, 2, 3)) * 0],
     "bits": lambda x: x * torch.bitwise_and(x.to(torch.int64), 3).to(x.dtype),
+    "writing into a value": lambda x: x * torch.zeros(6).fill_(2.0),
     "another norm": lambda x: x / torch.linalg.vector_norm(x, 1, dim=1, keepdim=True),
     "a number that depends on the batch": lambda x: x * x.shape[0],
 }
