@@ -30,6 +30,7 @@ SHORTER = (
     (r'time="\d+m"', "trials=3, workers=1"),
     (r"--workers 32", "--workers 1"),
 )
+LONG = re.compile(r"paretopress +(search|sensitivity|solve|verify|apply|policy)|compress\(|study\.optimize")
 MEASURING = ("sensitivity", "device", "demo")  # verbs whose --time is no number of trials
 # First words of blocks that are made of shell commands.
 COMMANDS = ("paretopress", "python", "python3", "pip", "ray", ".ci/run", "mkdocs")
@@ -63,10 +64,15 @@ def blocks_of(page):
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
+def takes_long(block):
+    """Whether a block searches or builds models, or says that it takes long."""
+    return block.mark == "slow" or bool(LONG.search(block.code))
+
+
 def parameters(wanted):
     for block in BLOCKS:
         if wanted(block) and block.mark != "skip":
-            marks = [pytest.mark.slow] if block.mark == "slow" else []
+            marks = [pytest.mark.slow, pytest.mark.timeout(900)] if takes_long(block) else []
             yield pytest.param(block, id=f"{block.page}:{block.line}", marks=marks)
 
 
@@ -83,6 +89,7 @@ def material(tiny, tiny_run, tmp_path_factory):
     for name, text in aliases.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text + "\n")
+    shutil.copy(tiny.folder / "tiny.py", folder)   # fresh processes look here
     shutil.copytree(tiny_run.path, folder / "runs" / "NAME")
     for name in ("small", "OUT"):
         run_command(
@@ -171,7 +178,7 @@ def python_pages():
     for page in PAGES:
         blocks = [block for block in blocks_of(page) if block.language == "python" and block.mark != "skip"]
         if blocks:
-            slow = page.name == "methods.md" or any(block.mark == "slow" for block in blocks)
+            slow = page.name == "methods.md" or any(takes_long(block) for block in blocks)
             marks = [pytest.mark.slow, pytest.mark.timeout(900)] if slow else []
             yield pytest.param(blocks, id=str(page.relative_to(ROOT)), marks=marks)
 
