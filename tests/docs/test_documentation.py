@@ -111,8 +111,9 @@ def material(tiny, tiny_run, tmp_path_factory):
 @pytest.fixture
 def project(material, tmp_path, monkeypatch):
     """A copy of it to work in, and this machine's profile in the cache, so that nothing is measured for a minute."""
+    from paretopress.hardware_profiles.catalogue import load_profile
     from paretopress.hardware_profiles.local import store_profile
-    from paretopress.hardware_profiles.profile import DeviceProfile, load_profile
+    from paretopress.hardware_profiles.profile import DeviceProfile
 
     folder = tmp_path / "project"
     shutil.copytree(material, folder)
