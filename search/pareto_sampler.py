@@ -157,7 +157,8 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def _labelled(self, genome: Genome, units: Collection[str]) -> dict[str, Any]:
         """The labels of a genome's choices for some units."""
         labels = self.space.labels
-        return {unit: labels[unit][index] for unit, index in zip(self.space.units, genome, strict=True) if unit in units}
+        pairs = zip(self.space.units, genome, strict=True)
+        return {unit: labels[unit][index] for unit, index in pairs if unit in units}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
