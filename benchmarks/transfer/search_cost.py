@@ -3,10 +3,10 @@
     python search_cost.py CACHE OUTPUT.json --source resnet20 --target resnet32 --seeds 0 1 2 --trials 40
 
 Cold: the whole table, the exact seeds, and the default sampler. Warm: the same with `--warm-start`. The source's run
-(its table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: accuracy
-down to 10 points below the dense model, predicted time and bytes up to those of the dense model, on the search samples.
-The final one is the larger of both searches' at their last trial. `--library` instead of `--source` names recipe files,
-such as those of `wrong_libraries.py`; SEED in a name becomes the seed.
+(its table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: an
+accuracy no more than 10 points below the dense model, predicted time and bytes below the dense model's, on the search
+samples. The final one is the larger of both searches' at their last trial. `--library` instead of `--source` names
+recipe files, such as those of `wrong_libraries.py`; SEED in a name becomes the seed.
 """
 
 from __future__ import annotations
