@@ -31,9 +31,9 @@ from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.table import measure_table, read_table, write_table
+from paretopress.search.table import SENSITIVITY, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
-from paretopress.search.warm_start import believed, features_of, start
+from paretopress.search.warm_start import features_of, warm_table_and_seeds
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
@@ -49,7 +49,6 @@ TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimat
 CHECK_SHARE = 0.1         # of the time that is left then: other proxies are measured where the first does badly
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SHARE_WITH_DISTILLATION = 0.25   # the same where finalists are distilled, which gains more than more candidates do
-SENSITIVITY = "sensitivity.json"
 DISTIL = ("auto", "train", "calibration", "off")
 THREADS = 1               # results must not depend on how many cores happen to be there
 
@@ -139,7 +138,12 @@ def run_search(
         evaluator = prepare_evaluator(problem, watcher)
         with _executor(evaluator, problem) as executor:
             if problem.library:
-                table, seeds = _warm(problem, evaluator, executor, run, watcher, deadline)
+                table, seeds = warm_table_and_seeds(
+                    problem, executor, run.path, {**problem.fingerprints(), "versions": _versions()}, watcher,
+                    lambda: None if deadline is None else TABLE_SHARE * (deadline - time.monotonic()),
+                    lambda guess, some, most: _explore(problem, evaluator, guess, some, executor, run, watcher,
+                                                       deadline, most=most),
+                )
             else:
                 table = _table(problem, evaluator, executor, run.path, watcher, deadline)
                 seeds = _seeds(problem, table)
@@ -224,30 +228,6 @@ def _table(
     if stop is None or not stop():
         write_table(stored, key, table, problem.space)
     return table
-
-
-def _warm(
-    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, run: Run, observer: Observer,
-    deadline: float | None,
-) -> tuple[SensitivityTable, tuple[Policy, ...]]:
-    """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
-    key = {**problem.fingerprints(), "versions": _versions()}
-    observer.stage("sensitivity", None)
-
-    def seconds_left() -> float | None:
-        return None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
-
-    def explore_some(policies: Sequence[Policy], most: int) -> list[TrialRecord]:
-        guess = begun.warm.table
-        return _explore(problem, evaluator, guess, policies, executor, run, observer, deadline, most=most)
-
-    begun = start(problem, problem.library, executor, run.path, key, observer, seconds_left())
-    earlier = read_table(run.path / SENSITIVITY, key, problem.space)
-    table, seeds = believed(problem, begun, explore_some, executor, observer, seconds_left(), earlier)
-    stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
-    if stop is None or not stop():
-        write_table(run.path / SENSITIVITY, key, table, problem.space)
-    return table, seeds
 
 
 def _measured_table(
