@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ from paretopress.spaces.left_dense import untouched
 from paretopress.spaces.methods import Assignment
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
+
+if TYPE_CHECKING:
+    from paretopress.compressors.exports import Exported
 
 TENSORS, DELTA, POLICY = "model.safetensors", "delta.json", "policy.yaml"
 RANGES = ("activation_scale", "activation_zero_point")
@@ -202,6 +205,39 @@ class CompressedModel(nn.Module):
 
         export_onnx(self.program, network_of(self), Path(path))
         return Path(path)
+
+    def export(
+        self, path: str | Path, format: str | None = None, inputs: Any = None, *, runs: int = 50,  # noqa: A002, ANN401
+        overwrite: bool = False, packed: bool = False,
+    ) -> Exported:
+        """Write it in a format, run what was written, compare it with this model, and time it.
+
+        Args:
+            path: A new file, or a new folder for `safetensors`.
+            format: `onnx`, `pt2` (`torch.export`), `openvino` (IR: `.xml` and `.bin`) or `safetensors` (a folder with a
+                model card); by default what the suffix says.
+            inputs: What to compare and time on: a tensor, a tuple of tensors (positional) or a mapping (keywords),
+                samples on dimension 0; by default drawn.
+            runs: Counted runs of the timing, 0 for none.
+            overwrite: Whether an earlier export there is replaced.
+            packed: For `pt2`, whether integer weights are stored packed and unpacked by every call; otherwise as the
+                floats they stand for, which is faster and larger.
+
+        Raises:
+            ArtifactError: What was written does not compute what this model computes; nothing is left of it.
+            ParetopressError: Others as `exports.export_checked`.
+        """
+        from paretopress.compressors.exports import as_inputs, export_checked  # they know this module
+
+        given = None if inputs is None else as_inputs(inputs)
+        return export_checked(self, Path(path), format, given, runs=runs, overwrite=overwrite, packed=packed)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False, huffman: bool = False) -> dict[str, int]:
+        """`save` with a model card, `README.md`, among the files. Arguments, result and errors are those of `save`."""
+        from paretopress.compressors.model_card import CARD, card_of
+
+        extra = {CARD: lambda path: write_text(path, card_of(self))}
+        return self.save(folder, overwrite=overwrite, huffman=huffman, extra=extra)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModel:
         self.forget_network()

@@ -49,11 +49,13 @@ class SearchSection(_Strict):
     proxy: Literal[
         "auto", "divergence", "output_error", "snr", "taylor", "fisher", "hessian", "interactions"
     ] = "auto"
+    subsets: bool = True
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
     finalists: Annotated[int, Field(ge=1)] | None = None   # the effort's
     workers: Annotated[int, Field(ge=1)] | None = None
     executor: Literal["serial", "processes", "ray", "tune"] | None = None   # by workers and ray
     ray: str | None = None
+    warm_start: str | None = None
     worker_resources: str | None = None
     scheduler: Literal["fifo", "asha"] = "fifo"
     storage_path: str | None = None
@@ -236,13 +238,27 @@ def search_settings(
         importance=search.importance,
         ranges=search.ranges,
         proxy=search.proxy,
+        subsets=search.subsets,
         distil=search.distil,
         distillation=_distillation(document.distillation, source, effort.steps),
         finalists=search.finalists or effort.finalists,
         space=_space(document.space, source),
         timing_runs=document.timing.runs or effort.timing_runs,
+        warm_start=search.warm_start or "",
         name=name,
     )
+
+
+def check_settings(plain: Mapping[str, Any], source: str) -> None:
+    """Check a document as `search_settings` does, without importing what a search needs.
+
+    Raises:
+        ConfigError: As `search_settings`.
+    """
+    document = _validate(plain, source)
+    parse_budgets(document.budgets, document.max_drop, document.targets)
+    if document.search.time is not None:
+        parse_duration(document.search.time, f"{source}: search.time")
 
 
 def _executor(search: SearchSection, workers: int, source: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,9 +84,13 @@ class Executor(Protocol):
         """Close the executor."""
 
 
-def failed(reason: str) -> Evaluation:
-    """Return a failed evaluation with a one-line reason."""
-    return Evaluation(State.FAILED, reason=" ".join(reason.split())[:500])
+_OUT_OF_MEMORY = "DefaultCPUAllocator"   # how PyTorch says that it got no memory
+_TRACE_LENGTH = 8000    # characters of a traceback that are kept, its end
+
+
+def failed(reason: str, trace: str = "") -> Evaluation:
+    """Return a failed evaluation with a one-line reason, and the traceback where there is one."""
+    return Evaluation(State.FAILED, reason=" ".join(reason.split())[:500], trace=trace[-_TRACE_LENGTH:])
 
 
 def timed_out(seconds: float) -> Evaluation:
@@ -112,7 +117,9 @@ def evaluate_safely(evaluate: Evaluate, task: Task) -> tuple[Evaluation, float]:
     except (DiskError, StorageError):
         raise
     except Exception as error:  # noqa: BLE001 - a candidate that fails is a failed trial, never a crash
-        result = failed(f"{type(error).__name__}: {error}")
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error):
+            return failed(f"out of memory: {error}"), time.perf_counter() - start
+        result = failed(f"{type(error).__name__}: {error}", traceback.format_exc())
     return result, time.perf_counter() - start
 
 

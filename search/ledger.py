@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from paretopress.search.fault_points import fault_point
 from paretopress.search.records import TrialRecord
 from paretopress.spaces.documents import (
     canonical_json,
@@ -28,12 +29,13 @@ SCHEMA = "paretopress-run/1"
 DOCUMENT = "run.yaml"
 TRIALS = "trials.jsonl"
 TORN = "trials.jsonl.torn"
+ANATOMY, ANATOMY_SCHEMA = "anatomy.json", "paretopress-anatomy/1"   # written by `anatomy.py`, read without torch
 LOCK = ".lock"
 
 # What belongs to one run and is moved aside when it starts anew. `memo/` stays: its keys hold fingerprints.
 OWNED = (
-    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json",
-    "report.html", "policies", "models", "building", DOCUMENT,
+    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json", "units.json",
+    "transfer.json", ANATOMY, "report.html", "tensorboard", "policies", "models", "building", DOCUMENT,
 )
 
 
@@ -156,6 +158,7 @@ class Run:
         if self._stream < 0:
             raise ValueError(f"{self.path}: the run is closed")
         line = (record.to_line() + "\n").encode()
+        fault_point("before record")
         try:
             _write_all(self._stream, line)
             os.fsync(self._stream)
@@ -168,6 +171,7 @@ class Run:
         self._size += len(line)
         self._records.append(record)
         self._numbers.add(record.number)
+        fault_point("after record")
 
     def records(self) -> list[TrialRecord]:
         """Return the finished trials in the order in which they were written."""

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,10 @@ def outcome_of(number: int, result: dict[str, Any] | None, seconds: float) -> Ou
         kind, _, message = str(result["raised"]).partition(": ")
         return _RAISED[kind](message)
     plain = json.loads(result["evaluation"])
-    evaluation = Evaluation(State(plain["state"]), plain["values"], plain["constraints"], plain["reason"])
+    evaluation = Evaluation(State(plain["state"]), plain["values"], plain["constraints"], plain["reason"],
+                            plain["trace"], plain["images"])
     if not result["final"]:
-        evaluation = Evaluation(State.SCREENED, evaluation.values, evaluation.constraints, STOPPED)
+        evaluation = replace(evaluation, state=State.SCREENED, reason=STOPPED)
     return Outcome(number, evaluation, float(result["seconds"]))
 
 

@@ -71,6 +71,7 @@ class StagedEvaluation(tune.Trainable):  # type: ignore[misc]  # Ray has no type
         plain = {
             "state": evaluation.state.value, "values": dict(evaluation.values),
             "constraints": dict(evaluation.constraints), "reason": evaluation.reason,
+            "trace": evaluation.trace, "images": evaluation.images,
         }
         return {
             "objectives": plain["values"], "violations": plain["constraints"], "state": plain["state"],

@@ -18,12 +18,13 @@ from paretopress.evaluators.construction import (
     build,
     flat_inputs,
     realised,
+    stitched,
 )
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.evaluators.sensitivity import substitution_loss
 from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output_digest
 from paretopress.search.problem import Problem
-from paretopress.search.tasks import Construction, Substitution, Task
+from paretopress.search.tasks import Challenge, Construction, Rehearsal, Substitution, Task
 from paretopress.spaces.documents import read_document, write_json
 from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.policy import Policy
@@ -108,15 +109,33 @@ class Workload:
         return cls(evaluator, problem.model, inputs, check, settings.seed, training, shared, settings.distillation)
 
     def __call__(self, task: Task) -> Evaluation:
-        """Do one task: `Policy`, `Substitution` (`loss`) or `Construction` (see `Built`)."""
+        """Do one task: a policy, a challenge, a substitution (`loss`), a rehearsal (`divergence`) or a construction."""
         match task:
+            case Challenge(policy, rivals):
+                return self.evaluator(policy, rivals)
             case Substitution(policy):
-                return Evaluation(State.COMPLETE, {"loss": substitution_loss(self.evaluator.entries, policy)})
+                entries = self.evaluator.entries
+                loss, images = substitution_loss(entries, policy), len(entries.calibration.inputs[0])
+                return Evaluation(State.COMPLETE, {"loss": loss}, images=images)
+            case Rehearsal():
+                return Evaluation(State.COMPLETE, {"divergence": self.rehearse(task)})
             case Construction():
                 built = self.construct(task)
                 return Evaluation(State.COMPLETE, {"accuracy": built.refitted, "divergence": built.divergence})
             case _:
                 return self.evaluator(task)
+
+    def rehearse(self, task: Rehearsal) -> float:
+        """Divergence of a candidate after a few steps of training, on the search set.
+
+        It was trained on that set where there is no other: so few steps flatter all candidates alike, and the samples
+        that were held out are too few to rank them by.
+        """
+        network, _ = stitched(self.evaluator.entries, task.policy)
+        if self.training:
+            settings = replace(self.distillation, steps=min(task.steps, self.distillation.steps), seconds=task.seconds)
+            network = distil(self.evaluator.entries.program, network, self.training, settings, seed=self.seed).network
+        return self.evaluator.score(network)["divergence"]
 
     def stages(self, task: Task) -> Iterator[tuple[Evaluation, bool]]:
         """Do one task in the stages that it has; the last one, marked so, is what calling returns."""

@@ -21,9 +21,10 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from paretopress.spaces.errors import ConfigError, DiskError
+from paretopress.spaces.errors import ConfigError, DiskError, PolicyError
 
 MAX_BYTES = 1 << 20
+RUN_BYTES = 1 << 26   # of the JSON files that a run holds: they grow with layers times finalists
 MAX_DEPTH = 32
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2   # of fcntl.h and linux/fs.h
 
@@ -122,14 +123,18 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401 - a document has 
         raise ConfigError(f"{source}: not valid YAML: {first}") from None
 
 
-def read_document(path: Path) -> Any:  # noqa: ANN401
-    """Read a YAML or JSON file (JSON is read by the YAML parser's rules of size and depth).
+def read_document(path: Path, max_bytes: int = MAX_BYTES) -> Any:  # noqa: ANN401
+    """Read a YAML or JSON file (JSON is read by the YAML parser's rules of depth).
+
+    Args:
+        path: The file.
+        max_bytes: How large a JSON file may be; YAML never exceeds `MAX_BYTES`.
 
     Raises:
         ConfigError: The file is missing, unreadable, too large, not UTF-8, or malformed.
     """
     try:
-        text = read_regular(path, MAX_BYTES).decode("utf-8")
+        text = read_regular(path, max_bytes).decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
     except ValueError as error:   # a NUL in the name
@@ -137,7 +142,7 @@ def read_document(path: Path) -> Any:  # noqa: ANN401
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     if path.suffix == ".json":
-        return parse_json(text, str(path))
+        return parse_json(text, str(path), max_bytes)
     return parse_yaml(text, str(path))
 
 
@@ -193,14 +198,19 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_json(text: str, source: str) -> Any:  # noqa: ANN401
-    """Parse strict JSON: finite numbers and unique keys only, at most 1 MiB and 32 levels.
+def parse_json(text: str, source: str, max_bytes: int = MAX_BYTES) -> Any:  # noqa: ANN401
+    """Parse strict JSON: finite numbers and unique keys only, at most 32 levels.
+
+    Args:
+        text: The document.
+        source: The name that errors show.
+        max_bytes: How large it may be.
 
     Raises:
         ConfigError: With `source:line:column`.
     """
-    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise ConfigError(f"{source}: larger than {MAX_BYTES} bytes")
+    if len(text.encode("utf-8", "replace")) > max_bytes:
+        raise ConfigError(f"{source}: larger than {max_bytes} bytes")
     try:
         value = json.loads(
             text, parse_constant=_finite_float, parse_float=_finite_float, object_pairs_hook=_unique_pairs
@@ -211,6 +221,21 @@ def parse_json(text: str, source: str) -> Any:  # noqa: ANN401
         raise ConfigError(f"{source}: {error}") from None
     _check_depth(value, source)
     return value
+
+
+def check_schema(found: object, known: str, source: str) -> None:
+    """Check the schema of a document.
+
+    Raises:
+        PolicyError: It is another one, or a newer one, which the message says.
+    """
+    if found == known:
+        return
+    name, _, version = known.rpartition("/")
+    match = re.fullmatch(rf"{re.escape(name)}/([0-9]+)", str(found))
+    if match is not None and int(match.group(1)) > int(version):
+        raise PolicyError(f"{source}: schema {found} is newer than this version reads (allowed: {known})")
+    raise PolicyError(f"{source}: schema {found!r} is not supported (allowed: {known})")
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401
