@@ -35,8 +35,8 @@ def main() -> None:
     temporary = Path(tempfile.mkdtemp(prefix="atheris-"))
     if corpus is not None and not any(corpus.glob("*")):
         corpus.mkdir(parents=True, exist_ok=True)
-        base = temporary / "material"
-        base.mkdir()
+        base = corpus.parent / "material"   # a small run, made where it is missing
+        base.mkdir(exist_ok=True)
         _, content = parsers.seeds(material.small_run(base), temporary)
         for number, name in enumerate(NAMES):
             (corpus / name).write_bytes(bytes([number]) + content[name])
