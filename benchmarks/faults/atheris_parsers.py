@@ -4,8 +4,8 @@
 
 The first byte of an input chooses the parser, the rest is the file. Only one-line errors of the project's own type may
 come out; anything else ends the run with the input that caused it, and so does one that takes more than a second of the
-process's own time. CORPUS is filled with valid files of every parser where it is empty; all further arguments are those of
-libFuzzer.
+process's own time. CORPUS is filled with valid files of every parser where it is empty, from a small run in the folder
+`material` beside it; all further arguments are those of libFuzzer.
 """
 
 import contextlib
