@@ -126,7 +126,7 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if trial.study.sampler is not self or known is None or known.params or getattr(trial, "_fixed_params", True):
             return None
         asked = trial.relative_params   # proposes
-        genome = self._waiting.get(trial.number)
+        genome: Genome | None = self._waiting.get(trial.number)
         if genome is None or not asked or asked != self._labelled(genome, asked):
             return None
         labels, storage = self.space.labels, trial.storage

@@ -91,7 +91,7 @@ def _authenticate(address: str | None) -> dict[str, str | None]:
     """
     if os.environ.get(MODE):
         return {}
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined, unused-ignore]
 
     before = {MODE: os.environ.get(MODE), TOKEN: os.environ.get(TOKEN)}
     os.environ[MODE] = "token"
@@ -137,7 +137,7 @@ def _restore(environment: Mapping[str, str | None]) -> None:
 
 def _reload() -> None:
     """Let this process's Ray read the mode again, then the token: the other order can ask for one that is gone."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined, unused-ignore]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
