@@ -151,15 +151,22 @@ class _Reader:
         return OnnxKernels(view, tuple(self.sources), weights, tuple(node.op_type for node in self.nodes))
 
     def _stored(self, node: Any) -> NDArray[Any] | None:  # noqa: ANN401 - protobuf
-        """The weights of a node as they are stored, None where they are not in an initialiser."""
-        from onnx import numpy_helper
+        """The weights of a node as they are stored, None where they are not in an initialiser of this file."""
+        from onnx import TensorProto, numpy_helper
 
         name = node.input[3 if node.op_type == "QLinearConv" else 1]
-        while (producer := self.producer.get(name)) is not None:   # the largest operand is the weight
-            operands = [one for one in producer.input if one]
+        passed: set[str] = set()
+        while (producer := self.producer.get(name)) is not None and name not in passed:
+            passed.add(name)
+            operands = [one for one in producer.input if one]   # the largest one is the weight
             name = max(operands, key=lambda one: product((self._constant(one) or ((), 0))[0]))
         stored = next((item for item in self.graph.initializer if item.name == name), None)
-        return None if stored is None else np.asarray(numpy_helper.to_array(stored))
+        if stored is None or stored.data_location == TensorProto.EXTERNAL:   # those would be other files
+            return None
+        try:
+            return np.asarray(numpy_helper.to_array(stored))
+        except ValueError:
+            raise ProfileError(f"{self.source}: tensor {name!r} does not hold what its dimensions say") from None
 
     def _is_kernel(self, node: Any) -> bool:  # noqa: ANN401 - protobuf
         if id(node) in self.absorbed or node.op_type in (*_FREE, *_CONVERSIONS, "Constant", "Shape"):
@@ -176,7 +183,7 @@ class _Reader:
         if name in self.constants:
             return self.constants[name]
         if name not in self.folded:
-            node = self.producer.get(name)
+            node, self.folded[name] = self.producer.get(name), None   # a cycle, which no valid file has, ends here
             operands = [self._constant(one) for one in node.input if one] if node is not None else []
             known = [one for one in operands if one is not None]
             if not known or len(known) < len(operands):

@@ -19,7 +19,7 @@ from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.evaluators.subset_test import in_random_order
-from paretopress.search.anatomy import shown_policies, write_anatomy
+from paretopress.search.anatomy import ANATOMY, shown_policies, write_anatomy
 from paretopress.search.events import tell_front, tell_started, tell_trial
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
@@ -160,7 +160,8 @@ def run_search(
             else:
                 table = _table(problem, evaluator, executor, run.path, watcher, deadline)
                 seeds = _seeds(problem, table)
-            write_anatomy(run.path, problem, table)
+            if not (run.path / ANATOMY).exists():
+                write_anatomy(run.path, problem, table)
             images = {"calibration": problem.data.fitted.first(CALIBRATION_SAMPLES).count}
             if settings.proxy in (AUTO, DIVERGENCE):
                 images["table"] = images_of(table, problem.space, len(evaluator.entries.calibration.inputs[0]))

@@ -99,7 +99,7 @@ def test_a_torn_last_line_and_a_torn_table_cost_that_trial_alone(
     lines = (run / "trials.jsonl").read_bytes().splitlines(keepends=True)
     (run / "trials.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][:40])
     (run / "sensitivity.json").write_text("{")   # measured again
-    monkeypatch.setattr(session, "verify_finalists", lambda *_: None)
+    monkeypatch.setattr(session, "verify_finalists", lambda *_: [])
     session.run_search(tiny.module.model(), tiny.module.data(), tiny_settings, run)
     assert trials_of(run) == trials_of(tiny_run.path)
     assert (run / "trials.jsonl").read_bytes().splitlines(keepends=True)[:6] == lines[:6]
@@ -113,7 +113,7 @@ def test_a_table_of_other_data_is_not_taken_for_this_one_s(tiny, tiny_run, tiny_
 
     run = tmp_path / "fresh"
     shutil.copytree(tiny_run.path, run)
-    monkeypatch.setattr(session, "verify_finalists", lambda *_: None)
+    monkeypatch.setattr(session, "verify_finalists", lambda *_: [])
     session.run_search(tiny.module.model(), tiny.module.changed_data(), tiny_settings, run, fresh=True)
     earlier, later = (json.loads((path / "sensitivity.json").read_text()) for path in (tiny_run.path, run))
     assert later["key"]["data"] != earlier["key"]["data"]
