@@ -129,6 +129,11 @@ class Metric:
             raise DataError(f"metric {shown!r} returned {value}, not a finite number")
         return value
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is known to be the mean of values of single samples; others may depend on the samples' order."""
+        return self.samples is not None or self.function is top1
+
     def sample_scores(self, outputs: Any, targets: Tensor) -> Array | None:  # noqa: ANN401
         """Return one value per sample whose mean is the metric, `(n,)`, None where none are known.
 

@@ -228,7 +228,8 @@ def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
 def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
     """Calibrate the model and score it."""
     entries = calibrated_entries(problem, observer)
-    samples, subsets = problem.data.scored.first(SEARCH_SAMPLES), problem.settings.subsets
+    samples = problem.data.scored.first(SEARCH_SAMPLES)
+    subsets = problem.settings.subsets and problem.data.metrics[0].is_mean
     if subsets:
         samples = in_random_order(samples, problem.settings.seed).first(affordable_samples(problem.baseline["macs"]))
     limits = problem.limits_without_accuracy()
