@@ -120,7 +120,7 @@ def inspection(problem: Problem) -> dict[str, Any]:
         "dropped": [{"unit": unit, "choice": choice, "reason": reason} for unit, choice, reason in space.dropped],
         "size_only": dict(problem.size_only),
         "space_log10": space.log10_size,
-        "objectives": _feasibility(problem),
+        "objectives": feasibility(problem),
         "targets": [{"id": d.id, "tier": d.tier, "runs_here": d.runs_here()} for d in problem.costs.devices],
         "graph": {
             "nodes": [_plain(_node_row(problem, node, prices)) for node in drawn.nodes],
@@ -181,7 +181,11 @@ def _node_row(problem: Problem, node: OverviewNode, prices: Iterable[Prices]) ->
     )
 
 
-def _feasibility(problem: Problem) -> dict[str, dict[str, Any]]:
+def feasibility(problem: Problem) -> dict[str, dict[str, Any]]:
+    """What budgets can reach: per cost the lowest predicted value, the dense model's, the limit and whether it is met.
+
+    In ms, bytes, multiply-accumulates or microjoules; None where unknown.
+    """
     lowest = reachable(problem)
     limits = {name: limit for _, name, limit in problem.limits_without_accuracy().costs}
     return {
@@ -211,7 +215,7 @@ def _prices(problem: Problem) -> list[Prices]:
     for device, name in zip(problem.costs.devices, problem.costs.latency_names, strict=True):
         runnable = next((pair for pair in plans.items() if _executes(problem, device, pair[1])), None)
         if runnable is not None:
-            found.append(_priced(device, name, runnable[0], cost_view(runnable[1])))
+            found.append(priced(device, name, runnable[0], cost_view(runnable[1])))
     return found
 
 
@@ -219,7 +223,7 @@ def _executes(problem: Problem, device: DeviceProfile, planned: Plan) -> bool:
     return device.id not in problem.costs.refusals(planned)
 
 
-def _priced(device: DeviceProfile, name: str, model: str, view: CostView) -> Prices:
+def priced(device: DeviceProfile, name: str, model: str, view: CostView) -> Prices:
     """The shares of a target's time; those of all kernels, the conversions and the call of the runtime add up to 1."""
     total = device.relative_cost(view) or 1.0
     by_layer: defaultdict[str, float] = defaultdict(float)

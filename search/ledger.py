@@ -29,14 +29,15 @@ SCHEMA = "paretopress-run/1"
 DOCUMENT = "run.yaml"
 TRIALS = "trials.jsonl"
 TORN = "trials.jsonl.torn"
+ANATOMY, ANATOMY_SCHEMA = "anatomy.json", "paretopress-anatomy/1"   # written by `anatomy.py`, read without torch
 LOCK = ".lock"
 
 # What belongs to one run and is moved aside when it starts anew. `memo/` stays: its keys hold fingerprints.
 OWNED = (
-    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json",
-    "report.html", "policies", "models", "building", "outbox", "trials", "quarantine", "ledger.sqlite3",
-    "ledger.sqlite3-wal", "ledger.sqlite3-shm", "ledger.journal", "ledger.journal.clock", "ledger.journal.optuna",
-    DOCUMENT,
+    TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json", "units.json",
+    "transfer.json", ANATOMY, "report.html", "tensorboard", "policies", "models", "building", "outbox", "trials",
+    "quarantine", "ledger.sqlite3", "ledger.sqlite3-wal", "ledger.sqlite3-shm", "ledger.journal",
+    "ledger.journal.clock", "ledger.journal.optuna", DOCUMENT,
 )
 
 

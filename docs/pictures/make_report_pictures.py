@@ -1,0 +1,63 @@
+"""Make the pictures of docs/report.md from a run.
+
+    paretopress demo --run runs/demo
+    python docs/pictures/make_report_pictures.py runs/demo
+
+Needs Debian's `chromium` and `chromium-driver`, Selenium and Pillow (the extra `test`). Pictures are reduced to a
+palette, so that each takes less than 150 kB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks" / "report"))
+from browser import opened, picture  # noqa: E402 - the benchmarks are no package
+
+from paretopress.report import write_report  # noqa: E402
+
+COLOURS = 96
+# File, width of the window, theme, what is done first, and from which to which element.
+PICTURES = (
+    ("report_explorer.png", 1280, "light", "", ["header.top", "#shown"]),
+    ("report_policy.png", 1280, "light", "", ["#policy"]),
+    ("report_sensitivity.png", 1280, "light", "", ["#sensitivity"]),
+    ("report_search.png", 1280, "light", "", ["#history", "#trust"]),
+    ("report_dark.png", 1280, "dark", "", ["header.top", "#points"]),
+    ("report_narrow.png", 390, "light", "", ["header.top", "#scatter"]),
+)
+
+
+def main() -> None:
+    """Make all pictures of a run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    arguments = parser.parse_args()
+    page = write_report(arguments.run).resolve().as_uri()
+    for name, width, theme, script, selectors in PICTURES:
+        with opened(page, width) as driver:
+            if width < 500:   # a window of Chromium is never narrower than 500 pixels
+                driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+                    "width": width, "height": 844, "deviceScaleFactor": 1, "mobile": True})
+                driver.get(page)
+            driver.execute_script(f"document.documentElement.dataset.theme = '{theme}'; {script}")
+            picture(driver, arguments.out / name, selectors)
+        reduced(arguments.out / name)
+
+
+def reduced(path: Path) -> None:
+    """Keep a picture with few colours: flat drawings lose nothing that is seen."""
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
