@@ -148,9 +148,11 @@ class Outbox:
 
     def _sweep_temporaries(self) -> None:
         """Remove what crashed writers left, in an hour's time, and nothing else."""
-        for path in [*self._waiting.iterdir(), *self._waiting.glob("*/.paretopress-*.tmp")]:
-            if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in list(self._waiting.iterdir()):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):   # another worker filed it meanwhile
+                for entry in (path, *path.iterdir()):
+                    if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.lstat().st_mtime > _STALE_SECONDS:
+                        shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def read_committed(folder: Path) -> Committed:

@@ -53,7 +53,7 @@ class JournalFile:
         with self._locked(fcntl.LOCK_EX) as descriptor:
             self._cut_torn_tail(descriptor)
             unread = self._unread(descriptor)
-            stamp = self._touch()
+            stamp = self.now()
             text = json.dumps([stamp, record], separators=(",", ":"), allow_nan=False).encode()
             line = b"%08x %s\n" % (zlib.crc32(text), text)
             end = os.lseek(descriptor, 0, os.SEEK_END)
@@ -69,20 +69,17 @@ class JournalFile:
             return [*unread, (record, stamp)]
 
     def now(self) -> float:
-        """The file system's clock."""
+        """The file system's clock. Raises `StorageUnavailable`."""
+        clock = self._path.with_name(self._path.name + ".clock")
         try:
-            return self._touch()
+            descriptor = os.open(clock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.utime(descriptor)
+                self._clock = max(self._clock, os.fstat(descriptor).st_mtime)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise StorageUnavailable(f"{self.where}: {error.strerror or error}") from None
-
-    def _touch(self) -> float:
-        clock = self._path.with_name(self._path.name + ".clock")
-        descriptor = os.open(clock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.utime(descriptor)
-            self._clock = max(self._clock, os.fstat(descriptor).st_mtime)
-        finally:
-            os.close(descriptor)
         return self._clock
 
     def names(self) -> list[str]:

@@ -112,7 +112,8 @@ class _PostgresqlTransaction:
         return found
 
     def count(self, statement: str, values: Values) -> int:
-        return int(self._connection.execute(_named(statement), values).rowcount)
+        changed: int = self._connection.execute(_named(statement), values).rowcount
+        return changed
 
 
 def _named(statement: str) -> Any:  # noqa: ANN401 - psycopg wants literal strings, to keep values out of statements

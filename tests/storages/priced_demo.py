@@ -2,8 +2,13 @@
 
 import functools
 import os
+import pickle
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.spaces.plan import plan
@@ -14,14 +19,24 @@ OBJECTIVES = {"latency": "min", "size": "min"}
 
 @functools.cache
 def problem():
-    """The digits network and its space; made once, before processes are forked."""
-    import torch
+    """Structure, costs and options of the digits network; made once, before processes are forked.
 
+    By a process of its own: what prices policies does without PyTorch, and processes without it are forked fast.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "problem"
+        subprocess.run([sys.executable, __file__, path], check=True)
+        return SimpleNamespace(**pickle.loads(path.read_bytes()))
+
+
+def prepare(path):
+    """Capture the network and write what pricing needs."""
     from paretopress.demo.factories import data, model
     from paretopress.search.problem import SearchSettings, prepare_problem
 
-    torch.set_num_threads(1)
-    return prepare_problem(model(), data(), SearchSettings(targets=(TARGET,), trials=1))
+    found = prepare_problem(model(), data(), SearchSettings(targets=(TARGET,), trials=1))
+    parts = {"structure": found.program.structure, "costs": found.costs, "options": dict(found.space.options)}
+    path.write_bytes(pickle.dumps(parts))
 
 
 @dataclass
@@ -38,11 +53,11 @@ class Pricing:
 
     def __call__(self, policy):
         known = problem()
-        costs = known.costs.predict(plan(known.program.structure, policy))
+        costs = known.costs.predict(plan(known.structure, policy))
         latency, size = costs[f"latency@{TARGET}"], costs["size"]
         around = []
-        for unit, choices in list(known.space.options.items())[: self.neighbours]:
-            step = known.costs.predict(plan(known.program.structure, policy.replace({unit: choices[-1]})))
+        for unit, choices in list(known.options.items())[: self.neighbours]:
+            step = known.costs.predict(plan(known.structure, policy.replace({unit: choices[-1]})))
             around.append(step[f"latency@{TARGET}"])
         sharpness = max(around, default=latency) - min(around, default=latency)
         values = {"latency": latency, "size": size, "sharpness": sharpness}
@@ -53,8 +68,12 @@ class Pricing:
 
 
 def options():
-    return problem().space.options
+    return problem().options
 
 
 def history_of(run):
     return str(Path(run) / "history")
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]))

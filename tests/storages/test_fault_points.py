@@ -62,6 +62,8 @@ def kill_at(point, storage, run):
     # The coordinator has a worker inside: it passes the points of coordinators, workers and sweepers alike.
     options = {"evaluator": evaluator, "mirrored": point.endswith("mirror"), "lease": 1.0}
     count = 1 if point.endswith(("lead", "announce", "renew", "sweep", "drain")) else 2
+    if point in SWEEPER_POINTS:   # there has to be something to sweep
+        assert run_until_killed(driver.coordinate, "after claim", 2, storage, run, TRIALS, **options)
     killed = run_until_killed(driver.coordinate, point, count, storage, run, TRIALS, **options)
     assert driver.ended(driver.forked(driver.coordinate, storage, run, TRIALS, **options)) == 0
     return killed

@@ -131,6 +131,18 @@ def test_what_crashed_writers_left_is_swept_after_an_hour_and_nothing_else(outbo
     assert other.exists()
 
 
+def test_a_worker_starts_while_others_file_their_results(outbox, tmp_path, monkeypatch):
+    """What it saw in the outbox a moment ago may be gone."""
+    from paretopress.search import outbox as module
+
+    outbox.commit(CLAIM, TEXT, failed=False)
+    gone = tmp_path / "outbox" / "8-1"
+    real = module.Path.iterdir
+    monkeypatch.setattr(module.Path, "iterdir",
+                        lambda one: iter([*real(one), gone] if one == gone.parent else real(one)))
+    assert len(list(Outbox(tmp_path).waiting())) == 1
+
+
 def test_a_full_disk_leaves_no_trace(outbox, tmp_path, monkeypatch):
     from paretopress.search import outbox as module
 

@@ -99,7 +99,7 @@ PROTECTIONS = {
         documents, "stream.flush()\n            os.fsync(stream.fileno())", "stream.flush()",
         test_outbox.test_contents_are_on_disk_before_the_manifest_says_so, {}),
     "only own temporary files are swept": (
-        outbox, "if _TEMPORARY.fullmatch(path.name) and", 'if path.name.endswith(".tmp") and',
+        outbox, "if _TEMPORARY.fullmatch(entry.name) and", 'if entry.name.endswith(".tmp") and',
         test_outbox.test_what_crashed_writers_left_is_swept_after_an_hour_and_nothing_else, {}),
     "journal: torn tails are cut before anything is appended": (
         journal, "self._cut_torn_tail(descriptor)\n            unread", "unread",

@@ -136,7 +136,7 @@ def test_a_changed_budget_is_refused(continued, tiny_problem, budget):
 
 
 @pytest.mark.parametrize("change", [
-    {"bits": (8,)}, {"keep": (0.5,)}, {"keep": (0.25, 0.75)}, {"exclude": ("last*",)}, {"halves": ("fp16",)},
+    {"bits": (8,)}, {"keep": (0.5,)}, {"bits": (8, 4)}, {"exclude": ("last*",)}, {"halves": ("fp16",)},
 ])
 def test_a_changed_space_is_refused(continued, tiny_problem, change):
     from paretopress.spaces.space import SpaceSettings, build_space
