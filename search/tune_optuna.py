@@ -52,7 +52,7 @@ class CompleteOptunaSearch(OptunaSearch):  # type: ignore[misc]  # Ray has no ty
         elif plain.get(TRAINING_ITERATION, self._iterations) < self._iterations:
             self._ot_study.tell(trial, state=TrialState.PRUNED)
         else:
-            self._ot_study.tell(trial, [float(value) for value in values])
+            self._ot_study.tell(trial, [float(value) for value in values if value is not None])
         self._completed_trials.add(trial_id)
 
 

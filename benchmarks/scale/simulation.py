@@ -7,8 +7,8 @@ what a worker's round trip costs). `--check` runs the real exploration loop with
 trials per second with the simulation of the same set-up. `--plan` simulates 1 to 1,000 nodes.
 
 What the check is worth on few cores: an evaluation there is a span of processor time that the scheduler divides among
-the workers, and the simulation does the same (`cores` are shared fairly; how many of them other users of the machine leave is
-measured before and after each run). So it checks the coordinator's queue, the
+the workers, and the simulation does the same (`cores` are shared fairly; how many of them other users of the machine
+leave is measured before and after each run). So it checks the coordinator's queue, the
 storage's writes and the sharing of processors at 1 to 16 workers; networks, and many machines, it cannot check.
 """
 
@@ -253,7 +253,8 @@ def check(constants: Constants, counts: Sequence[int], seconds: float, spread: f
         simulated = statistics.median(simulate(constants, setup, seed).rate for seed in range(5))
         rows.append({"workers": workers, "cores": cores, "available": available, "real": real, "simulated": simulated,
                      "error_pct": 100.0 * (simulated / real - 1.0), "load": os.getloadavg()[0]})
-        print(f"{workers:3} workers on {cores} cores, {available:.2f} of them free: real {real:6.2f} trials/s, simulated {simulated:6.2f} "
+        print(f"{workers:3} workers on {cores} cores, {available:.2f} of them free: real {real:6.2f} trials/s, "
+              f"simulated {simulated:6.2f} "
               f"({rows[-1]['error_pct']:+.0f} %), load {rows[-1]['load']:.1f}", flush=True)
     return rows
 
