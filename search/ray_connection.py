@@ -91,12 +91,12 @@ def _authenticate(address: str | None) -> dict[str, str | None]:
     """
     if os.environ.get(MODE):
         return {}
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined, unused-ignore]
+    import ray
 
     before = {MODE: os.environ.get(MODE), TOKEN: os.environ.get(TOKEN)}
     os.environ[MODE] = "token"
     _reload()
-    if AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    if ray._raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         return before
     if address is not None:
         _restore(before)
@@ -137,10 +137,10 @@ def _restore(environment: Mapping[str, str | None]) -> None:
 
 def _reload() -> None:
     """Let this process's Ray read the mode again, then the token: the other order can ask for one that is gone."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined, unused-ignore]
+    import ray
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _unreachable(address: str, error: Exception) -> ConfigError:

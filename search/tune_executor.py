@@ -27,7 +27,7 @@ from ray import tune
 from paretopress.search.executors import Evaluate, Outcome, import_paths, to_payload
 from paretopress.search.ray_connection import connect
 from paretopress.search.ray_executor import RayExecutor, check_room
-from paretopress.search.tasks import Task
+from paretopress.search.tasks import Challenge, Task
 from paretopress.search.tune_search import DriverSearch, StopWhenFinished
 from paretopress.search.tune_trainable import RUNG_METRIC, StagedEvaluation
 from paretopress.search.worker_resources import WorkerResources
@@ -105,12 +105,12 @@ class TuneExecutor:
         return (self._tune.pending if self._tune else 0) + (self._actors.pending if self._actors else 0)
 
     def submit(self, number: int, task: Task) -> None:
-        """Make a policy the next trial; another task goes to a plain actor.
+        """Make a candidate the next trial; another task goes to a plain actor.
 
         Raises:
             ValueError: Tasks of the other kind are pending: both kinds of workers would wait for the same processors.
         """
-        if isinstance(task, Policy):
+        if isinstance(task, Policy | Challenge):
             self._with_tune().submit(number, task)
         else:
             self._with_actors().submit(number, task)
@@ -218,8 +218,8 @@ class _Experiment:
     def pending(self) -> int:
         return self._search.pending
 
-    def submit(self, number: int, policy: Policy) -> None:
-        self._search.submit(number, policy)
+    def submit(self, number: int, task: Policy | Challenge) -> None:
+        self._search.submit(number, task)
 
     def next_result(self, timeout_seconds: float | None) -> Outcome | None:
         deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds

@@ -42,7 +42,7 @@ class CompleteOptunaSearch(OptunaSearch):  # type: ignore[misc]  # Ray has no ty
         trial = self._ot_trials[trial_id]
         plain = result or {}
         names = self._metric if isinstance(self._metric, list) else [self._metric]
-        values = [plain.get(name) for name in names]
+        values: list[Any] = [plain.get(name) for name in names]
         violations = {name.removeprefix(CONSTRAINTS): plain[name] for name in plain if name.startswith(CONSTRAINTS)}
         for name, value in violations.items():
             if _finite(value):

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from paretopress.evaluators.evaluation import Evaluation, State
+from paretopress.evaluators.subset_test import Rivals
 from paretopress.search.executors import Outcome, failed
+from paretopress.search.tasks import Challenge
 from paretopress.spaces.choices import choice_to_plain
 from paretopress.spaces.documents import canonical_json
 from paretopress.spaces.errors import ConfigError, DiskError, ParetopressError, StorageError
@@ -35,7 +38,7 @@ class DriverSearch(Searcher):  # type: ignore[misc]  # Ray has no types
     def __init__(self) -> None:
         super().__init__()
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[int, Policy]] = deque()
+        self._waiting: deque[tuple[int, Policy | Challenge]] = deque()
         self._running: dict[str, tuple[int, float]] = {}
         self._done: queue.SimpleQueue[Outcome | ParetopressError] = queue.SimpleQueue()
         self._returned = self._submitted = 0
@@ -46,11 +49,11 @@ class DriverSearch(Searcher):  # type: ignore[misc]  # Ray has no types
         """Submitted policies whose outcome was not taken."""
         return self._submitted - self._returned
 
-    def submit(self, number: int, policy: Policy) -> None:
-        """Queue a policy."""
+    def submit(self, number: int, task: Policy | Challenge) -> None:
+        """Queue a candidate."""
         with self._changed:
             self._submitted += 1
-            self._waiting.append((number, policy))
+            self._waiting.append((number, task))
             self._changed.notify()
 
     def take(self, timeout: float) -> Outcome:
@@ -81,11 +84,9 @@ class DriverSearch(Searcher):  # type: ignore[misc]  # Ray has no types
                 return str(Searcher.FINISHED)
             if not self._waiting:
                 return None
-            number, policy = self._waiting.popleft()
+            number, task = self._waiting.popleft()
             self._running[trial_id] = number, time.monotonic()
-        units = {name: choice_to_plain(choice) for name, choice in policy}
-        # Text, because Tune takes mappings apart at every slash.
-        return {"number": number, "policy": canonical_json(units), "model": policy.model, "space": policy.space}
+        return {"number": number, **task_to_config(task)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Turn what Tune knows of a finished trial into the outcome."""
@@ -109,6 +110,26 @@ class DriverSearch(Searcher):  # type: ignore[misc]  # Ray has no types
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+def task_to_config(task: Policy | Challenge) -> dict[str, Any]:
+    """Return a candidate as a trial's configuration: as text, because Tune takes mappings apart at every slash."""
+    policy = task.policy if isinstance(task, Challenge) else task
+    units = {name: choice_to_plain(choice) for name, choice in policy}
+    config = {"policy": canonical_json(units), "model": policy.model, "space": policy.space}
+    if isinstance(task, Challenge):
+        config["rivals"] = json.dumps([task.rivals.costs, task.rivals.rows])
+    return config
+
+
+def task_from_config(config: Mapping[str, Any]) -> Policy | Challenge:
+    """Return the candidate of `task_to_config`."""
+    units = json.loads(config["policy"])
+    policy = Policy.from_plain({"units": units, "model": config["model"], "space": config["space"]})
+    if "rivals" not in config:
+        return policy
+    costs, rows = json.loads(config["rivals"])
+    return Challenge(policy, Rivals(tuple(costs), tuple(map(tuple, rows))))
 
 
 def outcome_of(number: int, result: dict[str, Any] | None, seconds: float) -> Outcome | ParetopressError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +11,10 @@ from ray import tune
 from paretopress.evaluators.evaluation import Evaluation
 from paretopress.search.executors import add_import_paths, evaluate_safely, failed, from_payload
 from paretopress.search.tasks import Task
+from paretopress.search.tune_search import task_from_config
 from paretopress.spaces.documents import canonical_json
 from paretopress.spaces.errors import DiskError, StorageError
-from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.policy import DENSE
 
 RUNG_METRIC = "objectives/divergence"   # known after the first of two stages
 
@@ -34,18 +34,16 @@ class StagedEvaluation(tune.Trainable):  # type: ignore[misc]  # Ray has no type
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next policy."""
-        units = json.loads(new_config["policy"])
-        plain = {"units": units, "model": new_config["model"], "space": new_config["space"]}
         self._seconds = 0.0
-        self._stages = self._staged(Policy.from_plain(plain))
+        self._stages = self._staged(task_from_config(new_config))
         return True
 
-    def _staged(self, policy: Policy) -> Iterator[tuple[Evaluation, bool]]:
+    def _staged(self, task: Task) -> Iterator[tuple[Evaluation, bool]]:
         stages = getattr(self._evaluate, "stages", None)
         if stages is None:
-            yield self._evaluate(policy), True
+            yield self._evaluate(task), True
         else:
-            yield from stages(policy)
+            yield from stages(task)
 
     def step(self) -> dict[str, Any]:
         """Compute one stage."""

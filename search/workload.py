@@ -139,10 +139,13 @@ class Workload:
 
     def stages(self, task: Task) -> Iterator[tuple[Evaluation, bool]]:
         """Do one task in the stages that it has; the last one, marked so, is what calling returns."""
-        if isinstance(task, Policy):
-            yield from self.evaluator.stages(task)
-        else:
-            yield self(task), True
+        match task:
+            case Policy():
+                yield from self.evaluator.stages(task)
+            case Challenge(policy, rivals):
+                yield from self.evaluator.stages(policy, rivals)
+            case _:
+                yield self(task), True
 
     def construct(self, task: Construction) -> Built:
         """Build a finalist and store it in the task's folder, with its record beside it.

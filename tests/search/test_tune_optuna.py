@@ -33,6 +33,21 @@ def ended(search, result=None, error=False):
     return search._ot_study.trials[-1]
 
 
+def test_candidates_survive_a_trials_configuration():
+    from paretopress.evaluators.subset_test import Rivals
+    from paretopress.search.tasks import Challenge
+    from paretopress.search.tune_search import task_from_config, task_to_config
+    from paretopress.spaces.choices import Keep, Weights
+    from paretopress.spaces.policy import Policy
+
+    policy = Policy.of({"a.b/channels": Keep(0.5), "c/weights": Weights(4)}, model="m", space="s")
+    rivals = Rivals(("size", "latency@local"), ((0.9, 0.1, 100.0, 1 / 3), (0.8, 0.2, 50.0, 0.25)))
+    for task in (policy, Challenge(policy, rivals), Challenge(policy, Rivals())):
+        config = task_to_config(task)
+        assert all(isinstance(value, str) for value in config.values())
+        assert task_from_config(config) == task
+
+
 def test_constraints_reach_the_study(searchers):
     result = {"accuracy": 0.5, "size": 3.0, "constraints/size": 2.0, "constraints/drop": -0.1}
     trial = ended(searchers.ours(), result)
