@@ -122,7 +122,7 @@ def _corrected(
     observer: Observer, should_stop: Callable[[], bool] | None,
 ) -> bool:
     """Measure rounds of choices until predictions are good, which is returned, or clearly are not."""
-    among = _measurable(space)
+    among = measurable(space)
     size = max(FEWEST, math.ceil(ROUND_SHARE * len(prior.cells)))
     most = max(2 * size, math.ceil(MOST_SHARE * len(prior.cells)))
     first: list[Cell | None] = [None] if integer_choices(space) else []
@@ -157,7 +157,7 @@ def _is_good(one: Round) -> bool:
     return one.error <= GOOD_ERROR and (one.order or 0.0) >= GOOD_ORDER
 
 
-def _measurable(space: SearchSpace) -> set[Cell]:
+def measurable(space: SearchSpace) -> set[Cell]:
     """Choices whose loss alone says what the table holds.
 
     8-bit activations are left out where a layer has other formats: the loss of one layer counts tensors that its

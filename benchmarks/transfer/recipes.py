@@ -36,7 +36,7 @@ def _example(module: str, model: str, data: str) -> Callable[[], tuple]:
 EXAMPLES = {
     "digits": (_example("paretopress.demo.factories", "model", "data"), "", 60, 6),
     "ds_cnn": (_example("kws", "model", "data"), "", 60, 6),
-    "resnet20": (_example("cifar", "resnet20", "data_without_train"), "", 32, 5),
+    "resnet20": (_example("cifar", "resnet20", "data_without_train"), "", 20, 3),
     "resnet56": (_example("cifar", "resnet56", "data_without_train"), "resnet20", 24, 4),
 }
 """What to load, the recipe to start from, trials and finalists."""

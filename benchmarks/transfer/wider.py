@@ -49,6 +49,7 @@ def _widen(narrow: nn.Module, wide: nn.Module) -> None:
         target[name].copy_(grown)
 
 
+@torch.enable_grad()
 def _train(wide: nn.Module, narrow: nn.Module, inputs: Tensor) -> None:
     optimiser = torch.optim.AdamW(wide.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, STEPS)

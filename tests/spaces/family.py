@@ -35,10 +35,10 @@ class Separable(nn.Module):
             nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU(), nn.Conv2d(12, 20, 1), nn.ReLU(),
             nn.Conv2d(20, 20, 3, 2, 1, groups=20), nn.ReLU(), nn.Conv2d(20, 24, 1), nn.ReLU(),
         )
-        self.head = nn.Linear(24, 5)
+        self.last = nn.Linear(24, 5)
 
     def forward(self, x):
-        return self.head(self.features(F.relu(self.stem(x))).mean((2, 3)))
+        return self.last(self.features(F.relu(self.stem(x))).mean((2, 3)))
 
 
 class Attention(nn.Module):
