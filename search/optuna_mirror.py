@@ -189,7 +189,8 @@ def _study(
     except ValueError as error:
         raise ConfigError(f"study {name!r} in {_shown(storage)}: {error}") from None
     if [direction.name.lower() for direction in study.directions] != directions:
-        raise ConfigError(f"study {name!r} in {_shown(storage)} has other objectives than {run} (choose another storage)")
+        place = f"study {name!r} in {_shown(storage)}"
+        raise ConfigError(f"{place} has other objectives than {run} (choose another storage)")
     if SCHEMA_ATTR not in study.user_attrs:
         if study.get_trials(deepcopy=False):
             raise ConfigError(f"study {name!r} in {_shown(storage)} is no mirror of a run (choose another storage)")

@@ -95,7 +95,10 @@ def test_tab_walks_from_the_heading_to_the_plot(report):
     report.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     for _ in range(14):
         report.press(Keys.TAB)
-        seen.append(report.run("const on = document.activeElement; return on.dataset.key || on.getAttribute('class') || on.id"))
+        seen.append(report.run("""
+            const on = document.activeElement;
+            return on.dataset.key || on.getAttribute("class") || on.id;
+        """))
     assert seen[0] == "skip"
     assert any(one and one.startswith("point-") for one in seen)
 
