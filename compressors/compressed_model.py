@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from paretopress.compressors.apply_edits import apply_edits, load_tensors, stored_tensors
-from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder
+from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder, read_tensors
 from paretopress.compressors.delta import Delta, Input, module_edits
 from paretopress.compressors.entropy_coding import Coded, decoded, encoded, packed_widths
 from paretopress.compressors.folding import remaining_state
@@ -34,14 +34,19 @@ from paretopress.spaces.documents import (
     write_text,
     write_yaml,
 )
-from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedModelError
+from paretopress.spaces.errors import ArtifactError, ConfigError, ParetopressError, UnsupportedModelError
 from paretopress.spaces.left_dense import untouched
 from paretopress.spaces.methods import Assignment
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import Policy
 
+if TYPE_CHECKING:
+    from paretopress.compressors.exports import Exported
+
 TENSORS, DELTA, POLICY = "model.safetensors", "delta.json", "policy.yaml"
 RANGES = ("activation_scale", "activation_zero_point")
+
+_MISFITS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AssertionError)
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
@@ -201,6 +206,39 @@ class CompressedModel(nn.Module):
         export_onnx(self.program, network_of(self), Path(path))
         return Path(path)
 
+    def export(
+        self, path: str | Path, format: str | None = None, inputs: Any = None, *, runs: int = 50,  # noqa: A002, ANN401
+        overwrite: bool = False, packed: bool = False,
+    ) -> Exported:
+        """Write it in a format, run what was written, compare it with this model, and time it.
+
+        Args:
+            path: A new file, or a new folder for `safetensors`.
+            format: `onnx`, `pt2` (`torch.export`), `openvino` (IR: `.xml` and `.bin`) or `safetensors` (a folder with a
+                model card); by default what the suffix says.
+            inputs: What to compare and time on: a tensor, a tuple of tensors (positional) or a mapping (keywords),
+                samples on dimension 0; by default drawn.
+            runs: Counted runs of the timing, 0 for none.
+            overwrite: Whether an earlier export there is replaced.
+            packed: For `pt2`, whether integer weights are stored packed and unpacked by every call; otherwise as the
+                floats they stand for, which is faster and larger.
+
+        Raises:
+            ArtifactError: What was written does not compute what this model computes; nothing is left of it.
+            ParetopressError: Others as `exports.export_checked`.
+        """
+        from paretopress.compressors.exports import as_inputs, export_checked  # they know this module
+
+        given = None if inputs is None else as_inputs(inputs)
+        return export_checked(self, Path(path), format, given, runs=runs, overwrite=overwrite, packed=packed)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False, huffman: bool = False) -> dict[str, int]:
+        """`save` with a model card, `README.md`, among the files. Arguments, result and errors are those of `save`."""
+        from paretopress.compressors.model_card import CARD, card_of
+
+        extra = {CARD: lambda path: write_text(path, card_of(self))}
+        return self.save(folder, overwrite=overwrite, huffman=huffman, extra=extra)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModel:
         self.forget_network()
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
@@ -317,7 +355,7 @@ def load(
 def _load(folder: Path, model_factory: ModelFactory, program: Program | None) -> CompressedModel:
     contents = read_folder(folder, (TENSORS, DELTA, POLICY))
     delta = _read_delta(contents[DELTA], str(folder / DELTA))
-    tensors = decoded(_read_tensors(contents[TENSORS], str(folder / TENSORS)), delta.coded, str(folder / TENSORS))
+    tensors = decoded(read_tensors(contents[TENSORS], str(folder / TENSORS)), delta.coded, str(folder / TENSORS))
     delta = replace(delta, coded={})
     model = copy.deepcopy(make_model(model_factory)).cpu().eval().requires_grad_(False)
     _check_state(model, delta)
@@ -326,9 +364,15 @@ def _load(folder: Path, model_factory: ModelFactory, program: Program | None) ->
         source = program
     elif delta.ranges or delta.graph:
         source = _capture(model, delta)
-    apply_edits(model, delta.edits)
     ranges = _take_ranges(tensors, delta, str(folder / TENSORS))
-    load_tensors(model, tensors, delta.edits)
+    try:
+        apply_edits(model, delta.edits)
+        load_tensors(model, tensors, delta.edits)
+    except ParetopressError:
+        raise
+    except _MISFITS as error:   # nothing of the user's code runs in there: whoever wrote the artefact is to blame
+        what = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"{folder / DELTA}: its edits do not fit the model: {what}") from None
     return CompressedModel(model, delta, ranges, source)
 
 
@@ -349,16 +393,6 @@ def _read_delta(content: bytes, where: str) -> Delta:
     try:
         return Delta.from_plain(parse_json(content.decode(), where), where)
     except (ConfigError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{where}: {error}") from None
-
-
-def _read_tensors(content: bytes, where: str) -> dict[str, Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(f"{where}: {error}") from None
 
 

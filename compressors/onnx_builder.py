@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paretopress.compressors.onnx_known import Contents, computed, single_row
 from paretopress.compressors.program import Program, Values, apply_operator, call
 from paretopress.spaces.graph import Node, Ref
 from paretopress.spaces.layers import Layer, LayerKind
@@ -38,11 +39,14 @@ class Value:
         name: Its name.
         metas: The tensor without data, at each of the two batch sizes.
         tensor: Its content where it is a constant.
+        contents: What it holds at each of the two batch sizes where that follows from sizes alone; such a value is
+            written when an operator reads it.
     """
 
     name: str
     metas: tuple[Tensor, Tensor]
     tensor: Tensor | None = None
+    contents: Contents | None = None
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -79,6 +83,9 @@ class Builder:
         self._shared: dict[tuple[Any, ...], str] = {}
         self._converted: dict[tuple[str, ...], Value] = {}
         self._dynamic: dict[str, tuple[Value, Value, Value]] = {}
+        self.masks: dict[str, tuple[Value, Value]] = {}   # of attention, by name
+        self._inputs: list[Value] = []
+        self._known: dict[str, Value] = {}
 
     def model(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Any:  # noqa: ANN401
         """Return all that was written as a `ModelProto`."""
@@ -86,7 +93,8 @@ class Builder:
 
         returned: list[Value] = []
         for value in outputs:
-            elsewhere = value.tensor is not None or value in inputs or value in returned
+            constant = value.tensor is not None or value.contents is not None
+            elsewhere = constant or value in inputs or value in returned
             returned.append(self.emit("Identity", [value], value.name, value.metas) if elsewhere else value)
         ends = {value.name for value in (*inputs, *returned)}
         inner = [_info(value) for name, value in self.values.items() if name not in ends and value.tensor is None]
@@ -103,7 +111,8 @@ class Builder:
 
     def input(self, name: str, metas: Metas) -> Value:
         """An input of the graph."""
-        return self._register(name, metas)
+        self._inputs.append(self._register(name, metas))
+        return self._inputs[-1]
 
     def emit(
         self, op: str, inputs: Sequence[Value | None], name: str, metas: Metas, **attributes: Any  # noqa: ANN401
@@ -123,8 +132,8 @@ class Builder:
         """Write an operator with several outputs."""
         from onnx import helper
 
+        read = ["" if value is None else self._written(value).name for value in inputs]
         values = [self._register(name, meta) for name, meta in zip(names, metas, strict=True)]
-        read = ["" if value is None else value.name for value in inputs]
         written = [value.name for value in values]
         self.nodes.append(helper.make_node(op, read, written, name=written[0], **attributes))
         return values
@@ -150,6 +159,37 @@ class Builder:
             self.initializers.append(numpy_helper.from_array(array, value.name))
             return value
         return self.values[stored]
+
+    def _written(self, value: Value) -> Value:
+        """A value that operators can read: what follows from sizes alone becomes a constant, or a row expanded."""
+        if value.contents is None:
+            return value
+        if value.name not in self._known:
+            one, other = value.contents
+            row = single_row(value.contents)
+            if one.shape == other.shape and torch.equal(one, other):
+                self._known[value.name] = self.constant(f"{value.name}:known", one)
+            elif row is not None:
+                constant = self.constant(f"{value.name}:row", row)
+                self._known[value.name] = self.expanded(value.name, constant, value.metas)
+            else:
+                raise UntranslatableError("numbers that depend on the batch")
+        return self._known[value.name]
+
+    def expanded(self, name: str, x: Value, metas: Metas) -> Value:
+        """`Expand` to the shape of `metas`, whose first dimension alone may depend on the batch."""
+        sizes = Value("", metas).shape
+        require(None not in sizes[1:], "an expansion that depends on the batch")
+        target = self.numbers("sizes", [1 if size is None else size for size in sizes])
+        if sizes and sizes[0] is None and x.shape[:1] != (None,):
+            require(bool(self._inputs) and self._inputs[0].shape[0] is None, "a batch that no input has")
+            number, rest = torch.empty(1, dtype=torch.int64, device="meta"), list(sizes[1:])
+            target = self.emit("Shape", [self._inputs[0]], "batch_size", (number, number), start=0, end=1)
+            if rest:
+                whole = torch.empty(len(sizes), dtype=torch.int64, device="meta")
+                parts = [target, self.numbers("sizes", [int(size or 1) for size in rest])]
+                target = self.emit("Concat", parts, f"{name}_sizes", (whole, whole), axis=0)
+        return self.emit("Expand", [x, target], name, metas)
 
     def numbers(self, name: str, numbers: Sequence[int] | int) -> Value:
         """An int64 constant: a list, or a scalar for a single number."""
@@ -284,6 +324,10 @@ class Builder:
             return sequence[index]
         if node.op.partition(".")[0] != "aten":
             raise UntranslatableError(node.op)
+        contents = computed(self.program, node, values, changes)
+        if contents is not None:
+            one, other = (tensor.to("meta") for tensor in contents)
+            return Value(node.name, (one, other), contents=contents)
         metas = self._metas(node, values, changes)
         if isinstance(metas[0], int):
             return metas[0] if metas[0] == metas[1] else Varying(metas)
@@ -294,6 +338,8 @@ class Builder:
 
     def _metas(self, node: Node, values: Values, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """What the operator returns at the two batch sizes: pairs of tensors, a list of pairs, or two numbers."""
+        if node.arguments.get("device") is not None:   # a cast that names the device as well
+            changes = {**changes, "device": torch.device("meta")}
         results = [
             call(self.program, node, {name: _side(values[name], side) for name in node.inputs}, changes)
             for side in range(2)

@@ -19,6 +19,7 @@ from paretopress.compressors.onnx_builder import (
     require,
     static_sizes,
 )
+from paretopress.compressors.onnx_known import contents_of, renames_dimensions
 
 Arguments = Mapping[str, Any]
 
@@ -134,6 +135,28 @@ def _cast(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Va
     x = as_tensor(arguments["self"])
     return x if x.dtype == metas[0].dtype else builder.emit("Cast", [x], name, metas, to=element_type(metas[0].dtype))
 
+
+def _expand(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+    x = as_tensor(arguments["self"])
+    if all(one.shape == other.shape for one, other in zip(x.metas, metas, strict=True)):
+        return x
+    return builder.expanded(name, x, metas)
+
+
+def _index(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+    """Places that follow from sizes alone: another shape, or entries along one dimension."""
+    x = as_tensor(arguments["self"])
+    places = [None if index is None else contents_of(index) for index in arguments["indices"]]
+    given = [index for index in arguments["indices"] if index is not None]
+    require(len(given) == sum(place is not None for place in places), "places that are computed")
+    require(not any(place[0].is_floating_point() or place[0].dtype == torch.bool for place in places if place), "masks")
+    if renames_dimensions(x, places):
+        return reshaped(builder, name, x, metas)
+    require(len(given) == 1, "places along several dimensions")
+    dim = next(number for number, place in enumerate(places) if place is not None)
+    return builder.emit("Gather", [x, given[0]], name, metas, axis=dim)
+
+
 DATA_RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(("permute", "transpose", "t"), _transpose),
@@ -146,4 +169,6 @@ DATA_RULES: dict[str, Rule] = {
     "stack": _stack,
     "embedding": _embedding,
     "to": _cast,
+    "index": _index,
+    **dict.fromkeys(("expand", "expand_as"), _expand),
 }

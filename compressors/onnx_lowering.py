@@ -146,7 +146,8 @@ class Lowering(Generic[T]):
             if not integer:
                 x = self._apply_float(name, path, applied[index], x, part, plan.groups)
                 continue
-            x = self._apply_integer(name, path, applied[index], x, part, source, plan.groups)
+            flat = bool(layer.window) or len(node.shape) == 2   # ONNX Runtime adds integers there, else floats
+            x = self._apply_integer(name, path, applied[index], x, part, source, plan.groups, flat)
             if not last:
                 source = name
                 x = self._dequantise(source, self._quantise(source, x))
@@ -237,12 +238,21 @@ class Lowering(Generic[T]):
         """
         return self.backend.expand(name, integers, scales)
 
-    def _apply_integer(self, name: str, path: str, layer: Layer, x: T, part: Part, source: str, groups: int) -> T:
+    def _apply_integer(
+        self, name: str, path: str, layer: Layer, x: T, part: Part, source: str, groups: int, flat: bool
+    ) -> T:
+        """A layer of integers; its bias is stored as integers where kernels read it so, else as the same floats.
+
+        `MatMul` has no bias: what is added behind it runtimes merge with other operators where it is a constant.
+        """
         weight = self._weight(path, part)
         if part.bias is None or part.rows is None:
             return self.backend.layer(name, layer, x, weight, None, groups)
         scales = part.rows[1] * self.network.ranges[self.network.plan.arithmetic.range_of(source)][0]
         integers = (part.bias.double() / scales.double()).round().clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32)
+        if not flat:
+            bias = self.backend.constant(f"{path}.bias", integers.float() * scales)
+            return self.backend.layer(name, layer, x, weight, bias, groups)
         bias = self.backend.dequantise(
             f"{path}.bias",
             self.backend.constant(f"{path}.bias_integers", integers),

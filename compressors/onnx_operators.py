@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paretopress.compressors.onnx_attention import attention
 from paretopress.compressors.onnx_builder import Builder, Metas, Rule, Value, Varying, as_tensor, require, static_sizes
 from paretopress.compressors.onnx_data_operators import DATA_RULES, reshaped, transposed
+from paretopress.compressors.onnx_known import contents_of
 
 Arguments = Mapping[str, Any]
 
@@ -44,6 +46,19 @@ def _binary(op: str) -> Rule:
         if isinstance(y, int | float) and not isinstance(y, bool):
             y = builder.constant(f"{name}:other", torch.tensor(y, dtype=x.dtype))
         require(x.dtype == as_tensor(y).dtype == metas[0].dtype, f"{op} of several types")
+        return builder.emit(op, [x, y], name, metas)
+
+    return rule
+
+
+def _comparison(op: str) -> Rule:
+    """A comparison of two broadcast tensors of one type, or of a tensor with a number."""
+
+    def rule(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+        x, y = as_tensor(arguments["self"]), arguments["other"]
+        if isinstance(y, int | float) and not isinstance(y, bool):
+            y = builder.constant(f"{name}:other", torch.tensor(y, dtype=x.dtype))
+        require(x.dtype == as_tensor(y).dtype and x.dtype != torch.bool, f"{op} of several types")
         return builder.emit(op, [x, y], name, metas)
 
     return rule
@@ -196,22 +211,23 @@ def _softmax(builder: Builder, name: str, arguments: Arguments, metas: Metas) ->
     return builder.emit("Softmax", [x], name, metas, axis=arguments["dim"])
 
 
-def _attention(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
-    """Both factors are scaled by the square root, as PyTorch does."""
-    query, key, value = (as_tensor(arguments[argument]) for argument in ("query", "key", "value"))
-    plain = arguments["attn_mask"] is None and not arguments["dropout_p"] and not arguments["is_causal"]
-    require(plain and not arguments.get("enable_gqa"), "attention with options")
-    (width,) = static_sizes(query, -1)
-    given = arguments.get("scale")
-    factor = math.sqrt(1 / math.sqrt(width) if given is None else given)
-    scale = builder.constant(f"scale:{factor}", torch.tensor(factor, dtype=query.dtype))
-    queries = builder.emit("Mul", [query, scale], f"{name}_queries", query.metas)
-    turned = transposed(builder, f"{name}_turned", key)
-    keys = builder.emit("Mul", [turned, scale], f"{name}_keys", turned.metas)
-    one, other = (torch.matmul(queries.metas[side], keys.metas[side]) for side in range(2))
-    scores = builder.emit("MatMul", [queries, keys], f"{name}_scores", (one, other))
-    weights = builder.emit("Softmax", [scores], f"{name}_weights", scores.metas, axis=-1)
-    return builder.emit("MatMul", [weights, value], name, metas)
+def _norm(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+    x, dims = as_tensor(arguments["self"]), arguments["dim"]
+    require(arguments["ord"] == 2 and dims is not None and arguments["dtype"] is None, "a norm with options")
+    axes = builder.numbers("axes", [dim % len(x.shape) for dim in dims])
+    return builder.emit("ReduceL2", [x, axes], name, metas, keepdims=int(arguments["keepdim"]))
+
+
+def _both(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+    """`And`; a factor that is true everywhere, whatever the batch, changes the shape at most."""
+    factors = as_tensor(arguments["self"]), as_tensor(arguments["other"])
+    require(all(factor.dtype == torch.bool for factor in factors), "bits of integers")
+    for factor, other in (factors, factors[::-1]):
+        known = contents_of(factor)
+        if known is not None and all(bool(tensor.all()) for tensor in known):
+            same = all(one.shape == two.shape for one, two in zip(other.metas, metas, strict=True))
+            return other if same else builder.expanded(name, other, metas)
+    return builder.emit("And", list(factors), name, metas)
 
 
 def _reduction(op: str) -> Rule:
@@ -270,6 +286,8 @@ def _adaptive_average(builder: Builder, name: str, arguments: Arguments, metas: 
     return builder.emit("AveragePool", [x], name, metas, kernel_shape=window, strides=window)
 
 
+COMPARISONS = {"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal"}
+
 RULES: dict[str, Rule] = {
     **DATA_RULES,
     **dict.fromkeys(("conv1d", "conv2d"), _convolution),
@@ -277,7 +295,7 @@ RULES: dict[str, Rule] = {
     **{op: _elementwise(op.capitalize()) for op in ("relu", "sigmoid", "tanh", "exp", "sqrt", "neg", "abs", "erf")},
     **{op: _binary(op.capitalize()) for op in ("add", "sub", "mul", "div")},
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
-    **dict.fromkeys(("hardtanh", "clamp"), _clip),
+    **dict.fromkeys(("hardtanh", "clamp", "clamp_min", "clamp_max"), _clip),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), _adaptive_average),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d"), _pooling("AveragePool")),
     **dict.fromkeys(("max_pool1d", "max_pool2d"), _pooling("MaxPool")),
@@ -298,5 +316,8 @@ RULES: dict[str, Rule] = {
     "gelu": _gelu,
     "leaky_relu": _leaky_relu,
     "softmax": _softmax,
-    "scaled_dot_product_attention": _attention,
+    "scaled_dot_product_attention": attention,
+    "linalg_vector_norm": _norm,
+    **{name: _comparison(op) for name, op in COMPARISONS.items()},
+    **dict.fromkeys(("__and__", "bitwise_and", "logical_and"), _both),
 }

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from paretopress.spaces.errors import DataError
 
+LABELS = ("labels", "label")   # keys of a mapping that hold targets, as Hugging Face's collators name them
 Array = Tensor | np.ndarray[Any, Any]
 Inputs = Array | tuple[Array, ...] | Mapping[str, Array]
 Set = tuple[Inputs, Array] | Iterable[Any] | Inputs
@@ -193,6 +194,9 @@ def _read_batch(item: Any, place: str, needs_targets: bool) -> Batch:  # noqa: A
     inputs, targets = item, None
     if isinstance(item, tuple | list) and len(item) == 2:  # a DataLoader yields lists
         inputs, targets = item
+    elif isinstance(item, Mapping) and len(item) > 1 and (named := [key for key in LABELS if key in item]):
+        inputs = {key: value for key, value in item.items() if key not in named}
+        targets = item[named[0]]
     if targets is None and needs_targets:
         raise DataError(f"{place}: targets are needed: expected (inputs, targets), got {_describe(item)}")
     args: tuple[Tensor, ...] = ()

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from paretopress.evaluators.sensitivity import WORST_LOSS, SensitivityTable, amount, kind_of
+from paretopress.evaluators.sensitivity import WORST_LOSS, SensitivityTable, amount
+from paretopress.spaces.choice_families import kind_of
 from paretopress.spaces.choices import Binary, Choice, Factorised, Half, Weights, choice_to_plain, describe
 from paretopress.spaces.factor_forms import factor_weights
 from paretopress.spaces.kernels import product

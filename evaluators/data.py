@@ -30,8 +30,9 @@ class Data:
 
     A set is `(inputs, targets)`, a tuple of exactly two, or an iterable that yields such pairs batch by
     batch (a `DataLoader`, a list, a generator) or sample by sample (a `Dataset`); calibration and train may
-    be inputs only. Inputs are a tensor or array, a tuple (positional) or a dict (keywords), samples on
-    dimension 0. A generator is read once, here.
+    be inputs only. Inputs are a tensor or array, a tuple (positional) or a mapping (keywords, such as the
+    `BatchEncoding` of a tokenizer), samples on dimension 0. In a mapping, `labels` or `label` are the
+    targets. A generator is read once, here.
 
     Attributes:
         calibration: Inputs that statistics are taken from; may be the search set.

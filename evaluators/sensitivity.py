@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from paretopress.compressors.entries import Entries
 from paretopress.evaluators.construction import stitched
+from paretopress.spaces.choice_families import kind_of
 from paretopress.spaces.choices import (
-    UNSTRUCTURED,
     Binary,
     Choice,
     Clustered,
@@ -81,25 +81,6 @@ def cells_in_order(space: SearchSpace) -> list[Cell]:
 def first_cells(space: SearchSpace) -> int:
     """How many cells at the head of `cells_in_order` every estimate needs: one of each family."""
     return sum(len(_families(options)) for options in space.options.values())
-
-
-def kind_of(choice: Choice) -> tuple[str, ...]:
-    """The family of a choice: within one the loss follows a power law of the strength."""
-    match choice:
-        case Keep(ratio):
-            return ("keep",) if ratio > 0.0 else ("drop",)
-        case Factorised():
-            return ("factorised", choice.kind)
-        case Sparse(_, pattern):
-            return ("sparse", pattern if pattern == UNSTRUCTURED else "n:m" if ":" in pattern else "blocks")
-        case Weights():
-            return ("weights", str(choice.activations), choice.scheme, str(choice.group))
-        case Half(kind):
-            return ("half", kind)
-        case Clustered():
-            return ("clustered",)
-        case Binary():
-            return ("binary", str(choice.activations))
 
 
 def _families(options: Options) -> dict[tuple[str, ...], list[int]]:

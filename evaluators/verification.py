@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from paretopress.compressors.compressed_model import CompressedModel, load, network_of
 from paretopress.compressors.delta import LayerEdit
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
+from paretopress.compressors.exports import FLOAT_TOLERANCE, INTEGER_AGREEMENT, agreeing
 from paretopress.compressors.program import Program
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.metrics import Metric, concatenate_outputs, right_first, score, top1
@@ -24,8 +25,6 @@ from paretopress.spaces.layer_formats import own_input
 
 ONNX = "model.onnx"
 PARITY_SAMPLES = 64
-FLOAT_TOLERANCE = 1e-4
-INTEGER_AGREEMENT = 0.99
 BOOTSTRAP = 2000
 
 
@@ -38,7 +37,8 @@ class Parity:
             None where there was no in-memory model to compare with.
         onnx_difference: Largest absolute output difference between ONNX Runtime and PyTorch over the
             largest absolute PyTorch output.
-        onnx_agreement: Fraction of holdout samples on which both put the same output first.
+        onnx_agreement: Fraction of holdout samples on which both put the same output first; where the metric does not
+            count first guesses, also of those whose outputs differ by less than 2% of their length.
         integer: Whether activations are rounded on the way, where agreement is the criterion: a sum of floats that
             differs in its last bit may end a step apart.
     """
@@ -187,7 +187,7 @@ def _verify(
     if not (folder / ONNX).exists():
         add_onnx(compressed, folder)
     opened = session(folder / ONNX)
-    outputs, from_onnx = _outputs(compressed, opened, holdout)
+    outputs, from_onnx = _outputs(compressed, opened, holdout, guesses=metrics[0].function is top1)
     sizes = [path.stat().st_size for path in folder.iterdir() if path.name != ONNX]
     timing = None
     if reference is not None:
@@ -249,12 +249,12 @@ def output_digest(model: nn.Module, samples: Batches) -> str:
 
 
 def _outputs(
-    compressed: CompressedModel, opened: Any, samples: Batches  # noqa: ANN401
+    compressed: CompressedModel, opened: Any, samples: Batches, *, guesses: bool  # noqa: ANN401
 ) -> tuple[Any, tuple[float, float]]:
     """All PyTorch outputs, and (difference, agreement) with ONNX Runtime."""
     from torch.utils import _pytree as pytree
 
-    collected, difference, largest, agreeing = [], 0.0, 0.0, 0
+    collected, difference, largest, same = [], 0.0, 0.0, 0
     for batch in samples:
         with torch.inference_mode():
             outputs = compressed(*batch.args, **batch.kwargs)
@@ -264,10 +264,9 @@ def _outputs(
         for one, other in zip(flat, found, strict=True):
             difference = max(difference, _largest_difference(one, other))
             largest = max(largest, float(one.abs().max()))
-        first, second = _leading(flat[0]), _leading(found[0])
-        agreeing += int((first == second).sum())
+        same += int(agreeing(flat[0], found[0], guesses=guesses).sum())
     outputs = concatenate_outputs(collected)
-    return outputs, (difference / max(largest, 1e-12), agreeing / samples.count)
+    return outputs, (difference / max(largest, 1e-12), same / samples.count)
 
 
 def _largest_difference(one: Tensor, other: Tensor) -> float:
@@ -287,12 +286,6 @@ def _run_onnx(compressed: CompressedModel, opened: Any, inputs: Sequence[Tensor]
         rows = [torch.cat([row, row[-1:].expand(missing, *row.shape[1:])]) if missing else row for row in rows]
         pieces.append(run_session(opened, rows))
     return [torch.cat(column)[: len(inputs[0])] for column in zip(*pieces, strict=True)]
-
-
-def _leading(output: Tensor) -> Tensor:
-    """Index of the largest output per sample; the rounded sign where there is one output only."""
-    flat = output.reshape(len(output), -1)
-    return flat.argmax(dim=1) if flat.shape[1] > 1 else (flat[:, 0] > 0).long()
 
 
 def drop_interval(dense: Sequence[bool], candidate: Sequence[bool], seed: int = 0) -> tuple[float, float] | None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretopress.result import Result
-from paretopress.spaces.errors import ConfigError
+from paretopress.searching import Search
 
 if TYPE_CHECKING:
     from torch import nn
 
     from paretopress.evaluators.data import Data
-    from paretopress.search.problem import SearchSettings
+    from paretopress.result import Result
+    from paretopress.spaces.policy import Policy
+    from paretopress.spaces.recipe import Recipe
     from paretopress.spaces.space import SpaceSettings
 
 __all__ = ["compress", "load"]
@@ -29,12 +28,15 @@ def compress(
     max_robust: str | None = None,
     time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
     distil: str | None = None, effort: str | None = None, sampler: str | None = None,
+    warm_start: str | os.PathLike[str] | Policy | Recipe | None = None,
+    executor: str | None = None, ray: str | None = None, tune_callbacks: Sequence[Any] = (),
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
-    settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, progress: bool = True,
+    settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, callbacks: Iterable[Any] = (),
+    progress: bool = True,
 ) -> Result:
     """Search compressed models that meet budgets on a device, and verify the best.
 
-    The model is not changed. The same call continues an interrupted run.
+    The model is not changed. The same call continues an interrupted run. `Search` is the same as an object.
 
     Args:
         model: A trained model; it is searched in eval mode.
@@ -55,10 +57,16 @@ def compress(
             `off`, or `auto` (the default): on the train set where the data has one.
         effort: How much is spent, `quick`, `balanced` (the default) or `thorough`, where nothing else says so.
         sampler: How trials are proposed, one of `search.samplers.SAMPLERS`.
+        warm_start: What the search starts from: a run, a recipe or policy (or its file), a folder of recipes, or the
+            name of a recipe that comes with the package.
+        executor: Where trials run: `serial`, `processes`, `ray` or `tune`; by default as `workers` and `ray` say.
+        ray: A Ray cluster, `auto`, `local` or `HOST:PORT`.
+        tune_callbacks: Of type `ray.tune.Callback`, with the executor `tune`.
         run: Run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew where the run directory exists.
         space: What may be chosen.
         settings: A settings file or its content; the other arguments override it.
+        callbacks: Objects with methods of `paretopress.Callback`, which hear how the search goes on.
         progress: Show progress on stderr.
 
     Returns:
@@ -70,55 +78,13 @@ def compress(
         UnsupportedModelError: The model cannot be captured.
         InfeasibleError: The budgets cannot be met; the message states the best reachable values.
     """
-    limits = {
-        "latency": max_latency, "size": max_size, "macs": max_macs, "peak_memory": max_memory,
-        "energy": max_energy, "robust": max_robust,
-    }
-    search = {"time": time, "trials": trials, "seed": seed, "workers": workers, "distil": distil,
-              "effort": effort, "sampler": sampler}
-    targets = [target] if isinstance(target, str) else list(target or ())
-    name = type(model).__name__.lower()
-    resolved = _resolve(settings, targets, limits, max_drop, search, name)
-    if space is not None:
-        resolved = replace(resolved, space=space)
-    return _search(model, data, resolved, None if run is None else Path(run), fresh=fresh, progress=progress)
-
-
-def _resolve(
-    settings: str | os.PathLike[str] | Mapping[str, Any] | None, targets: Sequence[str],
-    limits: Mapping[str, str | None], max_drop: str | None, search: Mapping[str, Any], name: str,
-) -> SearchSettings:
-    from paretopress.settings import read_settings, search_settings, with_arguments
-
-    if settings is None or isinstance(settings, Mapping):
-        source, plain = "compress", settings or {}
-    else:
-        source, plain = str(settings), read_settings(Path(settings))
-    return search_settings(with_arguments(plain, targets, limits, max_drop, search), source, name)
-
-
-def _search(
-    model: nn.Module, data: Data, settings: SearchSettings, run: Path | None, *, fresh: bool, progress: bool
-) -> Result:
-    from torch import nn
-
-    from paretopress.evaluators.data import Data
-    from paretopress.measuring import measure_if_targeted
-    from paretopress.progress import observing
-    from paretopress.search.session import run_search
-
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"compress: the model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(data, Data):
-        raise ConfigError(f"compress: data must be a paretopress.Data, got {type(data).__name__}")
-    with observing() if progress else nullcontext() as observer:
-        measure_if_targeted(settings.targets, observer)
-        folder = run_search(
-            model, data, settings, run, fresh=fresh, observer=observer, model_name=type(model).__qualname__
-        )
-    result = Result.load(folder)
-    result.report()
-    return result
+    return Search(
+        model, data=data, target=target, max_latency=max_latency, max_size=max_size, max_drop=max_drop,
+        max_macs=max_macs, max_memory=max_memory, max_energy=max_energy, max_robust=max_robust, settings=settings,
+        space=space, run=run, callbacks=callbacks, progress=progress, time=time, trials=trials, seed=seed,
+        workers=workers, distil=distil, effort=effort, sampler=sampler, warm_start=warm_start, executor=executor,
+        ray=ray, tune_callbacks=tune_callbacks,
+    ).run(fresh=fresh)
 
 
 def load(

@@ -110,6 +110,9 @@ def prune(
         distil: As for `apply`.
         seed: As for `apply`.
 
+    Returns:
+        As `apply`.
+
     Raises:
         ConfigError: A ratio outside its range, or a glob that matches nothing (with the nearest).
         PolicyError: None of what a glob names can be pruned, with the reason. Others as `apply`.
@@ -161,6 +164,9 @@ def quantize(
         distil: As for `apply`.
         seed: As for `apply`.
 
+    Returns:
+        As `apply`.
+
     Raises:
         PolicyError: Widths that are not offered, or none of what a glob names can have them.
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
@@ -191,6 +197,9 @@ def factorize(
         refit: As for `apply`.
         distil: As for `apply`.
         seed: As for `apply`.
+
+    Returns:
+        As `apply`.
 
     Raises:
         PolicyError: A rank below 1, an unknown kind, or none of what a glob names can have it.
@@ -224,6 +233,9 @@ def sparsify(
         distil: As for `apply`.
         seed: As for `apply`.
 
+    Returns:
+        As `apply`.
+
     Raises:
         PolicyError: A density outside (0, 1) or a pattern that is none.
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
@@ -250,6 +262,9 @@ def binarize(
         distil: As for `apply`.
         seed: As for `apply`.
 
+    Returns:
+        As `apply`.
+
     Raises:
         PolicyError: Bases or activations that are not offered, or none of what a glob names can be signs.
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
@@ -274,6 +289,9 @@ def cluster(
         distil: As for `apply`.
         seed: As for `apply`.
 
+    Returns:
+        As `apply`.
+
     Raises:
         PolicyError: Bits that are not offered, or none of what a glob names can have them.
         ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
@@ -296,8 +314,12 @@ def halve(
         distil: As for `apply`.
         seed: As for `apply`.
 
+    Returns:
+        As `apply`.
+
     Raises:
-        PolicyError: Another kind. ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
+        PolicyError: Another kind.
+        ConfigError: A glob that matches nothing (with the nearest). Others as `apply`.
     """
     return _by(halving(kind), model, data, exclude, refit=refit, distil=distil, seed=seed)
 
@@ -316,6 +338,9 @@ def distill(
         time: A limit such as `"5m"`; the schedule then ends early, and the result depends on the machine's speed.
         settings: Batch size, rates, how inputs are varied and so on; the two above replace what it says of them.
         seed: Of everything that is drawn.
+
+    Returns:
+        The trained model, or the compressed one as it was where that is nearer to the dense model.
 
     Raises:
         ConfigError: A malformed argument.

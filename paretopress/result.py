@@ -16,9 +16,14 @@ from paretopress.spaces.policy import Policy
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
     from torch import nn
 
+    from paretopress.evaluators.data import Data
+
 FRONT_FILE = "front.json"
+RUN_DOCUMENT = "run.yaml"
+FAILURES = 0.1   # share of failed trials from which on a run is partial
 _MEASURED = {
     "accuracy": "accuracy",
     "latency": "latency_ms",
@@ -90,7 +95,7 @@ class Point:
         return bound if bound is not None else self._largest(base, device)
 
     def load(self, model_factory: Callable[[], nn.Module]) -> nn.Module:
-        """Rebuild the compressed model on the user's class.
+        """Return the compressed model on the user's class, in eval mode.
 
         Args:
             model_factory: Returns the dense model.
@@ -192,18 +197,62 @@ class Front:
         return best(self, minimize, keyword_budgets(max_drop, limits, self.metric.direction))
 
     def table(self, width: int = 100, *, show_all: bool = False) -> str:
-        """Return the front as text."""
+        """Return the front as text.
+
+        Args:
+            width: Columns of the terminal; notes are shortened to it.
+            show_all: Whether verified points that are not on the front stand there too, with the reason.
+        """
         from paretopress.tables import front_text
 
         return front_text(self, width=width, show_all=show_all)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """Return one row per verified point, indexed by id."""
-        import pandas
-
+        """Return one row per verified point, indexed by id. Raises `ConfigError` where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise ConfigError("the package pandas is not installed: pip install 'paretopress[plot]'") from None
         from paretopress.front_formats import front_rows
 
         return pandas.DataFrame(front_rows(self)).set_index("id")
+
+    def leaderboard(self, *, show_all: bool = False) -> pandas.DataFrame | list[dict[str, Any]]:
+        """Return the points of the front, the best metric first.
+
+        Args:
+            show_all: Also the verified points that are not on it, with the reason in `why_not`.
+
+        Returns:
+            A data frame indexed by id where pandas is installed, else a list of rows as dictionaries. Times are in ms,
+            sizes in bytes.
+        """
+        from paretopress.front_formats import front_rows
+
+        points = [point for point in self.verified if show_all or point.on_front]
+        known = [(point, point.value("accuracy")) for point in points]
+        ordered = sorted(known, key=lambda pair: float("inf") if pair[1] is None else self.metric.cost(pair[1]))
+        rows = front_rows(self, [point for point, _ in ordered])
+        try:
+            import pandas
+        except ImportError:
+            return rows
+        return pandas.DataFrame(rows).set_index("id")
+
+    def plot(self, x: str = "latency", y: str = "accuracy", axes: Axes | None = None) -> Axes:
+        """Draw the verified points, the front as a line, the dense model, the comparisons and the knee.
+
+        Args:
+            x: A cost: `latency` (ms), `size` (bytes), `macs`, `peak_memory` (bytes), `energy` (microjoules).
+            y: `accuracy`, the first metric, or another cost.
+            axes: Of matplotlib, to draw on; by default new ones.
+
+        Raises:
+            ConfigError: Matplotlib is not installed, an unknown objective, or one that no point has a value for.
+        """
+        from paretopress.front_plot import plot_front
+
+        return plot_front(self, x, y, axes)
 
     def to_json(self) -> str:
         """Return the stored document as JSON text."""
@@ -224,7 +273,10 @@ class Result:
 
     @classmethod
     def load(cls, run: str | Path) -> Result:
-        """Read a run directory.
+        """Return the run of a directory.
+
+        Args:
+            run: A folder that a search has finished, such as `runs/NAME-FINGERPRINT`.
 
         Raises:
             ConfigError: There is no such run.
@@ -250,6 +302,33 @@ class Result:
         except ConfigError as error:
             raise ArtifactError(str(error)) from None
 
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """What is missing of what was asked for, one line each; empty where nothing is.
+
+        The time ended before the number of trials was reached, finalists could not be verified, or more than a tenth of
+        the trials failed. The front is good all the same.
+        """
+        trials, found = self.front.plain.get("trials") or {}, []
+        total, failed, asked = trials.get("total", 0), trials.get("FAIL", 0), self._trials_asked_for()
+        if asked is not None and total < asked:
+            found.append(f"{total} of {asked} trials: the time was up")
+        if failed > FAILURES * total:
+            found.append(f"{failed} of {total} trials failed; trials.jsonl has the reasons")
+        broken = [point for point in self.front.verified if not point.measured]
+        if broken:
+            found.append(f"{len(broken)} of {len(self.front.verified)} finalists could not be verified: "
+                         f"#{broken[0].id}: {broken[0].why_not}")
+        return tuple(found)
+
+    def _trials_asked_for(self) -> int | None:
+        """The number of trials that the run's settings name, None without one."""
+        path = self.run / RUN_DOCUMENT
+        document = read_document(path) if path.exists() else {}
+        settings = ((document or {}).get("config") or {}).get("settings") or {}
+        trials = settings.get("trials")
+        return trials if isinstance(trials, int) else None
+
     def knee(self) -> Point:
         """Return the front's knee. Raises `InfeasibleError` where nothing meets the budgets."""
         return self.front.knee()
@@ -261,7 +340,7 @@ class Result:
     def save_pretrained(
         self, folder: str | Path, pick: str | Point = "knee", *, overwrite: bool = False, huffman: bool = False
     ) -> Path:
-        """Copy a point's model (safetensors, delta, policy, manifest, ONNX) to a new folder.
+        """Copy a point's model (safetensors, delta, policy, manifest, ONNX) to a new folder, with a model card.
 
         Args:
             folder: The destination; must not exist or be empty.
@@ -269,27 +348,55 @@ class Result:
             overwrite: Replace an earlier export there.
             huffman: Code packed tensors where that takes fewer bytes; loading decodes them.
 
+        Returns:
+            The folder.
+
         Raises:
             ConfigError: The destination is in use, or `pick` is malformed.
             InfeasibleError: No point fits.
         """
         from paretopress.exporting import export_folder
+        from paretopress.point_card import point_card
 
-        return export_folder(self._picked(pick), Path(folder), force=overwrite, huffman=huffman)
+        point = self._picked(pick)
+        card = point_card(self.front, point, self.run)
+        return export_folder(point, Path(folder), force=overwrite, huffman=huffman, card=card)
 
-    def export(self, path: str | Path, pick: str | Point = "knee") -> Path:
-        """Copy a point's ONNX file.
+    def export(
+        self, path: str | Path, pick: str | Point = "knee", format: str | None = None, *,  # noqa: A002
+        model: nn.Module | None = None, data: Data | None = None, packed: bool = False,
+    ) -> Path:
+        """Write a point as one file: the verified ONNX file, or a conversion that is checked and timed here.
 
         Args:
             path: The destination; a file there is replaced.
             pick: As for `save_pretrained`.
+            format: `onnx`, `pt2`, `openvino`, or `safetensors` for `save_pretrained`; by default what the suffix of
+                `path` says, else `onnx`.
+            model: The dense model, for `pt2` and `openvino`.
+            data: Its data, likewise: the conversion is compared with the stored model on holdout inputs.
+            packed: For `pt2`: store integers packed; smaller and slower.
+
+        Returns:
+            The destination.
 
         Raises:
-            ArtifactError: The point has no ONNX file.
+            ArtifactError: The point has no ONNX file, or a conversion computes something else; nothing is written then.
+            ConfigError: An unknown format, or no model or data for a conversion.
         """
-        from paretopress.exporting import export_onnx_file
+        from paretopress.compressors.exports import SUFFIXES, format_of
+        from paretopress.exporting import CONVERTED, convert_point, export_onnx_file
 
-        return export_onnx_file(self._picked(pick), Path(path), force=True)
+        destination, point = Path(path), self._picked(pick)
+        form = "onnx" if format is None and destination.suffix not in SUFFIXES else format_of(destination, format)
+        if form == "safetensors":
+            return self.save_pretrained(destination, point, overwrite=True)
+        if form not in CONVERTED:
+            return export_onnx_file(point, destination, force=True)
+        if model is None or data is None:
+            raise ConfigError(f"export: {form}: give model= and data=: it is converted and checked on holdout inputs")
+        convert_point(self.front, point, destination, form, model, data, force=True, packed=packed)
+        return destination
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the run as one HTML page that needs neither a network nor other files.

@@ -1,4 +1,7 @@
-"""Building finalists in rounds: what a round teaches about the refit decides what the next one builds."""
+"""Building finalists in rounds: what a round teaches about the refit decides what the next one builds.
+
+Where finalists are distilled, rehearsals come first (`rehearsal`).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from paretopress.search.executors import Executor
 from paretopress.search.finalists import choose, next_builds, surest
 from paretopress.search.outlook import outlook
 from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.rehearsal import Allowance, Rehearsals, rehearse
 from paretopress.search.tasks import Construction
 from paretopress.search.workload import Built
 from paretopress.spaces.documents import disk_error
@@ -31,6 +35,10 @@ WELL_TRAINED = 0.05        # nats from the dense model: what longer training gai
 LONGER = 3.0               # times as many steps for what short training left farther off
 LEAST_SHARE = 2            # thirds of the finalists that are built even then: a front needs its points
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
+TRAINING_GAIN = 2.0        # by which the whole training divides the divergence that a rehearsal leaves
+REHEARSED_AT_ONCE = 3      # of a round, for each worker
+SMALLEST_DOUBT = 0.25      # of the logarithm of a divergence after a rehearsal, before there was one
+HASTE = 0.2                # of the rehearsals' time that the first of them may take: else all of it is needed elsewhere
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class BuildSettings:
             are verified then.
         enough: Seconds that a distillation should take at least, where that leaves enough builds: a few that are
             well trained beat many that hardly are.
+        rehearsed: Whether candidates are trained for a few steps first, to tell which to build.
     """
 
     objectives: Mapping[str, str]
@@ -58,6 +67,7 @@ class BuildSettings:
     deadline: float | None = None
     distilled: bool = False
     enough: float = 0.0
+    rehearsed: bool = False
 
     @property
     def most(self) -> int:
@@ -99,6 +109,7 @@ class Workshop:
         built: Records by policy hash.
         probes: Likewise, of what was built on trial and dropped since.
         failed: One line by policy hash.
+        rehearsals: What was trained for a few steps.
     """
 
     folder: Path
@@ -109,6 +120,7 @@ class Workshop:
     built: dict[str, Built] = field(default_factory=dict)
     probes: dict[str, Built] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    rehearsals: Rehearsals = field(default_factory=Rehearsals)
 
     def open(self) -> None:
         """Make the folder, without what an interrupted run left in it. Raises `DiskError`."""
@@ -191,6 +203,8 @@ def build_finalists(
     baseline = named[0].hash
     if baseline in workshop.failed:
         raise ArtifactError(f"the dense baseline cannot be built: {workshop.failed[baseline]}")
+    if settings.rehearsed:
+        _rehearse(workshop, named, records, settings)
     settings = _schedule(workshop, named, records, settings)
     workshop.build(named[1:], settings, len(named))
     # Builds that fail count as tried: once the time is over nothing else is begun, and nothing is waited for.
@@ -199,7 +213,7 @@ def build_finalists(
         if not policies:
             break
         workshop.build(policies, settings, max(0, settings.fewest - workshop.tried(named)))
-    view = outlook(records, workshop.built, settings.limits, named, settings.samples)
+    view = outlook(records, workshop.built, settings.limits, named, settings.samples, rehearsals=workshop.rehearsals)
     ready = [one for one in view.prospects if one.built]
     picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)
     broken = [record.policy for record in records if record.policy.hash in workshop.failed]
@@ -235,15 +249,58 @@ def _next_round(
     size = min(size, settings.most - workshop.tried(named))
     if size <= 0:
         return []
-    view = outlook(records, workshop.built, settings.limits, named, settings.samples, workshop.probes)
+    view = outlook(records, workshop.built, settings.limits, named, settings.samples, workshop.probes,
+                   workshop.rehearsals)
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
-    by_hand = {policy.hash for policy in named[1:]}
-    rivals = [one for one in records if one.policy.hash in by_hand and one.state is TrialState.COMPLETE]
-    first = surest(sound, rivals, settings.objectives, settings.limits, 2 if settings.distilled else 1)
+    first = surest(sound, _rivals(named, records), settings.objectives, settings.limits, 2 if settings.distilled else 1)
     picked = [one for one in first if not one.built][:size]
     left = tuple(one for one in sound if one not in picked)
     picked += next_builds(replace(view, prospects=left), settings.objectives, settings.limits, size - len(picked),
                           settings.samples)
+    return [one.record.policy for one in picked]
+
+
+def _rivals(named: Sequence[Policy], records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trials of what people would try by hand."""
+    by_hand = {policy.hash for policy in named[1:]}
+    return [one for one in records if one.policy.hash in by_hand and one.state is TrialState.COMPLETE]
+
+
+def _rehearse(
+    workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
+) -> None:
+    """Train the candidates that promise most for a few steps each, in rounds, and learn from each round."""
+    capacity = workshop.executor.capacity
+    allowance = Allowance.of(settings.finalists, settings.deadline, capacity)
+    left, size, begin = allowance.most, capacity, time.monotonic()
+    while left > 0 and allowance.in_time():
+        policies = _next_rehearsals(workshop, named, records, settings, min(size, left))
+        if not policies:
+            return
+        left -= rehearse(workshop.executor, policies, allowance, workshop.rehearsals)
+        if size == capacity and allowance.hurried(begin, HASTE):
+            return
+        size = REHEARSED_AT_ONCE * capacity
+        workshop.observer.message(f"{len(workshop.rehearsals.losses)} candidates rehearsed")
+
+
+def _next_rehearsals(
+    workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings, size: int
+) -> list[Policy]:
+    """The candidates of which a rehearsal may show most: every second is one of those that meet the budgets best."""
+    losses = workshop.rehearsals.losses
+    view = outlook(records, {}, settings.limits, named, settings.samples, rehearsals=workshop.rehearsals)
+    found = tuple(
+        replace(one, divergence=one.promise, built=one.record.policy.hash in losses,
+                error=0.0 if one.record.policy.hash in losses else max(one.doubt, SMALLEST_DOUBT))
+        for one in view.prospects
+    )
+    each = 2 + len(losses) // REHEARSED_AT_ONCE
+    first = surest(found, _rivals(named, records), settings.objectives, settings.limits, each)
+    picked = [one for one in first if not one.built][:-(-size // 2)]
+    left = tuple(one for one in found if one not in picked)
+    wider = replace(view, prospects=left, worst_divergence=TRAINING_GAIN * view.worst_divergence)
+    picked += next_builds(wider, settings.objectives, settings.limits, size - len(picked), settings.samples)
     return [one.record.policy for one in picked]
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -83,9 +84,13 @@ class Executor(Protocol):
         """Close the executor."""
 
 
-def failed(reason: str) -> Evaluation:
-    """Return a failed evaluation with a one-line reason."""
-    return Evaluation(State.FAILED, reason=" ".join(reason.split())[:500])
+_OUT_OF_MEMORY = "DefaultCPUAllocator"   # how PyTorch says that it got no memory
+_TRACE_LENGTH = 8000    # characters of a traceback that are kept, its end
+
+
+def failed(reason: str, trace: str = "") -> Evaluation:
+    """Return a failed evaluation with a one-line reason, and the traceback where there is one."""
+    return Evaluation(State.FAILED, reason=" ".join(reason.split())[:500], trace=trace[-_TRACE_LENGTH:])
 
 
 def timed_out(seconds: float) -> Evaluation:
@@ -112,7 +117,9 @@ def evaluate_safely(evaluate: Evaluate, task: Task) -> tuple[Evaluation, float]:
     except (DiskError, StorageError):
         raise
     except Exception as error:  # noqa: BLE001 - a candidate that fails is a failed trial, never a crash
-        result = failed(f"{type(error).__name__}: {error}")
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error):
+            return failed(f"out of memory: {error}"), time.perf_counter() - start
+        result = failed(f"{type(error).__name__}: {error}", traceback.format_exc())
     return result, time.perf_counter() - start
 
 
@@ -133,6 +140,21 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def import_paths() -> list[str]:
+    """Return where this process finds modules; the working folder by its name, because workers may have another."""
+    import sys
+    from pathlib import Path
+
+    return list(dict.fromkeys(path or str(Path.cwd()) for path in sys.path))
+
+
+def add_import_paths(paths: Sequence[str]) -> None:
+    """Find modules also where the driver does, behind what is found here: `paths` that do not exist do no harm."""
+    import sys
+
+    sys.path += [path for path in paths if path not in sys.path]
 
 
 def to_payload(evaluate: Evaluate) -> bytes:

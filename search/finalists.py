@@ -116,8 +116,8 @@ def surest(
 
 
 def least_divergent(prospects: Sequence[Prospect], count: int) -> list[Prospect]:
-    """The candidates that diverge least before they are built, the least first."""
-    return sorted(prospects, key=lambda one: one.record.values["divergence"])[:count]
+    """The candidates that promise to diverge least, the least first: before they are built, or after a rehearsal."""
+    return sorted(prospects, key=lambda one: one.promise)[:count]
 
 
 def choose(

@@ -120,7 +120,7 @@ def inspection(problem: Problem) -> dict[str, Any]:
         "dropped": [{"unit": unit, "choice": choice, "reason": reason} for unit, choice, reason in space.dropped],
         "size_only": dict(problem.size_only),
         "space_log10": space.log10_size,
-        "objectives": _feasibility(problem),
+        "objectives": feasibility(problem),
         "targets": [{"id": d.id, "tier": d.tier, "runs_here": d.runs_here()} for d in problem.costs.devices],
         "graph": {
             "nodes": [_plain(_node_row(problem, node, prices)) for node in drawn.nodes],
@@ -181,7 +181,11 @@ def _node_row(problem: Problem, node: OverviewNode, prices: Iterable[Prices]) ->
     )
 
 
-def _feasibility(problem: Problem) -> dict[str, dict[str, Any]]:
+def feasibility(problem: Problem) -> dict[str, dict[str, Any]]:
+    """What budgets can reach: per cost the lowest predicted value, the dense model's, the limit and whether it is met.
+
+    In ms, bytes, multiply-accumulates or microjoules; None where unknown.
+    """
     lowest = reachable(problem)
     limits = {name: limit for _, name, limit in problem.limits_without_accuracy().costs}
     return {

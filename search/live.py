@@ -55,6 +55,8 @@ class ExplorationWatch:
         self._trials, self._seconds = trials, seconds
         self._start = self._last = time.monotonic()
         self._front = np.zeros((0, len(self._signs)))
+        self._on_front: list[TrialRecord] = []
+        self._told: list[TrialRecord] = []
         self._dense: NDArray[np.float64] | None = None
         self._finished = self._feasible = 0
         self._times: list[float] = []
@@ -71,8 +73,18 @@ class ExplorationWatch:
             self._dense = row
         if record.feasible:
             self._feasible += 1
-            rows = np.concatenate([self._front, row[None]])
-            self._front = rows[non_dominated(rows)] if self._is_new(row) else self._front
+            if self._is_new(row):
+                rows = np.concatenate([self._front, row[None]])
+                kept = np.asarray(non_dominated(rows), dtype=bool)
+                self._front = rows[kept]
+                self._on_front = [one for one, stays in zip([*self._on_front, record], kept, strict=True) if stays]
+
+    def changed_front(self) -> tuple[TrialRecord, ...] | None:
+        """The trials of the front by number, where they have changed since this was asked last, else None."""
+        if self._on_front == self._told:
+            return None
+        self._told = list(self._on_front)
+        return tuple(sorted(self._on_front, key=lambda one: one.number))
 
     @property
     def front(self) -> NDArray[np.float64]:
@@ -108,13 +120,24 @@ class ExplorationWatch:
 
     def volume(self) -> float | None:
         """The hypervolume of the front, None until the dense model is scored: see `ExplorationStatus`."""
-        if self._dense is None:
-            return None
-        metric = abs(float(self._dense[0]))
-        worst = WORST_DROP * (1.0 if metric <= 1.0 else metric)
-        rows = self._front.copy()
-        rows[:, 0] = np.maximum(0.0, (rows[:, 0] - self._dense[0]) / worst)
-        rows[:, 1:] /= np.maximum(self._dense[1:], SMALLEST)
-        known = [0, *(1 + np.flatnonzero(np.isfinite(self._dense[1:]))).tolist()]
-        found = hypervolume(rows[:, known], np.ones(len(known)))
-        return found if math.isfinite(found) else None
+        return None if self._dense is None else relative_hypervolume(self._front, self._dense)
+
+
+def relative_hypervolume(rows: NDArray[np.float64], dense: NDArray[np.float64]) -> float | None:
+    """The hypervolume of policies relative to the box between nothing and the dense model with a drop of `WORST_DROP`.
+
+    Args:
+        rows: Objectives to be minimised, shape (n, m), the metric first.
+        dense: Those of the dense model, shape (m,); a cost that it does not have does not count.
+
+    Returns:
+        At most 1; None where it is not finite.
+    """
+    metric = abs(float(dense[0]))
+    worst = WORST_DROP * (1.0 if metric <= 1.0 else metric)
+    scaled = rows.copy()
+    scaled[:, 0] = np.maximum(0.0, (scaled[:, 0] - dense[0]) / worst)
+    scaled[:, 1:] /= np.maximum(dense[1:], SMALLEST)
+    known = [0, *(1 + np.flatnonzero(np.isfinite(dense[1:]))).tolist()]
+    found = hypervolume(scaled[:, known], np.ones(len(known)))
+    return found if math.isfinite(found) else None

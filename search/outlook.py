@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from paretopress.evaluators.candidate import DROP, Limits
 from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.rehearsal import ERROR as TRAINING_ERROR
+from paretopress.search.rehearsal import Rehearsals
 from paretopress.search.workload import Built
 from paretopress.spaces.policy import Policy
 
@@ -40,6 +42,8 @@ class Prospect:
         built: Whether it is built.
         allowed: Whether it is expected to meet every budget.
         excess: By what fractions of them the budgets on costs are exceeded, in all.
+        promise: Divergence after a few steps of training, measured or expected; before any build where none is trained.
+        doubt: Standard error of its logarithm, 0 where it was measured.
     """
 
     record: TrialRecord
@@ -49,6 +53,8 @@ class Prospect:
     built: bool
     allowed: bool
     excess: float
+    promise: float
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ def outlook(
     without: Sequence[Policy] = (),
     samples: int = 0,
     probes: Mapping[str, Built] | None = None,
+    rehearsals: Rehearsals | None = None,
 ) -> Outlook:
     """What is known of every candidate.
 
@@ -136,31 +143,38 @@ def outlook(
         without: Policies that are verified anyway. What they gain says little of others: they are uniform.
         samples: Samples that accuracies were measured on, 0 to take them as exact.
         probes: What was built on trial, and dropped since.
+        rehearsals: What was trained for a few steps.
     """
     complete = [r for r in records if r.state is TrialState.COMPLETE and "divergence" in r.values]
     if not complete:
         return Outlook()
     left_out = {policy.hash for policy in without}
-    before = [record.values["divergence"] for record in complete]
-    curve = _accuracy_curve(complete, built, limits)
+    rehearsals = rehearsals or Rehearsals()
+    before, doubts = rehearsals.expected(complete)
+    halted = [r for r in records if r.state is TrialState.PRUNED and {"accuracy", "divergence"} <= r.values.keys()]
+    curve = _accuracy_curve([*complete, *halted], built, limits)   # without the latter, the bad ones would be missing
     tried = {**(probes or {}), **built}
-    known = [(r, loss) for r, loss in zip(complete, before, strict=True)
+    known = [(r, float(loss)) for r, loss in zip(complete, before, strict=True)
              if r.policy.hash in tried and r.policy.hash not in left_out
              and math.isfinite(tried[r.policy.hash].divergence)]
     after, errors = expected_after_refit(
         [(loss, tried[r.policy.hash].divergence) for r, loss in known], before,
         [r.values.get("size", 1.0) for r, _ in known], [r.values.get("size", 1.0) for r in complete],
+        noise=TRAINING_ERROR if rehearsals.losses else NOISE,
     )
+    errors = np.hypot(errors, doubts)
     divergences = [built[r.policy.hash].divergence if r.policy.hash in built else float(loss)
                    for r, loss in zip(complete, after, strict=True)]
     slack = tolerance([record.values["accuracy"] for record in complete], limits, samples)
     found = []
-    for record, accuracy, loss, error in zip(complete, curve.at(divergences), divergences, errors, strict=True):
+    for record, accuracy, loss, error, promise, doubt in zip(
+        complete, curve.at(divergences), divergences, errors, before, doubts, strict=True
+    ):
         done = record.policy.hash in built
         allowed = _allowed(record, float(accuracy) + slack, limits)
         if record.policy.hash not in left_out:
             found.append(Prospect(record, float(accuracy), loss, 0.0 if done else float(error), done, allowed,
-                                  _excess(record, limits)))
+                                  _excess(record, limits), float(promise), float(doubt)))
     worst = curve.reach(_worst_accuracy(complete, limits) - slack, limits.direction)
     least = curve.reach(float(curve.accuracies[0]) - slack, limits.direction) if slack else 0.0
     return Outlook(tuple(found), worst, least)
@@ -185,9 +199,10 @@ def _worst_accuracy(complete: Sequence[TrialRecord], limits: Limits) -> float:
 
 def expected_after_refit(
     pairs: Sequence[tuple[float, float]],
-    before: Sequence[float],
+    before: Sequence[float] | Array,
     pair_sizes: Sequence[float] | None = None,
     sizes: Sequence[float] | None = None,
+    noise: float = NOISE,
 ) -> tuple[Array, Array]:
     """Divergences to be expected after the refit, never above those before it, and how far off they may be.
 
@@ -200,13 +215,14 @@ def expected_after_refit(
         before: Of the candidates in question.
         pair_sizes: Stored bytes of what was built; all alike where not given.
         sizes: Of the candidates.
+        noise: Standard deviation of the logarithm after the refit between candidates of one divergence before it.
 
     Returns:
         Divergences and the standard errors of their logarithms, each of shape (n,).
     """
     x = _logarithms(before)
     if not pairs:
-        return np.exp(x), np.full(len(x), math.hypot(NOISE, DEVIATION))
+        return np.exp(x), np.full(len(x), math.hypot(noise, DEVIATION))
     known, found = _logarithms(pairs).T
     known_bytes, bytes_ = _logarithms(pair_sizes or [1.0] * len(pairs)), _logarithms(sizes or [1.0] * len(x))
     middle = float(known_bytes.mean())
@@ -214,11 +230,11 @@ def expected_after_refit(
     line, at = slope * known + tilt * (known_bytes - middle), slope * x + tilt * (bytes_ - middle)
     shift = float(np.median(found - line))
     places, others = np.column_stack([known, known_bytes]), np.column_stack([x, bytes_])
-    inner = np.linalg.inv(_alike(places, places) + NOISE**2 * np.eye(len(known)))
+    inner = np.linalg.inv(_alike(places, places) + noise**2 * np.eye(len(known)))
     outer = _alike(others, places)
     expected = at + shift + outer @ inner @ (found - line - shift)
     variance = DEVIATION**2 - np.einsum("ij,jk,ik->i", outer, inner, outer)
-    return np.exp(np.minimum(expected, x)), np.sqrt(NOISE**2 + np.maximum(variance, 0.0))
+    return np.exp(np.minimum(expected, x)), np.sqrt(noise**2 + np.maximum(variance, 0.0))
 
 
 def _plane(x: Array, size: Array, found: Array) -> tuple[float, float]:
@@ -234,7 +250,7 @@ def _plane(x: Array, size: Array, found: Array) -> tuple[float, float]:
     return slope, tilt
 
 
-def _logarithms(values: Sequence[object]) -> Array:
+def _logarithms(values: Sequence[object] | Array) -> Array:
     found: Array = np.log(np.maximum(np.asarray(values, dtype=np.float64), SMALLEST_DIVERGENCE))
     return found
 

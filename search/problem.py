@@ -35,11 +35,14 @@ from paretopress.evaluators.data import Data, PreparedData, prepare
 from paretopress.evaluators.pricing import PolicyPricer
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.option_space import OptionSpace
+from paretopress.search.policy_library import read_source
+from paretopress.search.worker_resources import WorkerResources
 from paretopress.spaces.choices import Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import Plan, plan
 from paretopress.spaces.policy import DENSE, Policy
+from paretopress.spaces.recipe import Recipe
 from paretopress.spaces.space import SearchSpace, SpaceSettings, build_space
 
 EVEN_WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
@@ -57,18 +60,25 @@ class SearchSettings:
         seed: Seed of everything random.
         workers: Parallel evaluations.
         ray: Address of a Ray cluster, `"auto"` or `"local"`; None without Ray.
-        executor: `"serial"`, `"process"` or `"ray"`.
+        executor: `"serial"`, `"process"`, `"ray"` or `"tune"`.
+        resources: What a worker takes of its node; with Ray and Tune.
+        scheduler: Tune's, one of `tune_executor.SCHEDULERS`.
+        storage_path: Where Tune writes its results, None for the run directory.
+        tune_callbacks: Tune's callbacks, from Python only; they do not change results and are not recorded.
         sampler: One of `samplers.SAMPLERS`.
         encoding: One of `samplers.ENCODINGS`: what the sampler proposes.
         importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
         ranges: How ranges of quantised activations are chosen.
         proxy: What choices are judged by before anything is scored: `"auto"` or one of `evaluators.proxies.PROXIES`.
+        subsets: Whether candidates that are clearly worse than others are scored on a part of the samples only.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
             on the train set where the data has one.
         distillation: How they are; the time that is left for each decides when it ends.
         finalists: How many candidates are verified, beside the baseline and the comparisons.
         space: What the space offers.
         timing_runs: Counted runs of each timing.
+        warm_start: What the search starts from, as `policy_library.read_source` takes it; `""` for nothing.
+        library: The same as recipes that are read already; they go before `warm_start`.
         name: Part of the default run directory's name.
     """
 
@@ -80,21 +90,30 @@ class SearchSettings:
     workers: int = 1
     ray: str | None = None
     executor: str = "serial"
+    resources: WorkerResources = field(default_factory=WorkerResources)
+    scheduler: str = "fifo"
+    storage_path: str | None = None
+    tune_callbacks: tuple[Any, ...] = field(default=(), compare=False)
     sampler: str = "nsga2"
     encoding: str = "auto"
     importance: str = "obs"
     ranges: RangeMethod = "mse"
     proxy: str = "auto"
+    subsets: bool = True
     distil: str = "auto"
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     finalists: int = 22
     space: SpaceSettings = field(default_factory=SpaceSettings)
     timing_runs: int = 200
+    warm_start: str = ""
+    library: tuple[Recipe, ...] = field(default=(), hash=False)
     name: str = "search"
 
     def to_plain(self) -> dict[str, Any]:
         """Return the settings as plain data."""
-        plain = asdict(self)
+        plain = asdict(replace(self, library=(), tune_callbacks=()))
+        del plain["tune_callbacks"]
+        plain["library"] = [one.name for one in self.library]
         plain["budgets"] = [{"objective": b.objective, "limit": b.text} for b in self.budgets]
         plain["space"]["pin"] = {unit: choice_to_plain(choice) for unit, choice in self.space.pin.items()}
         plain["targets"] = list(self.targets)
@@ -116,6 +135,7 @@ class Problem:
         size_only: Choices that save only bytes.
         baseline: Predicted costs of the dense model; infinite where a device cannot execute it.
         settings: The user's settings.
+        library: What is known of other models.
     """
 
     model: nn.Module
@@ -126,6 +146,7 @@ class Problem:
     size_only: Mapping[str, str]
     baseline: Mapping[str, float]
     settings: SearchSettings
+    library: tuple[Recipe, ...] = ()
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -230,10 +251,13 @@ class Problem:
         evaluator: list[Any] = [
             settings.importance, settings.ranges, settings.distil, asdict(settings.distillation), settings.sampler,
             settings.encoding, settings.finalists, settings.executor == "serial",
-            [[b.objective, b.text] for b in settings.budgets], settings.trials is None,
+            [[b.objective, b.text] for b in settings.budgets], settings.trials is None, settings.subsets,
         ]
         if settings.proxy != "auto":
             evaluator.append(settings.proxy)
+        library = {"library": fingerprint([one.fingerprint for one in self.library])} if self.library else {}
+        if settings.scheduler != "fifo":   # it stops candidates that would have been scored
+            evaluator.append(settings.scheduler)
         return {
             "model": self.model_fingerprint,
             "data": self.data.fingerprint,
@@ -241,6 +265,7 @@ class Problem:
             "profile": fingerprint([device.fingerprint for device in self.costs.devices]),
             "evaluator": fingerprint(evaluator),
             "seed": str(settings.seed),
+            **library,
         }
 
 
@@ -265,6 +290,7 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
         ProfileError: An unknown or malformed device profile.
     """
     prepared = prepare(data)
+    library = settings.library or (read_source(settings.warm_start) if settings.warm_start else ())
     if settings.distil == "train" and prepared.train is None:
         raise ConfigError("distil: train: the data has no train set (allowed: auto, calibration, off)")
     settings = replace(settings, budgets=_with_directions(settings.budgets, prepared.metrics[0].direction))
@@ -281,7 +307,7 @@ def prepare_problem(model: nn.Module, data: Data, settings: SearchSettings) -> P
     if len(devices) > 1 or any(budget.objective == ROBUST for budget in settings.budgets):
         costs = costs.relative_to(program.structure)
     baseline = costs.predict(plan(program.structure, DENSE))
-    problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings)
+    problem = Problem(model, program, prepared, costs, space, size_only, baseline, settings, library)
     _refuse_fractions_of_nothing(problem)
     return problem
 

@@ -21,10 +21,14 @@ from types import TracebackType
 from typing import Self
 
 from paretopress.search.executors import Evaluate, Outcome, failed, timed_out, to_payload
+from paretopress.search.forked_process import ForkedProcess
 from paretopress.search.tasks import Task
+from paretopress.search.worker import main
 from paretopress.spaces.errors import ConfigError, ParetopressError
+from paretopress.spaces.policy import Policy
 
-_START = "from paretopress.search.worker import main; main({descriptor}, {parent}, {threads})"
+_START = "from paretopress.search.worker import main; main({descriptor}, {parent}, {threads}, {memory})"
+SECRETS = ("PARETOPRESS_STORAGE", "PGPASSWORD", "PGPASSFILE")   # no business of what evaluates
 _STARTS_ALLOWED = 3     # workers that may die in a row before one of them is ready
 
 
@@ -35,24 +39,43 @@ class _Job:
     deaths: int = 0
 
 
+@dataclass(frozen=True)
+class _Start:
+    """How workers are started: with the evaluator as bytes, or by fork with the evaluator itself."""
+
+    payload: bytes
+    threads: int
+    memory: int | None
+    forked: Evaluate | None = None
+
+    def process(self, descriptor: int) -> subprocess.Popen[bytes] | ForkedProcess:
+        """Start one that serves the connection `descriptor`."""
+        parent = os.getpid()
+        if self.forked is not None:
+            return ForkedProcess(lambda: main(descriptor, parent, self.threads, self.memory, self.forked), descriptor)
+        code = _START.format(descriptor=descriptor, parent=parent, threads=self.threads, memory=self.memory)
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        count = str(self.threads)
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL,
+            env={**environment, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
+        )
+
+
 class _Worker:
     """One worker process, its connection, and the task it works on."""
 
-    def __init__(self, payload: bytes, threads: int) -> None:
+    def __init__(self, start: _Start) -> None:
         ours, theirs = socket.socketpair()
-        code = _START.format(descriptor=theirs.fileno(), parent=os.getpid(), threads=threads)
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
-            )
+            self.process = start.process(theirs.fileno())
         self.connection = Connection(ours.detach())
         self.ready = False
         self.job: _Job | None = None
         self.started = 0.0
-        self._payload = payload
+        self._payload = start.payload
 
     def load(self) -> None:
         """Send the evaluator; called once the worker listens, so that workers start side by side."""
@@ -87,6 +110,11 @@ class _Worker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
+def _is_limited(worker: _Worker) -> bool:
+    """Whether a worker does what has a time limit: finalists take their own time."""
+    return worker.job is not None and isinstance(worker.job.task, Policy)
+
+
 class ProcessExecutor:
     """Evaluates in `workers` processes on this machine."""
 
@@ -96,14 +124,22 @@ class ProcessExecutor:
         workers: int,
         timeout_seconds: float | None = None,
         threads: int = 1,
+        *,
+        memory_bytes: int | None = None,
+        tries: int = 2,
+        fork: bool = False,
     ) -> None:
         """Start the workers; they get ready while the first policies queue.
 
         Args:
             evaluate: The evaluator; picklable.
             workers: How many processes, at least 1.
-            timeout_seconds: How long one evaluation may take; None sets no limit.
+            timeout_seconds: How long the evaluation of a policy may take; None sets no limit.
             threads: PyTorch threads of each evaluation.
+            memory_bytes: Address space that a worker may take; None sets no limit.
+            tries: How often a policy whose worker dies is tried; other tasks are tried twice.
+            fork: Start workers as copies of this process, which takes milliseconds; only where no library has
+                started threads yet.
 
         Raises:
             ConfigError: `workers` is below 1, or the evaluator cannot be pickled.
@@ -111,15 +147,16 @@ class ProcessExecutor:
         if workers < 1:
             raise ConfigError(f"workers: {workers} is below 1")
         try:
-            self._payload = to_payload(evaluate)
+            payload = b"" if fork else to_payload(evaluate)
         except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             raise ConfigError(f"the evaluator cannot be pickled: {type(error).__name__}: {error}") from None
-        self._threads = threads
+        self._start = _Start(payload, threads, memory_bytes, evaluate if fork else None)
+        self._tries = tries
         self._timeout = timeout_seconds
         self._queue: deque[_Job] = deque()
         self._finished: deque[Outcome] = deque()
         self._failed_starts = 0
-        self._workers = [_Worker(self._payload, threads) for _ in range(workers)]
+        self._workers = [_Worker(self._start) for _ in range(workers)]
         self._capacity = workers
 
     @property
@@ -167,7 +204,7 @@ class ProcessExecutor:
     def _patience(self, deadline: float | None) -> float | None:
         ends = [] if deadline is None else [deadline]
         if self._timeout is not None:
-            ends += [worker.started + self._timeout for worker in self._workers if worker.job]
+            ends += [worker.started + self._timeout for worker in self._workers if _is_limited(worker)]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _receive(self, worker: _Worker) -> None:
@@ -193,7 +230,7 @@ class ProcessExecutor:
         self._dispatch()
 
     def _bury(self, worker: _Worker) -> None:
-        """Replace a dead worker; its task is tried once more, then failed."""
+        """Replace a dead worker; its task is tried again, once by default, then failed."""
         words, job = worker.last_words(), worker.job
         if not worker.ready:
             self._failed_starts += 1
@@ -203,7 +240,7 @@ class ProcessExecutor:
         if job is None:
             return
         job.deaths += 1
-        if job.deaths == 1:
+        if job.deaths < (self._tries if isinstance(job.task, Policy) else 2):
             self._queue.appendleft(job)
         else:
             seconds = time.monotonic() - worker.started
@@ -212,14 +249,15 @@ class ProcessExecutor:
     def _stop_overdue(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            if self._timeout is None or worker.job is None or now - worker.started < self._timeout:
+            if self._timeout is None or not _is_limited(worker) or now - worker.started < self._timeout:
                 continue
+            assert worker.job is not None
             self._finished.append(Outcome(worker.job.number, timed_out(self._timeout), now - worker.started))
             self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
         worker.stop()
-        self._workers[self._workers.index(worker)] = _Worker(self._payload, self._threads)
+        self._workers[self._workers.index(worker)] = _Worker(self._start)
 
     def close(self) -> None:
         """Kill the workers and drop what is pending."""

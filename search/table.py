@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
 
+SENSITIVITY = "sensitivity.json"   # in a run directory
 _POLL_SECONDS = 0.25
 
 
@@ -71,6 +72,7 @@ def measure_table(
     seconds: float | None = None,
     on_cell: Callable[[], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    known: TableRun | None = None,
 ) -> tuple[SensitivityTable, list[str]]:
     """Measure the loss of every choice, or of those that the time allows; the others are estimated.
 
@@ -80,13 +82,41 @@ def measure_table(
         seconds: When to stop; one choice of every family is measured however long it takes. None: never.
         on_cell: Called with every result.
         should_stop: Asked about four times a second; ends the measurement early.
+        known: What was measured before; it is not measured again.
 
     Returns:
         The table, and one line for each cell that failed.
     """
-    run = TableRun(space)
-    cells: list[Cell | None] = [*([None] if integer_choices(space) else []), *cells_in_order(space)]
-    needed = first_cells(space) + cells.count(None)
+    run = known or TableRun(space)
+    wants_together = bool(integer_choices(space)) and run.together is None
+    first = set(cells_in_order(space)[: first_cells(space)])
+    cells: list[Cell | None] = [*([None] if wants_together else []),
+                                *(cell for cell in cells_in_order(space) if cell not in run.measured)]
+    needed = sum(cell is None or cell in first for cell in cells)
+    measure_cells(run, cells, executor, needed, seconds, on_cell, should_stop)
+    return assemble(space, run.measured, run.together), run.failures
+
+
+def measure_cells(
+    run: TableRun,
+    cells: Sequence[Cell | None],
+    executor: Executor,
+    needed: int = 0,
+    seconds: float | None = None,
+    on_cell: Callable[[], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> None:
+    """Measure choices in their order and enter them.
+
+    Args:
+        run: The table so far.
+        cells: What to measure; None stands for all layers in 8 bits at once.
+        executor: Does `Substitution` tasks.
+        needed: How many of the first are measured however long it takes.
+        seconds: When to stop.
+        on_cell: Called with every result.
+        should_stop: Asked about four times a second; ends the measurement early.
+    """
     start, submitted = time.monotonic(), 0
     while should_stop is None or not should_stop():
         in_time = seconds is None or time.monotonic() - start < seconds
@@ -100,7 +130,12 @@ def measure_table(
             run.take(cells[outcome.number], outcome)
             if on_cell:
                 on_cell()
-    return assemble(space, run.measured, run.together), run.failures
+
+
+def images_of(table: SensitivityTable, space: SearchSpace, samples: int) -> int:
+    """Return how many samples were forwarded to measure a table of divergences, `samples` for each cell."""
+    cells = sum(len(options) - 1 for options in space.options.values()) - len(table.estimated)
+    return (cells + bool(integer_choices(space))) * samples
 
 
 def write_table(path: Path, key: Mapping[str, str], table: SensitivityTable, space: SearchSpace) -> None:
@@ -125,10 +160,25 @@ def read_table(path: Path, key: Mapping[str, str], space: SearchSpace) -> Sensit
         plain = read_document(path, RUN_BYTES)
     except ConfigError:
         return None
-    if not isinstance(plain, dict) or plain.get("key") != key:
+    return table_from_plain(plain, key, space)
+
+
+def table_from_plain(plain: object, key: Mapping[str, str], space: SearchSpace) -> SensitivityTable | None:
+    """The table of a stored document, None where it is damaged or depends on something else."""
+    if not isinstance(plain, dict) or plain.get("key") != dict(key):
         return None
-    losses = {unit: tuple(row) for unit, row in plain["losses"].items()}
-    sizes = {unit: len(row) for unit, row in losses.items()}
+    losses, estimated, sizes = plain.get("losses"), plain.get("estimated"), {}
+    if not isinstance(losses, dict) or not isinstance(estimated, list):
+        return None
+    for unit, row in losses.items():
+        if not isinstance(row, list) or any(isinstance(x, bool) or not isinstance(x, int | float) for x in row):
+            return None
+        sizes[unit] = len(row)
     if sizes != {unit: len(options) for unit, options in space.options.items()}:
         return None
-    return SensitivityTable(losses, frozenset((unit, index) for unit, index in plain["estimated"]))
+    for cell in estimated:
+        if not (isinstance(cell, list) and len(cell) == 2 and isinstance(cell[0], str) and isinstance(cell[1], int)):
+            return None
+    return SensitivityTable(
+        {unit: tuple(row) for unit, row in losses.items()}, frozenset((unit, index) for unit, index in estimated)
+    )

@@ -1,10 +1,11 @@
-"""What workers are asked to do: evaluate a candidate, measure a substitution, or build a finalist."""
+"""What workers are asked to do: evaluate a candidate, measure a substitution, rehearse or build a finalist."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from paretopress.evaluators.subset_test import Rivals
 from paretopress.spaces.policy import Policy
 
 
@@ -17,6 +18,19 @@ class Substitution:
     """
 
     policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Evaluate a candidate, on as many samples as it takes to know that it is worse than its rivals.
+
+    Attributes:
+        policy: What to evaluate.
+        rivals: What others have reached.
+    """
+
+    policy: Policy
+    rivals: Rivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +50,19 @@ class Construction:
     evaluated: tuple[float, float] | None = None
 
 
-Task: TypeAlias = Policy | Substitution | Construction
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Train a candidate for a few steps, and tell its divergence then; nothing is stored.
+
+    Attributes:
+        policy: What to train.
+        steps: How many steps at most.
+        seconds: Time for them, None for no limit.
+    """
+
+    policy: Policy
+    steps: int
+    seconds: float | None = None
+
+
+Task: TypeAlias = Policy | Challenge | Substitution | Construction | Rehearsal

@@ -38,6 +38,7 @@ from paretopress.search.finalists import Finalist
 from paretopress.search.judgement import Candidate, judge
 from paretopress.search.problem import Problem
 from paretopress.search.records import TrialRecord
+from paretopress.search.rehearsal import STEPS
 from paretopress.search.run_files import write_front
 from paretopress.spaces.documents import disk_error
 from paretopress.spaces.errors import ArtifactError
@@ -51,6 +52,7 @@ FEWEST = 8            # finalists that are built and verified however short the 
 BUILD_SHARE = 0.7     # at least, of the time that is left after the exploration: the rest verifies
 # What a distillation should see at least: 100 steps of 64 samples, each some five forward passes of the dense model.
 TRAINED_SAMPLES = 100 * 64 * 5
+WORTH_REHEARSING = 4   # times as long as a rehearsal has the whole training to be
 CLEAN_PROCESS_SECONDS = 10.0   # to start one and to import what it needs
 VERIFYING_RESERVE = 1.3        # times what verification should take
 SHORT_SECONDS = 1.0            # of passes that may be repeated: a disturbance counts for much in them
@@ -67,6 +69,7 @@ def verify_finalists(
     observer: Observer,
     deadline: float | None = None,
     proxies: Sequence[Mapping[str, Any]] = (),
+    images: Mapping[str, int] | None = None,
 ) -> list[Policy]:
     """Build, store and verify the finalists of a run, and write its front.
 
@@ -80,6 +83,7 @@ def verify_finalists(
         observer: Hears about progress.
         deadline: Of `time.monotonic()`, None for no limit: fewer finalists are verified where it is near.
         proxies: Reports on the proxies, for the front.
+        images: Samples that were forwarded before the first trial, by what for.
 
     Returns:
         The policies of the verified points.
@@ -98,9 +102,11 @@ def verify_finalists(
         left = max(0.0, deadline - time.monotonic())
         verifying = verification_seconds(problem, sample_seconds, len(named))
         build_until = deadline - min((1.0 - BUILD_SHARE) * left, verifying)
+    distilled = problem.distillation_samples() is not None
     settings = BuildSettings(
         problem.objectives, evaluator.limits, evaluator.samples.count, problem.settings.finalists, FEWEST,
-        build_until, problem.distillation_samples() is not None, TRAINED_SAMPLES * sample_seconds,
+        build_until, distilled, TRAINED_SAMPLES * sample_seconds,
+        distilled and problem.settings.distillation.steps >= WORTH_REHEARSING * STEPS,
     )
     workshop = Workshop(path / BUILDING, executor, observer)
     others = build_finalists(workshop, list(named.values()), records, settings)
@@ -120,7 +126,7 @@ def verify_finalists(
         if (result := verified.get(finalist.number, workshop.failed.get(finalist.policy.hash))) is not None
     ]
     _drop_unverified(path, candidates)
-    write_front(path, problem, judge(problem, candidates), lowest, records, proxies)
+    write_front(path, problem, judge(problem, candidates), lowest, records, proxies, images)
     return [candidate.finalist.policy for candidate in candidates]
 
 

@@ -6,11 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretopress.spaces.choices import KINDS, Choice, choice_from_plain, choice_to_plain
-from paretopress.spaces.documents import fingerprint, read_document, write_json, write_yaml
+from paretopress.spaces.documents import check_schema, fingerprint, read_document, write_json, write_yaml
 from paretopress.spaces.errors import PolicyError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from paretopress.spaces.policy_transfer import PolicyTransfer
+    from paretopress.spaces.recipe import Recipe
 
 SCHEMA = "paretopress-policy/1"
 
@@ -18,6 +24,11 @@ SCHEMA = "paretopress-policy/1"
 @dataclass(frozen=True)
 class Policy:
     """What is decided about a model: a sorted tuple of (unit, choice). Units left out stay dense.
+
+    >>> from paretopress.spaces.choices import Keep
+    >>> policy = Policy.of({"layer1/channels": Keep(0.5)})
+    >>> len(policy), len(policy.replace({"layer1/channels": None}))
+    (1, 0)
 
     Attributes:
         items: `(unit name, choice)` sorted by name; a unit name is `SUBJECT/KIND` such as
@@ -44,7 +55,13 @@ class Policy:
 
     @classmethod
     def of(cls, choices: Mapping[str, Choice], *, model: str = "", space: str = "") -> Policy:
-        """Return a policy from a mapping of unit names to choices."""
+        """Return a policy from a mapping of unit names to choices.
+
+        Args:
+            choices: What is decided, in any order.
+            model: Fingerprint of the model it is made for.
+            space: Fingerprint of the search space it is made in.
+        """
         return cls(tuple(sorted(choices.items())), model, space)
 
     @cached_property
@@ -85,7 +102,11 @@ class Policy:
 
     @classmethod
     def from_plain(cls, value: object, source: str = "policy") -> Policy:
-        """Read plain data written by `to_plain`.
+        """Return the policy that plain data describe, as `to_plain` writes them.
+
+        Args:
+            value: A mapping with the key `units`; `schema`, `model` and `space` may be left out.
+            source: What error messages start with, such as the name of a file.
 
         Raises:
             PolicyError: Unknown schema, key, kind, field or value; the message starts with `source`.
@@ -96,8 +117,7 @@ class Policy:
         for key in value:
             if key not in allowed:
                 raise PolicyError(f"{source}: {unknown_name('key', str(key), allowed)}")
-        if value.get("schema", SCHEMA) != SCHEMA:
-            raise PolicyError(f"{source}: schema {value['schema']!r} is not supported (allowed: {SCHEMA})")
+        check_schema(value.get("schema", SCHEMA), SCHEMA, source)
         for key in ("model", "space"):
             if not isinstance(value.get(key, ""), str):
                 raise PolicyError(f"{source}: {key}: expected text, got {value[key]!r}")
@@ -112,6 +132,36 @@ class Policy:
         except PolicyError as error:
             raise PolicyError(f"{source}: {error}") from None
 
+    def transfer(
+        self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], *, source: Recipe | None = None,
+        partial: bool = False,
+    ) -> PolicyTransfer:
+        """Carry the policy to another model; nothing is applied, and neither model is changed.
+
+        Args:
+            model: The other model.
+            inputs: Two samples or more of its inputs.
+            source: What is known of the model that the policy was made for: with it units are matched by what they
+                are. Without it by their names, which suffices within a family.
+            partial: Whether units that nothing stands for, or that nothing fits, stay dense instead of being refused.
+
+        Returns:
+            The new policy, and which units stand for which: see `spaces.policy_transfer.PolicyTransfer`.
+
+        Raises:
+            PolicyError: Nothing fits, or something does not and `partial` was not asked for.
+            UnsupportedModelError: The model cannot be captured.
+        """
+        from paretopress.spaces.capture import capture
+        from paretopress.spaces.policy_transfer import transfer_policy
+        from paretopress.spaces.structure import analyse
+        from paretopress.spaces.unit_features import unit_features
+
+        structure = analyse(capture(model, inputs if isinstance(inputs, tuple) else (inputs,)), model)
+        features = unit_features(structure, model.state_dict())
+        known = {} if source is None else source.features
+        return transfer_policy(self, structure, features, known, partial=partial, model=structure.fingerprint)
+
     def save(self, path: str | Path) -> None:
         """Write the policy atomically as YAML, or as JSON where the name ends in `.json`."""
         path = Path(path)
@@ -119,7 +169,7 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Read a policy file. Raises `ConfigError` or `PolicyError` with the file's name."""
+        """Return the policy in a file. Raises `ConfigError` or `PolicyError` with the file's name."""
         return cls.from_plain(read_document(Path(path)), str(path))
 
 

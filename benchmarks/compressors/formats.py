@@ -59,7 +59,7 @@ def main() -> None:
             rows.append({**row, "family": family, "smaller": whole / row["bytes"]})
             print(f"  {'':30s} {row['bytes']} bytes, {whole / row['bytes']:.1f}x smaller", flush=True)
     (arguments.out / "formats.json").write_text(json.dumps(rows, indent=1) + "\n")
-    draw(rows, subject.dense, arguments.out / "formats.png")
+    draw(rows, subject.dense, Path(__file__).parents[2] / "docs" / "pictures" / "formats.png")
 
 
 def everywhere(subject: Subject, choices: dict[str, Choice]) -> Policy:

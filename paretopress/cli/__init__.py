@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
 from paretopress.cli.failures import run_guarded
-from paretopress.cli.options import debug_option
+from paretopress.cli.options import TYPED, debug_option
 
+COMPLETE = "_PARETOPRESS_COMPLETE"   # set by the script of `paretopress completion`
 # Verb to the module that holds its command; a module is imported when its verb, or the list, is shown.
 _VERBS = {
     "demo": "search",
+    "init": "init",
     "inspect": "inspect",
     "sensitivity": "sensitivity",
     "search": "search",
+    "worker": "sharing",
     "front": "front",
     "solve": "solve",
     "export": "front",
     "verify": "verify",
     "apply": "apply",
+    "policy": "policy",
     "report": "report",
     "dashboard": "dashboard",
     "device": "device",
     "doctor": "doctor",
+    "schema": "init",
+    "completion": "init",
 }
 
 
@@ -65,16 +72,29 @@ def command() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 usage, 3 nothing meets the budgets, 74 disk, 130 interrupted.
+    """Run the command line and exit: 0 done, 2 usage, 3 nothing meets the budgets, 4 partial, 74 disk, 130 interrupted.
 
     Args:
         arguments: What the user typed, `sys.argv[1:]` by default.
     """
+    if instruction := os.environ.get(COMPLETE):
+        sys.exit(_complete(instruction))
     typed = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run_guarded(lambda: _invoke(typed), debug="--debug" in typed))
 
 
+def _complete(instruction: str) -> int:
+    """Answer the shell that completes a command line: words on stdout, and never a message."""
+    from click.shell_completion import shell_complete
+
+    try:
+        return shell_complete(command, {}, "paretopress", COMPLETE, instruction)
+    except Exception:  # noqa: BLE001 - a mistyped verb must not print into the line that is being typed
+        return 1
+
+
 def _invoke(typed: list[str]) -> object:
     """Parse and run. Not by Click's own `main`, which turns interrupts and closed pipes into other errors."""
-    with command.make_context("paretopress", typed) as context:
+    with command.make_context("paretopress", list(typed)) as context:
+        context.meta[TYPED] = tuple(typed)
         return command.invoke(context)

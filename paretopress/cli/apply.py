@@ -76,12 +76,12 @@ def apply_command(
         stored = compressed.save(output, overwrite=force)
         if onnx is not None:
             compressed.export_onnx(onnx)
-        found = _measured(compressed, output, onnx, network, sets, observer)
+        found = measured_artifact(compressed, output, onnx, network, sets, observer)
         found["measured"] |= stored   # not of the copy that was exported
     if as_json:
         print_json(found)
     else:
-        click.echo(applied_text(found, terminal_width(), _metric(sets, found)), nl=False)
+        click.echo(applied_text(found, terminal_width(), primary_metric(sets, found)), nl=False)
         next_command(f"paretopress verify {shlex.quote(str(output))} --model {model} --data {data}")
     if found["parity_problem"]:
         raise ArtifactError(f"{output}: {found['parity_problem']}")
@@ -99,10 +99,11 @@ def _refuse_onnx(path: Path, output: Path, force: bool) -> None:
         raise ConfigError(f"--onnx {path}: the folder {path.parent} does not exist")
 
 
-def _measured(
+def measured_artifact(
     compressed: CompressedModel, output: Path, onnx: Path | None, model: nn.Module, data: Data,
     observer: ProgressObserver,
 ) -> dict[str, Any]:
+    """Measure an artefact in a fresh process; see the JSON of `apply`."""
     from paretopress.search.session import verify_artifact
 
     found = verify_artifact(output, model, data, observer, timing_runs=0)
@@ -119,7 +120,8 @@ def _measured(
     }
 
 
-def _metric(data: Data, found: Mapping[str, Any]) -> PrimaryMetric:
+def primary_metric(data: Data, found: Mapping[str, Any]) -> PrimaryMetric:
+    """What `accuracy` stands for, with the measured values."""
     from paretopress.evaluators.metrics import normalise_metric
     from paretopress.evaluators.primary_metric import PrimaryMetric
 

@@ -132,6 +132,8 @@ def vela_command(model: Path, accelerator: str, optimise: str, as_json: bool) ->
         ("system", found.system), ("Vela", found.version),
     ]
     click.echo(render([plain_table(f"{model.name} on {accelerator}", ("", ""), figures)], terminal_width()), nl=False)
+    other = "size" if optimise == "performance" else "performance"
+    next_command(f"paretopress device vela {shlex.quote(str(model))} --accelerator {accelerator} --optimise {other}")
     return 0
 
 
@@ -161,4 +163,6 @@ def lint_command(files: tuple[str, ...], as_json: bool) -> int:
     else:
         for name, faults in found.items():
             click.echo("\n".join(faults) if faults else f"{name}: ok")
+        if not any(found.values()):
+            next_command(f"paretopress device show {shlex.quote(files[0])}")
     return FAULTS_FOUND if any(found.values()) else 0

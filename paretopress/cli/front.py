@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,7 @@ from paretopress.cli.options import common, in_colour, next_command, print_json,
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 
 if TYPE_CHECKING:
-    from paretopress.result import Front, Point
+    from paretopress.result import Front, Point, Result
 
 RUN_ARGUMENT = click.argument("run", type=click.Path(path_type=Path))
 
@@ -69,51 +69,92 @@ def front_command(run: Path, limits: Sequence[str], show_all: bool, form: str, a
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["safetensors", "onnx"]),
+    type=click.Choice(["safetensors", "onnx", "pt2", "openvino"]),
     default="safetensors",
     show_default=True,
-    help="A folder that paretopress.load reads, or one ONNX file.",
+    help="A folder that paretopress.load reads; one ONNX file; a .pt2 file of torch.export; OpenVINO IR (.xml).",
 )
 @click.option("-o", "--output", "output", required=True, type=click.Path(path_type=Path), help="Destination.")
+@click.option("--model", metavar="PKG.MOD:FUNCTION", help="Function that returns the model, for pt2 and openvino.")
+@click.option("--data", metavar="PKG.MOD:FUNCTION", help="Function that returns the data, for pt2 and openvino.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
 @click.option("--huffman", is_flag=True, help="Code the packed tensors of a folder where that takes fewer bytes.")
+@click.option("--packed", is_flag=True, help="Store the integers of a .pt2 file packed: smaller and slower.")
 @common
 def export_command(
-    run: Path, pick: str, form: str, output: Path, force: bool, huffman: bool, as_json: bool
+    run: Path, pick: str, form: str, output: Path, model: str | None, data: str | None, force: bool, huffman: bool,
+    packed: bool, as_json: bool,
 ) -> int:
-    """Copy one verified model out of a run."""
-    from paretopress.exporting import export_folder, export_onnx_file
+    """Copy one verified model out of a run, or convert it and check and time the conversion.
+
+    What cannot be shown to compute what was verified is refused, and nothing is written.
+    """
+    from paretopress.exporting import stored_plain
     from paretopress.result import Result
     from paretopress.selection import pick_point
+
+    result = Result.load(run)
+    point = pick_point(result.front, pick)
+    if form != "safetensors" and huffman:
+        raise ConfigError("--huffman: runtimes read no coded ONNX file (allowed with --format safetensors)")
+    if form != "pt2" and packed:
+        raise ConfigError("--packed: other formats hold integers as they are (allowed with --format pt2)")
+    if form in ("pt2", "openvino"):
+        path, checks = output, _converted(result.front, point, output, form, model, data, force=force, packed=packed)
+    else:
+        path, checks = _copied(result, point, output, form, force=force, huffman=huffman), stored_plain(point)
+    if as_json:
+        print_json({"output": str(path), "format": form, "id": point.id, "policy_hash": point.policy_hash,
+                    "measured": dict(point.measured), **checks})
+        return 0
+    click.echo(f"{path}: point {point.id}, {_exported_text(result.front, point, checks)}")
+    named = f"--model {model or 'PKG.MOD:FUNCTION'} --data {data or 'PKG.MOD:FUNCTION'}"
+    if form == "safetensors":
+        next_command(f"paretopress verify {shlex.quote(str(path))} {named}")
+    else:
+        folder = f"paretopress export {shlex.quote(str(run))} --pick id:{point.id} -o FOLDER"
+        next_command(f"{folder}   # with its model card")
+    return 0
+
+
+def _copied(result: Result, point: Point, output: Path, form: str, *, force: bool, huffman: bool) -> Path:
+    from paretopress.exporting import export_folder, export_onnx_file
+    from paretopress.point_card import point_card
+
+    if form == "onnx":
+        return export_onnx_file(point, output, force=force)
+    return export_folder(point, output, force=force, huffman=huffman, card=point_card(result.front, point, result.run))
+
+
+def _converted(
+    front: Front, point: Point, output: Path, form: str, model: str | None, data: str | None, *, force: bool,
+    packed: bool,
+) -> dict[str, Any]:
+    from paretopress.exporting import conversion_plain, convert_point
+    from paretopress.factories import load_data, load_model
+
+    if model is None or data is None:
+        raise ConfigError(f"--format {form}: give --model and --data: it is converted and checked on holdout inputs")
+    network, sets = load_model(model), load_data(data)
+    return conversion_plain(convert_point(front, point, output, form, network, sets, force=force, packed=packed))
+
+
+def _exported_text(front: Front, point: Point, checks: Mapping[str, Any]) -> str:
+    """Metric, size, and how parity and time were checked."""
     from paretopress.tables import shown
 
-    front = Result.load(run).front
-    point = pick_point(front, pick)
-    if form == "onnx" and huffman:
-        raise ConfigError("--huffman: runtimes read no coded ONNX file (allowed with --format safetensors)")
-    if form == "onnx":
-        path = export_onnx_file(point, output, force=force)
-    else:
-        path = export_folder(point, output, force=force, huffman=huffman)
-    if as_json:
-        print_json(
-            {
-                "output": str(path),
-                "format": form,
-                "id": point.id,
-                "policy_hash": point.policy_hash,
-                "measured": dict(point.measured),
-            }
-        )
-        return 0
-    values = ", ".join(f"{name} {shown(name, point.value(name))}" for name in ("latency", "size"))
-    metric = f"{front.metric.label} {front.metric.shown(point.value('accuracy'))}"
-    click.echo(f"{path}: point {point.id}, {metric}, {values}")
-    if form == "safetensors":
-        next_command(
-            f"paretopress verify {shlex.quote(str(path))} --model PKG.MOD:FUNCTION --data PKG.MOD:FUNCTION"
-        )
-    return 0
+    parity, timing = checks["parity"], checks["timing"]
+    converted = timing["source"] == "export"
+    time = timing["latency_ms"] if converted else point.value("latency")
+    parts = [f"{front.metric.label} {front.metric.shown(point.value('accuracy'))}", f"latency {shown('latency', time)}"]
+    if converted:
+        parts[-1] += f" in {timing['runtime']} (dense {shown('latency', timing['latency_ms_baseline'])})"
+    parts.append(f"size {shown('size', point.value('size'))}")
+    if parity["difference"] is not None:
+        samples = "" if parity["samples"] is None else f" on {parity['samples']} samples"
+        same = f"{parity['agreement']:.1%} the same first output{samples}"
+        parts.append(f"{'' if converted else 'ONNX '}differs by {parity['difference']:.2g}, {same}")
+    return ", ".join(parts)
 
 
 def _print(front: Front, kept: Sequence[Point] | None, form: str, *, show_all: bool) -> None:

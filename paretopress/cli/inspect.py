@@ -13,6 +13,7 @@ from paretopress.cli.options import (
     DATA_OPTION,
     MODEL_OPTION,
     common,
+    devices,
     next_command,
     print_json,
     terminal_width,
@@ -36,7 +37,10 @@ COST_HEADINGS = ("objective", "dense", "best reachable", "limit", "")
 )
 @MODEL_OPTION
 @DATA_OPTION
-@click.option("--target", "targets", multiple=True, metavar="DEVICE", help="As for search; may be repeated.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="DEVICE", shell_complete=devices,
+    help="As for search; may be repeated.",
+)
 @click.option("--max", "limits", multiple=True, metavar="NAME=BUDGET", help="Limit a cost, as for search.")
 @click.option("--max-drop", metavar="1pp", help="Allowed loss, as for search.")
 @click.option(
@@ -167,7 +171,7 @@ def inspection_text(found: Mapping[str, Any], width: int, most: int | None = MOS
     if dropped:
         headings = ("unit", "choice", "reason")
         parts.append(plain_table("Not offered", headings, dropped, whole=headings[:short]))
-    rows = [_objective_cells(name, row) for name, row in found["objectives"].items()]
+    rows = [objective_cells(name, row) for name, row in found["objectives"].items()]
     title = "Feasibility (predicted; the best of each on its own)"
     parts.append(plain_table(title, COST_HEADINGS, rows, right=COST_HEADINGS[1:4]))
     more = sum(max(0, len(rows) - (most or len(rows))) for rows in (layers, groups))
@@ -265,7 +269,8 @@ def _group_cells(
     ]
 
 
-def _objective_cells(name: str, row: Mapping[str, Any]) -> list[str]:
+def objective_cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    """Return a row of the table of feasibility, for `COST_HEADINGS`."""
     from paretopress.tables import shown
 
     verdict = "" if row["satisfiable"] is None else "can be met" if row["satisfiable"] else "impossible"

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+TYPED = "paretopress.typed"   # in the context: what the user typed
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -22,6 +23,18 @@ MODEL_OPTION = click.option(
 DATA_OPTION = click.option(
     "--data", metavar="PKG.MOD:FUNCTION", required=True, help="Function that returns a paretopress.Data."
 )
+
+
+def devices(_context: click.Context, _option: click.Parameter, typed: str) -> list[str]:
+    """Complete the ids of device profiles."""
+    from paretopress.hardware_profiles.catalogue import list_profiles
+
+    return [name for name in ("local", *list_profiles()) if name.startswith(typed)]
+
+
+def words(*allowed: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Complete one of some words; that only these are allowed is checked elsewhere, with the nearest."""
+    return lambda _context, _option, typed: [word for word in allowed if word.startswith(typed)]
 
 
 def debug_option(command: Command) -> Command:

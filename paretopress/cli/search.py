@@ -14,19 +14,33 @@ from paretopress.cli.options import (
     MODEL_OPTION,
     Command,
     common,
+    devices,
     in_colour,
     next_command,
     print_json,
     terminal_width,
+    words,
 )
+from paretopress.cli.sharing import STORAGE_OPTION, limits_options, sharing_of
 from paretopress.spaces.errors import ConfigError, InfeasibleError
 
 if TYPE_CHECKING:
     from paretopress.result import Result
     from paretopress.search.problem import SearchSettings
+    from paretopress.search.shared_search import Sharing
 
+PARTIAL = 4   # exit code: the front is written, but part of what was asked for is missing
 DEMO = "paretopress.demo.factories"
-DEMO_SETTINGS = {"max_drop": "5pp", "search": {"time": "170s"}}
+DEMO_SETTINGS: dict[str, Any] = {"max_drop": "5pp", "search": {"time": "170s"}}
+
+
+SET_OPTION = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key of the settings, such as space.bits=[8,4].",
+)
 
 
 def effort_options(command: Command) -> Command:
@@ -35,6 +49,7 @@ def effort_options(command: Command) -> Command:
         (
             click.option(
                 "--effort",
+                shell_complete=words("quick", "balanced", "thorough"),
                 help="How much is spent: quick (90s, 10 finalists), balanced (5m, 22) or thorough (30m, 40); --time, "
                 "--trials and settings win.  [default: balanced]",
             ),
@@ -64,6 +79,14 @@ def effort_options(command: Command) -> Command:
                 help="Run directory; an existing one is continued.  [default: runs/NAME-FINGERPRINT]",
             ),
             click.option("--fresh", is_flag=True, help="Start anew where the run directory exists."),
+            click.option(
+                "--log",
+                "trackers",
+                multiple=True,
+                metavar="TRACKER",
+                shell_complete=words("tensorboard", "mlflow", "wandb"),
+                help="Also write what happens to tensorboard (in the run directory), mlflow or wandb; may be repeated.",
+            ),
         )
     ):
         command = option(command)
@@ -72,6 +95,7 @@ def effort_options(command: Command) -> Command:
 
 @click.command("demo")
 @effort_options
+@SET_OPTION
 @common
 def demo_command(
     effort: str | None,
@@ -81,6 +105,8 @@ def demo_command(
     workers: int | None,
     run: Path | None,
     fresh: bool,
+    trackers: Sequence[str],
+    assignments: Sequence[str],
     as_json: bool,
 ) -> int:
     """Compress the built-in digits network for this machine, in less than three minutes.
@@ -89,12 +115,16 @@ def demo_command(
     data that the search never saw, times them in ONNX Runtime, and prints the front. Once more, it searches
     that run further.
     """
-    from paretopress.settings import search_settings, with_arguments
+    from paretopress.settings import override, search_settings, with_arguments
 
     flags = {"effort": effort, "time": time, "trials": trials, "seed": seed, "workers": workers}
-    base = DEMO_SETTINGS if effort is None else {**DEMO_SETTINGS, "search": {}}
+    base: dict[str, Any] = DEMO_SETTINGS if effort is None else {**DEMO_SETTINGS, "search": {}}
+    for assignment in assignments:
+        base = override(base, assignment)
     settings = search_settings(with_arguments(base, search=flags), name="demo")
-    return run_and_print(f"{DEMO}:model", f"{DEMO}:data", settings, run, fresh=fresh, as_json=as_json)
+    return run_and_print(
+        f"{DEMO}:model", f"{DEMO}:data", settings, run, fresh=fresh, as_json=as_json, trackers=trackers
+    )
 
 
 @click.command("search")
@@ -110,6 +140,7 @@ def demo_command(
     "--target",
     "targets",
     multiple=True,
+    shell_complete=devices,
     metavar="DEVICE",
     help="Device id or profile file, as in 'paretopress device list'; may be repeated.  [default: local]",
 )
@@ -123,27 +154,46 @@ def demo_command(
 )
 @click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy, or 2%: of whatever the metric is.")
 @effort_options
+@click.option(
+    "--executor",
+    metavar="NAME",
+    help="Where trials run: serial, processes, ray or tune (trials of Ray Tune).  [default: by --workers and --ray]",
+)
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
 @click.option(
+    "--worker-resources",
+    metavar="cpu=1,gpu=0.5",
+    help="What each worker takes of its node of a Ray cluster: cpu, gpu, or the cluster's own names.  [default: cpu=1]",
+)
+@click.option(
     "--sampler",
+    shell_complete=words("pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"),
     help="How trials are proposed: pareto, nsga2, nsga3, tpe, gp, random, evolution or ddpg.  [default: nsga2]",
 )
 @click.option(
     "--importance",
+    shell_complete=words("obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"),
     help="How channels are ranked: obs, taylor, fisher, hessian, fpgm, bn_scale, l2 or l1.  [default: obs]",
 )
 @click.option(
     "--distil",
+    shell_complete=words("auto", "train", "calibration", "off"),
     help="Train finalists against the dense model, without labels, on these inputs: train, calibration, off, or auto: "
     "on train where the data has it.  [default: auto]",
 )
+@SET_OPTION
 @click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override one key of the settings file, such as space.bits=[8,4].",
+    "--warm-start",
+    "warm_start",
+    metavar="SOURCE",
+    help="Start from what is known of other models: a run, a recipe or policy file, a folder of recipes, or the name "
+    "of a recipe in 'paretopress policy list'.",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be searched, what budgets can reach and for how long; no search."
+)
+@STORAGE_OPTION
+@limits_options
 @common
 def search_command(
     settings_file: Path | None,
@@ -159,11 +209,20 @@ def search_command(
     workers: int | None,
     run: Path | None,
     fresh: bool,
+    executor: str | None,
     ray: str | None,
+    worker_resources: str | None,
     sampler: str | None,
     importance: str | None,
     distil: str | None,
+    warm_start: str | None,
     assignments: Sequence[str],
+    storage: str | None,
+    trial_timeout: str | None,
+    trial_memory: str | None,
+    storage_timeout: str | None,
+    trackers: Sequence[str],
+    dry_run: bool,
     as_json: bool,
 ) -> int:
     """Search compressed models that meet budgets on a device, and verify the best.
@@ -179,16 +238,27 @@ def search_command(
         "trials": trials,
         "seed": seed,
         "workers": workers,
+        "executor": executor,
         "ray": ray,
+        "worker_resources": worker_resources,
         "sampler": sampler,
         "importance": importance,
         "distil": distil,
+        "warm_start": warm_start,
     }
     plain = with_arguments(
         read_plain(settings_file, assignments), targets, limits_of(limits), max_drop, flags
     )
     name = settings_file.stem if settings_file else model.rpartition(":")[2].rpartition(".")[2]
-    return run_and_print(model, data, search_settings(plain, name=name), run, fresh=fresh, as_json=as_json)
+    settings = search_settings(plain, name=name)
+    sharing = sharing_of(storage, trial_timeout, trial_memory, storage_timeout)
+    if dry_run:
+        from paretopress.cli.dry_run import print_forecast
+
+        return print_forecast(model, data, settings, run, as_json=as_json)
+    return run_and_print(
+        model, data, settings, run, fresh=fresh, as_json=as_json, sharing=sharing, trackers=trackers
+    )
 
 
 def read_plain(settings_file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
@@ -213,31 +283,43 @@ def limits_of(texts: Sequence[str]) -> dict[str, str]:
 
 
 def run_and_print(
-    model: str, data: str, settings: SearchSettings, run: Path | None, *, fresh: bool, as_json: bool
+    model: str, data: str, settings: SearchSettings, run: Path | None, *, fresh: bool, as_json: bool,
+    sharing: Sharing | None = None,
+    trackers: Sequence[str] = (),
 ) -> int:
-    """Run a search and print its front; the exit code is 3 where no verified point meets all budgets."""
+    """Run a search and print its front.
+
+    The exit code is 3 where no verified point meets all budgets, and 4 where the run is partial: see `Result.partial`.
+    """
+    from paretopress.callbacks import heard, tell_end
     from paretopress.factories import load_data, load_model
     from paretopress.measuring import measure_if_targeted
     from paretopress.progress import duration, observing
     from paretopress.result import FRONT_FILE, Result
     from paretopress.search.session import run_search
+    from paretopress.trackers import tracker
 
-    with observing(plain=as_json) as observer:
+    callbacks = [tracker(name) for name in trackers]
+    with observing(plain=as_json) as observer, heard(observer, callbacks) as hearing:
         network, sets = load_model(model), load_data(data)
         measure_if_targeted(settings.targets, observer)
         seconds = settings.seconds if settings.trials is None else None
         if run is not None and not fresh and seconds is not None and (run / FRONT_FILE).exists():
             observer.message(f"{run} has a front already: it is searched for {duration(seconds)} more")
         folder = run_search(
-            network, sets, settings, run, fresh=fresh, observer=observer, model_name=model, data_name=data
+            network, sets, settings, run, fresh=fresh, observer=hearing, model_name=model, data_name=data,
+            sharing=sharing,
         )
-    result = Result.load(folder)
-    report = result.report()
+        result = Result.load(folder)
+        tell_end(hearing, result)
+        report = result.report()
     print_result(result, seconds, as_json=as_json)
     click.echo(f"report: {report} (one page for a browser)", err=True)
     if not result.front.feasible:
         raise InfeasibleError(f"no verified point meets all budgets (the front is in {folder})")
-    return 0
+    for reason in result.partial:
+        click.echo(f"partial: {reason}", err=True)
+    return PARTIAL if result.partial else 0
 
 
 def print_result(result: Result, seconds: float | None, *, as_json: bool) -> None:

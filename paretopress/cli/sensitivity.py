@@ -13,6 +13,7 @@ from paretopress.cli.options import (
     DATA_OPTION,
     MODEL_OPTION,
     common,
+    devices,
     next_command,
     print_json,
     terminal_width,
@@ -30,7 +31,10 @@ HEADINGS = ("unit", "choices", "choice=loss")
 )
 @MODEL_OPTION
 @DATA_OPTION
-@click.option("--target", "targets", multiple=True, metavar="DEVICE", help="As for search; may be repeated.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="DEVICE", shell_complete=devices,
+    help="As for search; may be repeated.",
+)
 @click.option(
     "--time",
     metavar="1m",

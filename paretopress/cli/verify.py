@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paretopress.cli.options import DATA_OPTION, MODEL_OPTION, common, print_json, terminal_width
+from paretopress.cli.options import DATA_OPTION, MODEL_OPTION, common, next_command, print_json, terminal_width
 
 if TYPE_CHECKING:
     from paretopress.evaluators.primary_metric import PrimaryMetric
@@ -44,6 +44,8 @@ def verify_command(output: Path, model: str, data: str, runs: int, as_json: bool
         click.echo(measured_text(measured, terminal_width(), metric), nl=False)
     if found["parity_problem"]:
         raise ArtifactError(f"{output}: {found['parity_problem']}")
+    if not as_json:
+        next_command(f"python -c \"import paretopress; paretopress.load({str(output)!r}, MODEL_FACTORY)\"")
     return 0
 
 

@@ -180,9 +180,38 @@ def cli(project, monkeypatch, capfd):
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
+        check_output([str(argument) for argument in arguments], ended.value.code, out, err)
         return ended.value.code, out, err
 
     return run_cli
+
+
+def check_output(arguments, code, out, err):
+    """What holds for every command line: no control characters, JSON by its schema, and a next command."""
+    assert not [character for character in out + err if not character.isprintable() and character not in "\n\t"]
+    verb = [word for word in arguments[:2] if not word.startswith("-")]
+    if code not in (0, 4) or not verb or "--help" in arguments:
+        return
+    if "--json" in arguments:
+        validate_json(schema_name(verb, arguments), out)
+    elif not {"csv", "json", "md"} & set(arguments) and verb[:1] != ["schema"]:
+        assert "next: " in err, f"{' '.join(arguments)} suggests no next command"
+
+
+def schema_name(verb, arguments):
+    if verb[0] == "search" and "--dry-run" in arguments:
+        return "search-dry-run"
+    return "-".join(verb) if verb[0] in ("device", "policy") else verb[0]
+
+
+def validate_json(name, text):
+    import jsonschema
+
+    from paretopress.json_schemas import schema_of
+
+    schema = schema_of(name)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.fixture

@@ -202,9 +202,8 @@ def test_verify_prints_a_rise_of_the_error_as_a_drop(cli, project, monkeypatch, 
         "    return dataclasses.replace(labelled(), metric=metric)\n"
     )
     measured = {"accuracy": 0.0206, "accuracy_baseline": 0.02, "accuracy_drop": 0.0006, "runs": 3}
-    monkeypatch.setattr(
-        "paretopress.search.session.verify_artifact", lambda *_, **__: {"measured": measured, "parity_problem": None}
-    )
+    found = {"artefact": str(tmp_path), "policy_hash": "0" * 16, "measured": measured, "parity_problem": None}
+    monkeypatch.setattr("paretopress.search.session.verify_artifact", lambda *_, **__: found)
     arguments = ("verify", tmp_path, "--model", "errors:model", "--data", "errors:data")
     code, out, err = cli(*arguments, *(["--json"] if as_json else []))
     assert code == 0, err

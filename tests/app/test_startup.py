@@ -18,6 +18,12 @@ HEAVY = (
     "sklearn",
     "numpy",
     "pydantic",
+    "matplotlib",
+    "tensorboard",
+    "mlflow",
+    "wandb",
+    "pyarrow",
+    "transformers",
 )
 PROBE = "import json, sys; {code}; print(json.dumps(sorted(name for name in {heavy} if name in sys.modules)))"
 
@@ -102,6 +108,9 @@ def test_public_names_resolve_and_unknown_ones_do_not():
         "device show",
         "device measure",
         "doctor",
+        "init",
+        "schema",
+        "completion",
     ],
 )
 def test_help(cli, verb):

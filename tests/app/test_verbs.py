@@ -113,7 +113,13 @@ def test_doctor_reports_versions_and_passes_here(cli):
         "ORT_DISABLE_TELEMETRY": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "NNCF_CI": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "WANDB_ERROR_REPORTING": "false",
     }
+    assert {row["name"]: row["version"] for row in found["runtimes"]}["torch"] == found["versions"]["torch"]
+    assert found["threads"]["cores"] <= found["threads"]["machine_cores"]
+    assert found["profiles"]["shipped"]["T0"] > 0
+    assert found["storage"] is None
     assert err == ""
 
 

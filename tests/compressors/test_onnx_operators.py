@@ -50,6 +50,25 @@ def scaled_product(x):
     return torch.addmm(x.mean((0, 1), keepdim=True), x, x.mean(0, keepdim=True).transpose(0, 1), beta=2.0, alpha=0.5)
 
 
+def attention_of_some(x):
+    """A query may look at the positive keys of its own sample; one that may look at none gets zeros."""
+    allowed = (x.sum(-1) > 0.3)[:, None, :] & (x.sum(-1) > -9.0)[:, :, None]
+    return F.scaled_dot_product_attention(x, x * 2, x + 1, attn_mask=allowed)
+
+
+def attention_of_neighbours(x):
+    places = torch.arange(x.shape[1])
+    return F.scaled_dot_product_attention(x, x, x + 1, attn_mask=(places[:, None] - places).abs() < 2)
+
+
+def looked_up_by_batch(x):
+    """How the transformers library reads a padding mask: by the numbers of samples and places."""
+    samples, places = torch.arange(x.shape[0])[:, None, None, None], torch.arange(x.shape[1])[None, None, None, :]
+    kept = (places >= 0) & (samples >= 0)
+    rows = torch.logical_and((x > 0)[:, :, 0][samples, places], torch.bitwise_and(kept, kept))
+    return x * rows[:, 0, 0, :, None].expand(-1, -1, x.shape[2]).to(x.dtype)
+
+
 def case(function, shape=IMAGE):
     return function, shape
 
@@ -131,6 +150,17 @@ CASES = {
     "products": case(lambda x: torch.matmul(x, x.transpose(1, 2)) + torch.bmm(x, x.transpose(1, 2)), ROWS),
     "mm": case(lambda x: torch.mm(x, torch.mm(x.t(), x)), (8,)),
     "attention": case(lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, scale=0.3)),
+    "causal attention": case(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), ROWS),
+    "attention of neighbours": case(attention_of_neighbours, ROWS),
+    "attention of some": case(attention_of_some, ROWS),
+    "looked up by batch": case(looked_up_by_batch, ROWS),
+    "looked up": case(lambda x: x[:, torch.tensor([3, 0, 3])] + x[:, :3, torch.arange(7, -1, -1)], ROWS),
+    "expansions": case(lambda x: x[:, :1].expand(-1, 5, -1) * x[:, :, :1].expand_as(x), ROWS),
+    "expansion to the batch": case(lambda x: x + torch.arange(8.0).expand(x.shape[0], 5, 8).flip(2), ROWS),
+    "bounds": case(lambda x: torch.clamp_min(x, -0.1) + torch.clamp_max(x, 0.2)),
+    "length": case(lambda x: F.normalize(x, dim=1) + torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)),
+    "both": case(lambda x: x * ((x > 0) & (x < 1)).to(x.dtype)),
+    "comparisons": case(lambda x: (x >= x.mean()).to(x.dtype) + (x <= 0.5).to(x.dtype) + (x == x.amax()).to(x.dtype)),
     "types": case(lambda x: x * x.to(torch.int64).to(torch.float32)),
 }
 
@@ -230,7 +260,10 @@ REFUSED = {
     "ceiling": lambda x: F.max_pool2d(x, 4, 4, ceil_mode=True),
     "windows of several sizes": lambda x: F.adaptive_avg_pool2d(x, 4),
     "weighted sum": lambda x: torch.add(x, x, alpha=2),
-    "causal attention": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "attention with a mask of numbers": lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=x @ x),
+    "places that are computed": lambda x: x[:, (x > 0).sum((1, 2, 3)) * 0],
+    "bits": lambda x: x * torch.bitwise_and(x.to(torch.int64), 3).to(x.dtype),
+    "another norm": lambda x: x / torch.linalg.vector_norm(x, 1, dim=1, keepdim=True),
     "a number that depends on the batch": lambda x: x * x.shape[0],
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from paretopress.compressors.exports import agreeing
 from paretopress.evaluators import timing
 from paretopress.evaluators.timing import SERIES, WARM_UP, Timing, time_alternately, time_steadily
 from paretopress.evaluators.verification import Parity, _largest_difference, drop_interval, output_digest
@@ -36,6 +37,13 @@ def test_an_unknown_origin_is_no_problem_and_a_difference_is():
     assert Parity(True, 1e-4, 0.5, False).problem == ""      # floats: the outputs count
     assert Parity(True, 0.5, 0.99, True).problem == ""       # integers: the first place counts
     assert Parity(True, 0.0, 0.989, True).problem != ""
+
+
+def test_outputs_that_are_no_guesses_agree_where_they_are_near():
+    one = torch.tensor([[3.0, 3.01, 0.0], [3.0, 3.01, 0.0], [0.0, 0.0, 5.0]])
+    other = torch.tensor([[3.01, 3.0, 0.0], [4.0, 3.0, 0.0], [0.0, 4.0, 5.0]])   # near, far, the same one first
+    assert agreeing(one, other, guesses=False).tolist() == [True, False, True]
+    assert agreeing(one, other, guesses=True).tolist() == [False, False, True]
 
 
 class Session:

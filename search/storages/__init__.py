@@ -1,0 +1,1 @@
+"""Storages that several processes or hosts share a search in."""
