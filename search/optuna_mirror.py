@@ -7,6 +7,7 @@ Every unit is one categorical parameter of the words for its choices, `dense` fi
 from __future__ import annotations
 
 import datetime
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -186,12 +187,13 @@ def _study(
             storage=opened_storage(storage), study_name=name, directions=directions, load_if_exists=True,
         )
     except ValueError as error:
-        raise ConfigError(f"study {name!r} in {storage}: {error}") from None
+        raise ConfigError(f"study {name!r} in {_shown(storage)}: {error}") from None
     if [direction.name.lower() for direction in study.directions] != directions:
-        raise ConfigError(f"study {name!r} in {storage} has other objectives than {run} (choose another storage)")
+        place = f"study {name!r} in {_shown(storage)}"
+        raise ConfigError(f"{place} has other objectives than {run} (choose another storage)")
     if SCHEMA_ATTR not in study.user_attrs:
         if study.get_trials(deepcopy=False):
-            raise ConfigError(f"study {name!r} in {storage} is no mirror of a run (choose another storage)")
+            raise ConfigError(f"study {name!r} in {_shown(storage)} is no mirror of a run (choose another storage)")
         study.set_user_attr(SCHEMA_ATTR, SCHEMA)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -204,6 +206,7 @@ def opened_storage(storage: Any) -> Any:  # noqa: ANN401 - one of Optuna's stora
     import optuna
     from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.exc import SQLAlchemyError
 
     if storage is None:
         return InMemoryStorage()
@@ -214,5 +217,11 @@ def opened_storage(storage: Any) -> Any:  # noqa: ANN401 - one of Optuna's stora
         if "://" not in text and Path(text).suffix in JOURNAL:
             return JournalStorage(JournalFileBackend(text))
         return RDBStorage(text if "://" in text else f"sqlite:///{text}")
-    except (optuna.exceptions.StorageInternalError, ImportError, OSError, ValueError) as error:
-        raise StorageError(f"{text}: cannot be opened as an Optuna storage: {error}") from None
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StorageError(f"{_shown(text)}: cannot be opened as an Optuna storage: {reason}") from None
+
+
+def _shown(storage: object) -> str:
+    """A storage for messages, without the name and the password that an address may hold."""
+    return re.sub(r"//[^@/]*@", "//…@", str(storage))

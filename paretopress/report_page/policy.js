@@ -66,12 +66,29 @@ function heatMap(app, item) {
   const places = costliest(chosen);
   const made = app.bulk.policies[app.bulk.made[item.row]] || null;
   const layers = app.bulk.layers.length ? app.bulk.layers : layersOfUnits(app);
-  const rows = layers.map((layer, index) => layerRow(app, layer, index, made, chosen, places));
+  const body = h("tbody", {});
+  const row = (index) => layerRow(app, layers[index], index, made, chosen, places);
+  inTurns(app, item.key, layers.length, (index) => body.append(row(index)), () => body.append(...[otherTime(made) || []].flat()));
   const time = app.data.time ? axisName(app.data, app.data.time) : "time";
   const heads = ["layer", "channels", "rank", "weight bits", "format", "bytes", `share of ${time}`, "why"];
   const about = made ? "Darker cells take more away." : "Darker cells take more away. What a layer is left with and its share of the time are known of verified points and of the trials on their front.";
   return h("table", { class: "heat" }, h("caption", { class: "quiet" }, about),
-    h("thead", {}, h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows, otherTime(made)));
+    h("thead", {}, h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text)))), body);
+}
+
+const FIRST_ROWS = 24;
+const ROWS_A_FRAME = 60;
+
+// What fits on the screen is drawn at once, the rest of a deep model frame by frame: a click is answered immediately.
+function inTurns(app, key, count, add, end) {
+  let next = 0;
+  const turn = (most) => {
+    if (app.state.selected !== key) return;   // another policy has been opened meanwhile
+    for (const stop = Math.min(count, next + most); next < stop; next += 1) add(next);
+    if (next < count) requestAnimationFrame(() => turn(ROWS_A_FRAME));
+    else end();
+  };
+  turn(FIRST_ROWS);
 }
 
 // Layers of a run without `anatomy.json`: whatever its policies name.

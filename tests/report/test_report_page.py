@@ -31,8 +31,10 @@ def test_sliders_filter_the_plot_and_the_table(report):
     before = report.run(shown)
     report.run("""
         const slider = document.querySelector('#limits input[data-axis="size"]');
-        slider.value = 0;
-        slider.dispatchEvent(new Event("input", { bubbles: true }));
+        for (let place = 199; !document.querySelector("#points tr[hidden]") && place >= 0; place -= 1) {
+          slider.value = place;
+          slider.dispatchEvent(new Event("input", { bubbles: true }));
+        }
     """)
     assert 0 < report.run(shown) < before
     assert report.count("#scatter .dot.gone") > 0
@@ -93,9 +95,12 @@ def test_tab_walks_from_the_heading_to_the_plot(report):
     report.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     for _ in range(14):
         report.press(Keys.TAB)
-        seen.append(report.run("const on = document.activeElement; return on.dataset.key || on.className || on.id"))
+        seen.append(report.run("""
+            const on = document.activeElement;
+            return on.dataset.key || on.getAttribute("class") || on.id;
+        """))
     assert seen[0] == "skip"
-    assert any(one.startswith("point-") for one in seen)
+    assert any(one and one.startswith("point-") for one in seen)
 
 
 def test_every_control_and_mark_has_a_name(report):
