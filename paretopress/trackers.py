@@ -64,7 +64,7 @@ class TensorBoard(Callback):
 
     def on_start(self, start: SearchStarted) -> None:
         """Open the event file and write the settings as text."""
-        self._writer = self._open(str(self._folder or start.run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = self._open(str(self._folder or start.run / "tensorboard"))
         text = json.dumps(dict(start.settings), indent=2, default=str)
         self._writer.add_text("settings", "    " + text.replace("\n", "\n    "))
 
@@ -199,7 +199,8 @@ class WeightsAndBiases(Callback):
             import wandb
         except ImportError:
             raise ConfigError(_missing("wandb")) from None
-        self._wandb, self._project, self._mode = wandb, project, chosen
+        self._wandb: Any = wandb
+        self._project, self._mode = project, chosen
         self._folder = None if folder is None else Path(folder)
         self._run: Any = None
 
