@@ -34,7 +34,7 @@ from paretopress.spaces.documents import (
     write_text,
     write_yaml,
 )
-from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedModelError
+from paretopress.spaces.errors import ArtifactError, ConfigError, ParetopressError, UnsupportedModelError
 from paretopress.spaces.left_dense import untouched
 from paretopress.spaces.methods import Assignment
 from paretopress.spaces.plan import Plan, plan
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 TENSORS, DELTA, POLICY = "model.safetensors", "delta.json", "policy.yaml"
 RANGES = ("activation_scale", "activation_zero_point")
+
+_MISFITS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AssertionError)
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
@@ -362,9 +364,15 @@ def _load(folder: Path, model_factory: ModelFactory, program: Program | None) ->
         source = program
     elif delta.ranges or delta.graph:
         source = _capture(model, delta)
-    apply_edits(model, delta.edits)
     ranges = _take_ranges(tensors, delta, str(folder / TENSORS))
-    load_tensors(model, tensors, delta.edits)
+    try:
+        apply_edits(model, delta.edits)
+        load_tensors(model, tensors, delta.edits)
+    except ParetopressError:
+        raise
+    except _MISFITS as error:   # nothing of the user's code runs in there: whoever wrote the artefact is to blame
+        what = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"{folder / DELTA}: its edits do not fit the model: {what}") from None
     return CompressedModel(model, delta, ranges, source)
 
 

@@ -28,6 +28,7 @@ SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}
 RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch", "openvino": "openvino"}
 FLOAT_TOLERANCE = 1e-4      # of the largest output
 INTEGER_AGREEMENT = 0.99    # share of samples with the same output first, where activations are rounded on the way
+NEAR = 0.02                 # of the length of a sample's outputs: integers that end a step apart here and there
 SYNTHETIC = 256             # samples that are drawn where none are given
 WARM_UP = 10
 
@@ -254,8 +255,27 @@ def _compared(compressed: CompressedModel, run: Run, inputs: Inputs) -> tuple[fl
             gap = torch.where(equal, 0.0, (one.double() - other.double()).abs()).nan_to_num(nan=float("inf"))
             difference = max(difference, float(gap.max()))
             largest = max(largest, float(one.double().abs().max()))
-        same += int((_leading(expected[0]) == _leading(found[0])).sum())
+        same += int(agreeing(expected[0], found[0]).sum())
     return difference / max(largest, 1e-12), same / whole, whole
+
+
+def agreeing(one: Tensor, other: Tensor, *, guesses: bool = False) -> Tensor:
+    """Return per sample whether both put the same output first, or are near each other.
+
+    Args:
+        one: Outputs `(n, ...)`.
+        other: Outputs of the same shape.
+        guesses: Whether only what comes first counts, as for scores of classes. Embeddings and values have no first.
+
+    Returns:
+        Booleans `(n,)`.
+    """
+    same = _leading(one) == _leading(other)
+    if guesses:
+        return same
+    rows, difference = (tensor.reshape(len(one), -1).double() for tensor in (one, one - other))
+    near: Tensor = difference.norm(dim=1) <= NEAR * rows.norm(dim=1)
+    return same | near
 
 
 def _leading(output: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def computed(program: Program, node: Node, values: Values, changes: Mapping[str,
             return None
         for side in range(2):
             sides[side][name] = known[side]
-    if not _is_small(node):
+    in_place = node.short_op.endswith("_") and not node.short_op.startswith("__")
+    if in_place or not _is_small(node):   # what is written into may be the user's own tensor
         return None
     one, other = (call(program, node, side, changes) for side in sides)
     return (one, other) if isinstance(one, Tensor) else None

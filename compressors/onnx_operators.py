@@ -51,6 +51,19 @@ def _binary(op: str) -> Rule:
     return rule
 
 
+def _comparison(op: str) -> Rule:
+    """A comparison of two broadcast tensors of one type, or of a tensor with a number."""
+
+    def rule(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:
+        x, y = as_tensor(arguments["self"]), arguments["other"]
+        if isinstance(y, int | float) and not isinstance(y, bool):
+            y = builder.constant(f"{name}:other", torch.tensor(y, dtype=x.dtype))
+        require(x.dtype == as_tensor(y).dtype and x.dtype != torch.bool, f"{op} of several types")
+        return builder.emit(op, [x, y], name, metas)
+
+    return rule
+
+
 def _same(builder: Builder, name: str, arguments: Arguments, metas: Metas) -> Value:  # noqa: ARG001 - a rule
     """An operator that does nothing at inference, except that memory may be laid out anew for a view."""
     require(not arguments.get("train"), "dropout in training")
@@ -273,6 +286,8 @@ def _adaptive_average(builder: Builder, name: str, arguments: Arguments, metas: 
     return builder.emit("AveragePool", [x], name, metas, kernel_shape=window, strides=window)
 
 
+COMPARISONS = {"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal"}
+
 RULES: dict[str, Rule] = {
     **DATA_RULES,
     **dict.fromkeys(("conv1d", "conv2d"), _convolution),
@@ -303,5 +318,6 @@ RULES: dict[str, Rule] = {
     "softmax": _softmax,
     "scaled_dot_product_attention": attention,
     "linalg_vector_norm": _norm,
+    **{name: _comparison(op) for name, op in COMPARISONS.items()},
     **dict.fromkeys(("__and__", "bitwise_and", "logical_and"), _both),
 }

@@ -143,7 +143,7 @@ class Metric:
         if found.ndim == 0 or len(found) != len(targets):
             raise DataError(f"metric {shown!r}: samples returned shape {found.shape} for {len(targets)} samples "
                             f"(allowed: one value per sample)")
-        found = found.reshape(len(found), -1).mean(axis=1)
+        found = np.asarray(found.reshape(len(found), -1).mean(axis=1), dtype=np.float64)
         if not bool(((found >= 0.0) & (found <= 1.0)).all()):   # also where one is not a number
             raise DataError(f"metric {shown!r}: samples returned values outside 0 to 1 (allowed: values from 0 to 1)")
         return found

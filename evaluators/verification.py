@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paretopress.compressors.compressed_model import CompressedModel, load, network_of
 from paretopress.compressors.delta import LayerEdit
 from paretopress.compressors.export_onnx import export_onnx, run_session, session
-from paretopress.compressors.exports import FLOAT_TOLERANCE, INTEGER_AGREEMENT
+from paretopress.compressors.exports import FLOAT_TOLERANCE, INTEGER_AGREEMENT, agreeing
 from paretopress.compressors.program import Program
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.metrics import Metric, concatenate_outputs, right_first, score, top1
@@ -25,7 +25,6 @@ from paretopress.spaces.layer_formats import own_input
 
 ONNX = "model.onnx"
 PARITY_SAMPLES = 64
-NEAR = 0.02   # of the length of a sample's outputs: integers that end a step apart here and there
 BOOTSTRAP = 2000
 
 
@@ -255,7 +254,7 @@ def _outputs(
     """All PyTorch outputs, and (difference, agreement) with ONNX Runtime."""
     from torch.utils import _pytree as pytree
 
-    collected, difference, largest, agreeing = [], 0.0, 0.0, 0
+    collected, difference, largest, same = [], 0.0, 0.0, 0
     for batch in samples:
         with torch.inference_mode():
             outputs = compressed(*batch.args, **batch.kwargs)
@@ -265,9 +264,9 @@ def _outputs(
         for one, other in zip(flat, found, strict=True):
             difference = max(difference, _largest_difference(one, other))
             largest = max(largest, float(one.abs().max()))
-        agreeing += int(_agreeing(flat[0], found[0], guesses=guesses).sum())
+        same += int(agreeing(flat[0], found[0], guesses=guesses).sum())
     outputs = concatenate_outputs(collected)
-    return outputs, (difference / max(largest, 1e-12), agreeing / samples.count)
+    return outputs, (difference / max(largest, 1e-12), same / samples.count)
 
 
 def _largest_difference(one: Tensor, other: Tensor) -> float:
@@ -287,21 +286,6 @@ def _run_onnx(compressed: CompressedModel, opened: Any, inputs: Sequence[Tensor]
         rows = [torch.cat([row, row[-1:].expand(missing, *row.shape[1:])]) if missing else row for row in rows]
         pieces.append(run_session(opened, rows))
     return [torch.cat(column)[: len(inputs[0])] for column in zip(*pieces, strict=True)]
-
-
-def _agreeing(one: Tensor, other: Tensor, *, guesses: bool) -> Tensor:
-    """Per sample whether both put the same output first, or are near each other where that is not what counts."""
-    same = _leading(one) == _leading(other)
-    if guesses:
-        return same
-    rows, difference = (tensor.reshape(len(one), -1).double() for tensor in (one, one - other))
-    return same | (difference.norm(dim=1) <= NEAR * rows.norm(dim=1))
-
-
-def _leading(output: Tensor) -> Tensor:
-    """Index of the largest output per sample; the rounded sign where there is one output only."""
-    flat = output.reshape(len(output), -1)
-    return flat.argmax(dim=1) if flat.shape[1] > 1 else (flat[:, 0] > 0).long()
 
 
 def drop_interval(dense: Sequence[bool], candidate: Sequence[bool], seed: int = 0) -> tuple[float, float] | None:

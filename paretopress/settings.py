@@ -39,7 +39,7 @@ class SearchSection(_Strict):
     """How the space is searched."""
 
     effort: Literal["quick", "balanced", "thorough"] = "balanced"
-    trials: Annotated[int, Field(ge=1)] | None = None
+    trials: Annotated[int, Field(ge=1, le=10**9)] | None = None
     time: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"] = "nsga2"

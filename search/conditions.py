@@ -79,8 +79,8 @@ class Conditions:
         for group in self.shared:
             first, *others = ({space.options[unit][number]: number for number in found[unit]} for unit in group)
             common = [choice for choice in first if all(choice in other for other in others)]
-            for unit, numbers in zip(group, (first, *others), strict=True):
-                found[unit] = tuple(numbers[choice] for choice in common)
+            for unit, by_choice in zip(group, (first, *others), strict=True):
+                found[unit] = tuple(by_choice[choice] for choice in common)
         for unit, numbers in found.items():
             if not numbers:
                 raise ConfigError(f"unit {unit!r}: no choice is left that every target can execute and that the pins "

@@ -115,9 +115,9 @@ def cheapest_rates(found: Sequence[Exchange]) -> dict[str, dict[str, dict[str, A
     """Return, per layer or channel group and cost, the change there that loses least per saving.
 
     Returns:
-        By the subject of the units, then by cost: `unit`, `after`, `saves` (of the cost, in its unit), `nats` and `drop`
-        per unit of the cost saved; `drop` is None where too few trials say what a nat is worth. Changes that lose
-        nothing have rates of 0.
+        By the subject of the units, then by cost: `unit`, `after`, `saves` (of the cost, in its unit), `nats` and
+        `drop` per unit of the cost saved; `drop` is None where too few trials say what a nat is worth. Changes that
+        lose nothing have rates of 0.
     """
     best: dict[str, dict[str, dict[str, Any]]] = {}
     for one in found:

@@ -76,8 +76,9 @@ def explore(
     prints = run.fingerprints
     space = OptionSpace.of(options, model=prints.get("model", ""), space=prints.get("space", ""), inside=inside)
     proposer = _proposer(space, objectives, seeds, run, settings, guide)
-    for record in run.records() if rivalry is not None else ():
-        rivalry.learn(record)
+    if rivalry is not None:
+        for record in run.records():
+            rivalry.learn(record)
     pending: dict[int, Genome] = {}
     proposals = _proposals(proposer, run, settings)
     while should_stop is None or not should_stop():

@@ -126,7 +126,7 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if trial.study.sampler is not self or known is None or known.params or getattr(trial, "_fixed_params", True):
             return None
         asked = trial.relative_params   # proposes
-        genome = self._waiting.get(trial.number)
+        genome: Genome | None = self._waiting.get(trial.number)
         if genome is None or not asked or asked != self._labelled(genome, asked):
             return None
         labels, storage = self.space.labels, trial.storage
@@ -157,7 +157,8 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def _labelled(self, genome: Genome, units: Collection[str]) -> dict[str, Any]:
         """The labels of a genome's choices for some units."""
         labels = self.space.labels
-        return {unit: labels[unit][index] for unit, index in zip(self.space.units, genome, strict=True) if unit in units}
+        pairs = zip(self.space.units, genome, strict=True)
+        return {unit: labels[unit][index] for unit, index in pairs if unit in units}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from paretopress.spaces.errors import ConfigError
 
@@ -61,6 +62,7 @@ def connect(address: str | None, resources: Mapping[str, float]) -> Connection:
     if address is not None:
         _check_reachable(address)
     environment = _authenticate(address)
+    _report_to_stderr()
     try:
         if address is None:
             _start_on_loopback(resources)
@@ -89,7 +91,7 @@ def _authenticate(address: str | None) -> dict[str, str | None]:
     """
     if os.environ.get(MODE):
         return {}
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined, unused-ignore]
 
     before = {MODE: os.environ.get(MODE), TOKEN: os.environ.get(TOKEN)}
     os.environ[MODE] = "token"
@@ -108,6 +110,21 @@ def _authenticate(address: str | None) -> dict[str, str | None]:
     return before
 
 
+def _report_to_stderr() -> None:
+    """Ray prints what its nodes report (that one died, say) to stdout, which is for results here; for this process."""
+    from ray._private import worker
+
+    shown = getattr(worker, "print_to_stdstream", None)
+    if shown is None or getattr(shown, "to_stderr", False):
+        return
+
+    def to_stderr(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        shown({**data, "is_err": True}, ignore_prefix)
+
+    to_stderr.to_stderr = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = to_stderr
+
+
 def _restore(environment: Mapping[str, str | None]) -> None:
     for name, value in environment.items():
         if value is None:
@@ -120,7 +137,7 @@ def _restore(environment: Mapping[str, str | None]) -> None:
 
 def _reload() -> None:
     """Let this process's Ray read the mode again, then the token: the other order can ask for one that is gone."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined, unused-ignore]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -111,7 +111,7 @@ class Resolved:
         return [one.to_plain() for one in self._exchanges(point)]
 
     def rates_along(self) -> list[dict[str, Any]]:
-        """Return per point, layer and cost what saving more there loses at least, as plain data: see `cheapest_rates`."""
+        """Return per point, layer and cost what saving more there loses at least: see `cheapest_rates`."""
         return [
             {"point": number, "loss": point.loss, "layers": cheapest_rates(self._exchanges(point))}
             for number, point in enumerate(self.points, 1)

@@ -36,9 +36,9 @@ from paretopress.search.rivalry import Rivalry
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
 from paretopress.search.shared_search import Coordination, Mirroring, Sharing, coordinated, exploring
-from paretopress.search.table import images_of, measure_table, read_table, write_table
+from paretopress.search.table import SENSITIVITY, images_of, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
-from paretopress.search.warm_start import believed, features_of, start
+from paretopress.search.warm_start import features_of, warm_table_and_seeds
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
@@ -56,7 +56,6 @@ TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimat
 CHECK_SHARE = 0.1         # of the time that is left then: other proxies are measured where the first does badly
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SHARE_WITH_DISTILLATION = 0.25   # the same where finalists are distilled, which gains more than more candidates do
-SENSITIVITY = "sensitivity.json"
 DISTIL = ("auto", "train", "calibration", "off")
 EXECUTORS = ("serial", "process", "ray", "tune")
 OTHER_NODES = ("ray", "tune")
@@ -145,7 +144,8 @@ def run_search(
     fingerprints = {**problem.fingerprints(), "versions": version_fingerprint()}
     deadline = None if settings.seconds is None else started + settings.seconds
     with (
-        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher) as together,
+        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher,
+                    fresh=fresh) as together,
         Run.open(path, fingerprints, config, fresh=fresh) as run,
         torch_threads(THREADS),
         torch.random.fork_rng(devices=[]),
@@ -270,23 +270,15 @@ def _warm(
 ) -> tuple[SensitivityTable, tuple[Policy, ...]]:
     """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
     key = {**problem.fingerprints(), "versions": version_fingerprint()}
-    observer.stage("sensitivity", None)
 
     def seconds_left() -> float | None:
         return None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
 
-    def explore_some(policies: Sequence[Policy], most: int) -> list[TrialRecord]:
-        guess = begun.warm.table
+    def explore_some(guess: SensitivityTable, policies: Sequence[Policy], most: int) -> list[TrialRecord]:
         with exploring(together, executor, run, problem, evaluator.constraints) as where:
             return _explore(problem, evaluator, guess, policies, where, run, observer, deadline, most=most)
 
-    begun = start(problem, problem.library, executor, run.path, key, observer, seconds_left())
-    earlier = read_table(run.path / SENSITIVITY, key, problem.space)
-    table, seeds = believed(problem, begun, explore_some, executor, observer, seconds_left(), earlier)
-    stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
-    if stop is None or not stop():
-        write_table(run.path / SENSITIVITY, key, table, problem.space)
-    return table, seeds
+    return warm_table_and_seeds(problem, executor, run.path, key, observer, seconds_left, explore_some)
 
 
 def _measured_table(

@@ -25,6 +25,7 @@ from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
 
+SENSITIVITY = "sensitivity.json"   # in a run directory
 _POLL_SECONDS = 0.25
 
 

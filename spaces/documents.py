@@ -137,6 +137,8 @@ def read_document(path: Path, max_bytes: int = MAX_BYTES) -> Any:  # noqa: ANN40
         text = read_regular(path, max_bytes).decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
+    except ConfigError:
+        raise
     except ValueError as error:   # a NUL in the name
         raise ConfigError(f"{str(path)!r}: {error}") from None
     except OSError as error:

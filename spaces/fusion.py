@@ -162,7 +162,7 @@ def foldable_normalisation(graph: Graph, layer: Layer) -> Node | None:
 
 
 def _makes_a_row_per_sample(graph: Graph, layer: Layer) -> bool:
-    """Whether a linear layer's outputs are the channels that a normalisation behind it knows, and it can be given a bias."""
+    """Whether a layer is linear, may have a bias, and makes what a normalisation behind it knows as channels."""
     return layer.kind is LayerKind.LINEAR and layer.takes_bias and len(graph.by_name[layer.node].shape) == 2
 
 

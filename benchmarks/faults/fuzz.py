@@ -7,6 +7,7 @@ than a second of the process's own time, is counted and shown with its number; t
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -66,6 +67,8 @@ def fuzz_target(parsers, target, documents, content, temporary, first, count):  
         shutil.copytree(temporary / "seeds" / "artefact", folder)
     folder.mkdir(exist_ok=True)
     accepted, slowest, failures = 0, 0.0, []
+    with contextlib.suppress(parsers.Refused):   # imports what the parser needs
+        parsers.TARGETS[target](content[target], folder)
     begin = time.perf_counter()
     for number in range(first, first + count):
         start = time.process_time()   # not what others on the machine take

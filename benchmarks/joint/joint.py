@@ -9,8 +9,8 @@ Four ways to spend the same images, all with the same proposals (`--sampler`), e
   (dense left out) each get an eighth of the images to choose the formats of their layers;
 * prune only, quantise only.
 
-Images count the cells of the table that a way needs, what tunes a candidate, and what scores it. The table of formats is
-measured on the dense network in all of them: a pipeline that measured it again on every pruned network would pay more.
+Images count the cells of the table that a way needs, what tunes a candidate, and what scores it. The table of formats
+is measured on the dense network in all of them: a pipeline that measured it again on pruned networks would pay more.
 What is compared is the hypervolume over (metric on the search set, predicted time, bytes) of everything that a way
 evaluated, with the reference (dense fp32 costs, dense metric - 20 points), as a share of that of the union. Beside it
 stands the least drop within half of the dense model's time and an eighth of its bytes, and within a quarter and a

@@ -7,7 +7,8 @@ what a worker's round trip costs). `--check` runs the real exploration loop with
 trials per second with the simulation of the same set-up. `--plan` simulates 1 to 1,000 nodes.
 
 What the check is worth on few cores: an evaluation there is a span of processor time that the scheduler divides among
-the workers, and the simulation does the same (`cores` are shared fairly). So it checks the coordinator's queue, the
+the workers, and the simulation does the same (`cores` are shared fairly; how many of them other users of the machine
+leave is measured before and after each run). So it checks the coordinator's queue, the
 storage's writes and the sharing of processors at 1 to 16 workers; networks, and many machines, it cannot check.
 """
 
@@ -18,6 +19,7 @@ import math
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -60,7 +62,7 @@ class Setup:
 
     Attributes:
         workers: Evaluations at the same time.
-        cores: Processors that the workers share; at least `workers` where every worker has its own.
+        cores: Processors that the workers share, also a part of one; at least `workers` where every worker has its own.
         seconds: Processor time of one evaluation, its mean.
         spread: Its coefficient of variation (log-normal).
         trials: Trials to finish.
@@ -68,7 +70,7 @@ class Setup:
     """
 
     workers: int
-    cores: int
+    cores: float
     seconds: float
     spread: float
     trials: int
@@ -229,18 +231,30 @@ def measured_constants(trials: int = 300) -> Constants:
     return Constants(max(0.0, whole - append - dispatch - trip), append, dispatch, trip)
 
 
+def available_cores(processes: int, seconds: float = 4.0) -> float:
+    """Processors that so many independent processes get together: all of them, or what others on the machine leave."""
+    code = f"import time\nend = time.perf_counter() + {seconds}\nwhile time.perf_counter() < end: pass\n"
+    code += "print(time.process_time())"
+    command = [sys.executable, "-S", "-c", code]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    return sum(float(child.communicate()[0]) for child in children) / seconds
+
+
 def check(constants: Constants, counts: Sequence[int], seconds: float, spread: float) -> list[dict[str, float]]:
     """Real runs beside their simulations."""
     cores = len(os.sched_getaffinity(0))
     rows = []
     for workers in counts:
         trials = max(60, 12 * workers)
+        before = available_cores(workers)
         real = real_rate(workers, seconds, spread, trials)
-        setup = Setup(workers, cores, seconds, spread, trials, shares_coordinator=True)
+        available = (before + available_cores(workers)) / 2.0
+        setup = Setup(workers, available, seconds, spread, trials, shares_coordinator=True)
         simulated = statistics.median(simulate(constants, setup, seed).rate for seed in range(5))
-        rows.append({"workers": workers, "cores": cores, "real": real, "simulated": simulated,
+        rows.append({"workers": workers, "cores": cores, "available": available, "real": real, "simulated": simulated,
                      "error_pct": 100.0 * (simulated / real - 1.0), "load": os.getloadavg()[0]})
-        print(f"{workers:3} workers on {cores} cores: real {real:6.2f} trials/s, simulated {simulated:6.2f} "
+        print(f"{workers:3} workers on {cores} cores, {available:.2f} of them free: real {real:6.2f} trials/s, "
+              f"simulated {simulated:6.2f} "
               f"({rows[-1]['error_pct']:+.0f} %), load {rows[-1]['load']:.1f}", flush=True)
     return rows
 

@@ -100,8 +100,8 @@ def main() -> None:
             print(f"seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
     samples = measured.evaluator.samples.count
     lines = [f"{name}, sampler {arguments.sampler}, {samples} samples to score on, torch {torch.__version__}",
-             f"{'seed':>4s}{'trials':>8s}{'scored':>8s}{'stopped':>9s}{'images':>10s}{'in full':>10s}{'saved':>7s}"
-             f"{'front':>7s}{'missed':>8s}{'bias':>9s}{'error':>8s}"]
+             (f"{'seed':>4s}{'trials':>8s}{'scored':>8s}{'stopped':>9s}{'images':>10s}{'in full':>10s}{'saved':>7s}"
+              f"{'front':>7s}{'missed':>8s}{'bias':>9s}{'error':>8s}")]
     for seed, run in enumerate(runs):
         lines.append(
             f"{seed:>4d}{run['trials']:>8d}{run['complete']:>8d}{run['stopped']:>9d}{run['images']:>10,d}"

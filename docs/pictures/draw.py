@@ -1,7 +1,7 @@
 """Draw the pictures of the documentation: `python docs/pictures/draw.py`.
 
 Diagrams are drawn from this file alone. `--run RUN` also draws the front and the table of a finished run and stores
-what they are drawn from (`front.json`), `--tables` the tables of commands that need no run. Every picture is one
+what they are drawn from (`front.json`), `--tables` what commands show without a run. Every picture is one
 self-contained SVG, without scripts, fonts or anything that is fetched.
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
     """Draw what is asked for."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--run", type=Path, help="a finished run, whose front and table are drawn")
-    arguments.add_argument("--tables", action="store_true", help="also the tables of commands without a run")
+    arguments.add_argument("--tables", action="store_true", help="also what commands show without a run")
     arguments.add_argument("--out", type=Path, default=FOLDER)
     given = arguments.parse_args()
     if given.run:
@@ -42,10 +42,13 @@ def main() -> None:
         (given.out / "front.json").write_text(json.dumps(points, indent=1) + "\n")
         text = output_of(["front", str(given.run)]).replace(str(given.run), "runs/NAME")
         write(given.out, "table-front", terminal("paretopress front runs/NAME", text))
+        solve = ["solve", str(given.run), *DEMO, "--max", "latency=-40%"]
+        command = f"paretopress {' '.join(solve)}".replace(str(given.run), "runs/NAME")
+        write(given.out, "table-solve", terminal(command, output_of(solve)))
     if given.tables:
         for name, command in TABLES.items():
             write(given.out, name, terminal(f"paretopress {' '.join(command)}", output_of(command)))
-        write_graph(given.out)
+        write_drawings(given.out)
     recorded = json.loads((FOLDER / "front.json").read_text())
     write(given.out, "front", front_svg(recorded))
     for name, drawing in (
@@ -300,9 +303,11 @@ def output_of(arguments: Sequence[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def write_graph(folder: Path) -> None:
-    """The picture that `inspect --svg` draws of the demo's network."""
+def write_drawings(folder: Path) -> None:
+    """The pictures that `inspect` and `sensitivity` draw of the demo's network."""
     output_of(["inspect", *DEMO, *ZEN4, "--svg", str(folder / "graph.svg")])
+    drawn = ["--svg", str(folder / "curves.svg"), "--heatmap", str(folder / "heatmap.svg")]
+    output_of(["sensitivity", *DEMO, *ZEN4, "--time", "60s", *drawn])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.size = width // heads   # of a head: as many heads as the layers have rows for
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
@@ -42,8 +42,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `(n, tokens, width)`."""
         y = self.norm_1(x)
-        size = self.query.weight.shape[0] // self.heads
-        parts = [layer(y).unflatten(-1, (-1, size)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
+        heads = (layer(y).unflatten(-1, (-1, self.size)) for layer in (self.query, self.key, self.value))
+        parts = [part.transpose(1, 2) for part in heads]
         attended = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         y = self.wide(self.norm_2(x))

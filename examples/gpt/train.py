@@ -1,4 +1,4 @@
-"""Train the GPT of `gpt.py` and write `gpt.safetensors`, in about ten minutes: `python examples/gpt/train.py`."""
+"""Train the GPT of `gpt.py` and write `gpt.safetensors`, in a few minutes: `python examples/gpt/train.py`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--steps", type=int, default=4000)
-    arguments.add_argument("--batch", type=int, default=24, help="windows per step")
+    arguments.add_argument("--steps", type=int, default=1600)
+    arguments.add_argument("--batch", type=int, default=20, help="windows per step")
     arguments.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     given = arguments.parse_args()
     torch.manual_seed(0)

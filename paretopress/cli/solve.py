@@ -37,13 +37,13 @@ POINTS_SHOWN = 5   # of the front, beside each other
 @click.option("--max", "limits", multiple=True, metavar="NAME=BUDGET",
               help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB, energy=3mJ.")
 @click.option("--pin", "pins", multiple=True, metavar="UNIT=CHOICE",
-              help="Let a unit take one choice: 'conv1/channels=keep 0.5', fc/weights=dense, 'fc/weights={weights: 8}'; "
-              "may be repeated.")
+              help="Let a unit take one choice: 'conv1/channels=keep 0.5', fc/weights=dense, "
+              "'fc/weights={weights: 8}'; may be repeated.")
 @click.option("--share", "shares", multiple=True, metavar="UNIT,UNIT",
               help="Let units take the same choice, such as a/weights,b/weights; may be repeated.")
 @click.option("--rates", is_flag=True,
-              help="Also what each further change of the best point would cost and save, unit by unit, and the cheapest "
-              "of every layer along the whole front.")
+              help="Also what each further change of the best point would cost and save, unit by unit, and the "
+              "cheapest of every layer along the whole front.")
 @click.option("-o", "--output", "output", metavar="FOLDER", type=click.Path(path_type=Path),
               help="Write the policies there, best.yaml and 1.yaml, 2.yaml, ..., for paretopress apply.")
 @common
@@ -197,7 +197,8 @@ def _along(document: Mapping[str, Any], cost: str, *, share: bool) -> Any:  # no
             for layer in layers[:RATES_SHOWN]]
     headings = ("layer or group", *(f"at #{point['point']}" for point in points))
     what = "pp" if known else "nats"
-    return plain_table(f"Exchange rates along the front: {what} per {unit} of {cost}", headings, rows, right=headings[1:])
+    title = f"Exchange rates along the front: {what} per {unit} of {cost}"
+    return plain_table(title, headings, rows, right=headings[1:])
 
 
 def _unit_of(cost: str) -> tuple[str, float]:

@@ -154,12 +154,13 @@ CASES = {
     "attention of neighbours": case(attention_of_neighbours, ROWS),
     "attention of some": case(attention_of_some, ROWS),
     "looked up by batch": case(looked_up_by_batch, ROWS),
-    "looked up": case(lambda x: x[:, torch.tensor([3, 0, 3])] + x[:, :3].index_select(2, torch.arange(8)), ROWS),
+    "looked up": case(lambda x: x[:, torch.tensor([3, 0, 3])] + x[:, :3, torch.arange(7, -1, -1)], ROWS),
     "expansions": case(lambda x: x[:, :1].expand(-1, 5, -1) * x[:, :, :1].expand_as(x), ROWS),
     "expansion to the batch": case(lambda x: x + torch.arange(8.0).expand(x.shape[0], 5, 8).flip(2), ROWS),
     "bounds": case(lambda x: torch.clamp_min(x, -0.1) + torch.clamp_max(x, 0.2)),
     "length": case(lambda x: F.normalize(x, dim=1) + torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)),
     "both": case(lambda x: x * ((x > 0) & (x < 1)).to(x.dtype)),
+    "comparisons": case(lambda x: (x >= x.mean()).to(x.dtype) + (x <= 0.5).to(x.dtype) + (x == x.amax()).to(x.dtype)),
     "types": case(lambda x: x * x.to(torch.int64).to(torch.float32)),
 }
 

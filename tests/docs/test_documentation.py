@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import itertools
 import re
 import shlex
 import shutil
@@ -22,13 +23,14 @@ FENCE = re.compile(
     r"^(?:<!-- test: (?P<mark>[a-z]+)(?: (?P<why>[^>]*))? -->\n)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$",
     re.M | re.S,
 )
-MOST_SKIPPED = 16
+MOST_SKIPPED = 24
 # What a reader gives minutes, the tests give a few trials.
 SHORTER = (
     (r"--time \d+m", "--trials 3"),
     (r'time="\d+m"', "trials=3, workers=1"),
     (r"--workers 32", "--workers 1"),
 )
+LONG = re.compile(r"paretopress +(search|sensitivity|solve|verify|apply|policy)|compress\(|study\.optimize")
 MEASURING = ("sensitivity", "device", "demo")  # verbs whose --time is no number of trials
 # First words of blocks that are made of shell commands.
 COMMANDS = ("paretopress", "python", "python3", "pip", "ray", ".ci/run", "mkdocs")
@@ -62,10 +64,15 @@ def blocks_of(page):
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
+def takes_long(block):
+    """Whether a block searches or builds models, or says that it takes long."""
+    return block.mark == "slow" or bool(LONG.search(block.code))
+
+
 def parameters(wanted):
     for block in BLOCKS:
         if wanted(block) and block.mark != "skip":
-            marks = [pytest.mark.slow] if block.mark == "slow" else []
+            marks = [pytest.mark.slow, pytest.mark.timeout(900)] if takes_long(block) else []
             yield pytest.param(block, id=f"{block.page}:{block.line}", marks=marks)
 
 
@@ -82,6 +89,7 @@ def material(tiny, tiny_run, tmp_path_factory):
     for name, text in aliases.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text + "\n")
+    shutil.copy(tiny.folder / "tiny.py", folder)   # fresh processes look here
     shutil.copytree(tiny_run.path, folder / "runs" / "NAME")
     for name in ("small", "OUT"):
         run_command(
@@ -93,6 +101,8 @@ def material(tiny, tiny_run, tmp_path_factory):
     (folder / "int8.yaml").write_text(
         "units:\n" + "".join(f"  {name}/weights: {{weights: 8, activations: 8}}\n" for name in every)
     )
+    (folder / "other.yaml").write_text(int8)
+    run_command(["policy", "export", str(folder / "runs" / "NAME"), "-o", str(folder / "mine.recipe.json")])
     (folder / "settings.yaml").write_text("search: {workers: 1, finalists: 1}\ntiming: {runs: 5}\n")
     shutil.copytree(ROOT / "hardware_profiles" / "library", folder / "library")
     return folder
@@ -101,8 +111,9 @@ def material(tiny, tiny_run, tmp_path_factory):
 @pytest.fixture
 def project(material, tmp_path, monkeypatch):
     """A copy of it to work in, and this machine's profile in the cache, so that nothing is measured for a minute."""
+    from paretopress.hardware_profiles.catalogue import load_profile
     from paretopress.hardware_profiles.local import store_profile
-    from paretopress.hardware_profiles.profile import DeviceProfile, load_profile
+    from paretopress.hardware_profiles.profile import DeviceProfile
 
     folder = tmp_path / "project"
     shutil.copytree(material, folder)
@@ -127,6 +138,14 @@ def run_command(arguments):
     return out.getvalue()
 
 
+def make_way(words):
+    """Commands replace nothing that is there: remove what the folder has under the names that they write."""
+    for option, value in itertools.pairwise(words):
+        if option in ("-o", "--onnx"):
+            shutil.rmtree(value, ignore_errors=True)
+            Path(value).unlink(missing_ok=True)
+
+
 def shortened(text):
     for pattern, replacement in SHORTER:
         text = re.sub(pattern, replacement, text)
@@ -142,8 +161,15 @@ def commands_of(code):
 
 
 @pytest.mark.parametrize("block", parameters(lambda block: block.is_console))
-def test_commands_run(block, project):
+def test_commands_run(block, project, monkeypatch):
+    if "paretopress init" in block.code:   # it replaces nothing
+        (project / "settings.yaml").unlink()
     for words in commands_of(block.code):
+        if words[0].startswith("PYTHONPATH=examples/"):   # in the checkout
+            monkeypatch.syspath_prepend(str(ROOT / words.pop(0).partition("=")[2]))
+        make_way(words)
+        if words[1] == "search" and not {"--trials", "--dry-run"} & set(words):
+            words += ["--trials", "3"]
         assert words[0] == "paretopress", f"{block.page}:{block.line}: mark what the tests cannot run: {words[0]}"
         run_command(words[1:])
 
@@ -153,7 +179,7 @@ def python_pages():
     for page in PAGES:
         blocks = [block for block in blocks_of(page) if block.language == "python" and block.mark != "skip"]
         if blocks:
-            slow = page.name == "methods.md" or any(block.mark == "slow" for block in blocks)
+            slow = page.name == "methods.md" or any(takes_long(block) for block in blocks)
             marks = [pytest.mark.slow, pytest.mark.timeout(900)] if slow else []
             yield pytest.param(blocks, id=str(page.relative_to(ROOT)), marks=marks)
 
@@ -175,8 +201,12 @@ def test_python_blocks_run(blocks, project):
         "build_my_model": tiny.model,
         "labels": labels,
     }
-    if blocks[0].page.endswith("README.md"):
+    if blocks[0].page == "README.md":
         shutil.rmtree(project / "small")
+    if blocks[0].page == "docs/exports.md":
+        paretopress = importlib.import_module("paretopress")
+        names["result"] = paretopress.Result.load("runs/NAME")
+        names["compressed"] = paretopress.load("small", tiny.model)
     for block in blocks:
         if block.page == "docs/guide.md":
             names |= {"model": tiny.model(), "data": tiny.data()}

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from paretopress.compressors.exports import agreeing
 from paretopress.evaluators import timing
 from paretopress.evaluators.timing import SERIES, WARM_UP, Timing, time_alternately, time_steadily
-from paretopress.evaluators.verification import Parity, _agreeing, _largest_difference, drop_interval, output_digest
+from paretopress.evaluators.verification import Parity, _largest_difference, drop_interval, output_digest
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,8 @@ def test_an_unknown_origin_is_no_problem_and_a_difference_is():
 def test_outputs_that_are_no_guesses_agree_where_they_are_near():
     one = torch.tensor([[3.0, 3.01, 0.0], [3.0, 3.01, 0.0], [0.0, 0.0, 5.0]])
     other = torch.tensor([[3.01, 3.0, 0.0], [4.0, 3.0, 0.0], [0.0, 4.0, 5.0]])   # near, far, the same one first
-    assert _agreeing(one, other, guesses=False).tolist() == [True, False, True]
-    assert _agreeing(one, other, guesses=True).tolist() == [False, False, True]
+    assert agreeing(one, other, guesses=False).tolist() == [True, False, True]
+    assert agreeing(one, other, guesses=True).tolist() == [False, False, True]
 
 
 class Session:

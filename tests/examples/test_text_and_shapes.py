@@ -54,7 +54,7 @@ def test_gpt_reaches_its_perplexity():
     sets = (prepared.calibration, prepared.search, prepared.holdout, prepared.train)
     assert [one.count for one in sets] == [256, 500, 1200, 4000]
     assert gpt.data_without_train().train is None
-    assert score(gpt.model(), gpt.perplexity, prepared.search.first(100)) < 6.0
+    assert score(gpt.model(), gpt.perplexity, prepared.search.first(100)) < 7.0
 
 
 def test_unet_finds_the_shapes():

@@ -8,6 +8,7 @@ import math
 import random
 import shutil
 import string
+from copy import deepcopy
 from pathlib import Path
 
 from paretopress.spaces.errors import ParetopressError
@@ -176,7 +177,7 @@ def deep(levels):
 
 def mutated(plain, random_source):
     """Return a copy of a document with one to three places changed."""
-    copy = json.loads(json.dumps(plain))
+    copy = deepcopy(plain)
     for _ in range(random_source.randint(1, 3)):
         copy = _mutated_once(copy, random_source)
     return copy
@@ -185,25 +186,25 @@ def mutated(plain, random_source):
 def _mutated_once(plain, source):
     places = list(_places(plain))
     if not places:
-        return source.choice(STRANGE)
+        return deepcopy(source.choice(STRANGE))
     parent, key = source.choice(places)
     kind = source.randrange(7)
     if kind == 0:
         del parent[key]
     elif kind == 1 and isinstance(parent, dict):
         name = "".join(source.choices(string.printable, k=source.randint(0, 6)))
-        parent[source.choice([name, f"{key}x", "schema", "units", "__class__"])] = source.choice(STRANGE)
+        parent[source.choice([name, f"{key}x", "schema", "units", "__class__"])] = deepcopy(source.choice(STRANGE))
     elif kind == 2:
         parent[key] = deep(source.randint(1, 45))
     elif kind == 3:
         other, name = source.choice(places)
         if (isinstance(other, list) and name < len(other)) or (isinstance(other, dict) and name in other):
-            parent[key] = json.loads(json.dumps(other[name]))
+            parent[key] = deepcopy(other[name])
     elif kind == 4 and isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
         factor = source.choice([-1, 0, 10, 1e9, 1e-9, 1.5])
         parent[key] = parent[key] * (int(factor) if isinstance(parent[key], int) else factor)
     else:
-        parent[key] = source.choice(STRANGE)
+        parent[key] = deepcopy(source.choice(STRANGE))
     return plain
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from paretopress.spaces.errors import ArtifactError, ConfigError, DiskError
+from paretopress.spaces.errors import ArtifactError, DiskError, PolicyError
 
 MOST = 400
 
@@ -295,5 +295,5 @@ def test_what_is_half_written_is_never_read(paths, tmp_path):
     policy_file(tmp_path, 4)
     text = (tmp_path / "policy.yaml").read_bytes()
     (tmp_path / "policy.yaml").write_bytes(text[: len(text) - 8])
-    with pytest.raises(ConfigError):   # PolicyError is one by its base
+    with pytest.raises(PolicyError):
         Policy.load(tmp_path / "policy.yaml")

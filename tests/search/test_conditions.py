@@ -30,7 +30,8 @@ def test_choices_are_read_in_words_and_as_plain_data():
     assert found.pins == {"a/weights": EIGHT, "b/weights": FOUR, "d/channels": None}
     assert found.met_by(Policy.of({"a/weights": EIGHT, "b/weights": FOUR, "c/weights": FOUR}))
     assert not found.met_by(Policy.of({"a/weights": EIGHT, "b/weights": FOUR, "d/channels": Keep(0.5)}))
-    assert found.to_plain()["pins"] == {"a/weights": "8-bit weights", "b/weights": "4-bit weights", "d/channels": "dense"}
+    shown = {"a/weights": "8-bit weights", "b/weights": "4-bit weights", "d/channels": "dense"}
+    assert found.to_plain()["pins"] == shown
 
 
 def test_units_that_share_keep_the_choices_they_have_in_common_in_one_order():
