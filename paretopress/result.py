@@ -247,6 +247,9 @@ class Front:
             y: `accuracy`, the first metric, or another cost.
             axes: Of matplotlib, to draw on; by default new ones.
 
+        Returns:
+            The axes, for `axes.figure.savefig(...)`.
+
         Raises:
             ConfigError: Matplotlib is not installed, an unknown objective, or one that no point has a value for.
         """

@@ -32,10 +32,12 @@ LIMITS = {"max_latency": "latency", "max_size": "size", "max_macs": "macs", "max
 class Search:
     """A search of one model on some data.
 
-    >>> search = paretopress.Search(model, data=data, target="local", max_drop="1pp", time="5m")
-    >>> search.set("search.finalists=12").add(paretopress.TensorBoard("logs"))
-    >>> result = search.run()          # the same again continues an interrupted run
-    >>> result = search.resume(time="10m")   # searches the finished run further
+    ```
+    search = paretopress.Search(model, data=data, target="local", max_drop="1pp", time="5m")
+    search.set("search.finalists=12").add(paretopress.TensorBoard("logs"))
+    result = search.run()                # the same again continues an interrupted run
+    result = search.resume(time="10m")   # searches the finished run further
+    ```
     """
 
     def __init__(
@@ -127,6 +129,9 @@ class Search:
         Args:
             *assignments: A dotted key and a YAML value each, such as `"search.finalists=12"`.
 
+        Returns:
+            This search.
+
         Raises:
             ConfigError: An unknown key or a malformed value.
         """
@@ -141,6 +146,9 @@ class Search:
         Args:
             *callbacks: Objects with methods of `paretopress.Callback`.
 
+        Returns:
+            This search.
+
         Raises:
             ConfigError: One is a class, or has none of the methods.
         """
@@ -148,7 +156,14 @@ class Search:
         return self
 
     def dry_run(self) -> dict[str, Any]:
-        """Say what a run would do, without searching: see `search.forecast.forecast`."""
+        """Say what a run would do, without searching or writing anything.
+
+        Returns:
+            The document of `search --dry-run`: space, targets, what budgets can reach, and estimated seconds.
+
+        Raises:
+            ParetopressError: As `run`, before it begins to search; not where budgets are out of reach.
+        """
         from paretopress.measuring import measure_if_targeted
         from paretopress.search.forecast import forecast
 
@@ -162,6 +177,9 @@ class Search:
 
         Args:
             fresh: Start anew where the run directory exists.
+
+        Returns:
+            The run with its verified front.
 
         Raises:
             DataError: Data that is empty, not finite, of a wrong shape, or overlaps.
@@ -192,6 +210,9 @@ class Search:
         Args:
             time: How long this time, in place of the settings' time.
             trials: Number of trials in all, in place of the settings' number.
+
+        Returns:
+            The run with its verified front.
 
         Raises:
             ConfigError: There is no run to continue; a time where a number of trials ends it, or the other way round.

@@ -7,71 +7,42 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import urlsplit
 
-from paretopress.spaces.errors import ConfigError, unknown_name
+from paretopress.search.storages.storage_url import StorageUrl
 
 SECONDS = 5.0
-HIDDEN = "***"
 
 
-def check_storage(url: str) -> dict[str, Any]:
+def check_storage(text: str) -> dict[str, Any]:
     """Try to reach a storage; nothing is made or written.
 
     Args:
-        url: `sqlite:///PATH`, `journal:///PATH`, `postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE` or
-            `grpc://HOST:PORT`.
+        text: As `search --storage` takes it: `sqlite:///PATH`, `journal:///PATH`,
+            `postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE` or `grpc://HOST:PORT`.
 
     Returns:
-        `url` without its password, `reachable`, and `detail`: what answered, or one line that says what did not.
+        `url` without credentials, `reachable`, and `detail`: what answered, or one line that says what did not.
 
     Raises:
         ConfigError: Not such an address.
     """
-    kind, separator, _ = url.partition("://")
-    if kind not in _CHECKS or not separator:
-        raise ConfigError(f"--storage: {unknown_name('kind', kind[:20], _CHECKS)}")
+    url = StorageUrl.parse(text)
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ConfigError(f"--storage: not an address: {kind}://{HIDDEN}") from None
-    try:
-        detail, reachable = _CHECKS[kind](url, parts), True
-    except (OSError, ConfigError, _UnreachableError) as error:
+        detail, reachable = _CHECKS[url.kind](url), True
+    except (OSError, _UnreachableError) as error:
         detail, reachable = str(error), False
-    return {"url": shown(parts), "reachable": reachable, "detail": _scrubbed(detail, parts)}
-
-
-def shown(parts: SplitResult) -> str:
-    """Return an address without password and query, which may hold one too."""
-    host = parts.netloc.rpartition("@")[2]
-    user = f"{parts.username}{f':{HIDDEN}' if parts.password else ''}@" if parts.username else ""
-    return f"{parts.scheme}://{user}{host}{parts.path}{f'?{HIDDEN}' if parts.query else ''}"
+    return {"url": url.shown, "reachable": reachable, "detail": " ".join(url.scrubbed(detail).split())[:300]}
 
 
 class _UnreachableError(Exception):
-    """A server or file answered, but not as a storage does."""
+    """Nothing answered, or something that is no storage."""
 
 
-def _scrubbed(text: str, parts: SplitResult) -> str:
-    """A driver's message on one line, without the password."""
-    for secret in (parts.password, unquote(parts.password or ""), parts.query):
-        text = text.replace(secret, HIDDEN) if secret else text
-    return " ".join(text.split())[:300]
-
-
-def _path(parts: SplitResult) -> Path:
-    text = unquote(parts.path.removeprefix("/"))
-    if not text:
-        raise ConfigError(f"name a file: {parts.scheme}:///PATH")
-    return Path(text)
-
-
-def _sqlite(_url: str, parts: SplitResult) -> str:
+def _sqlite(url: StorageUrl) -> str:
     import sqlite3
 
-    path = _path(parts)
+    path = _path(url)
     if not path.exists():
         return _can_be_made(path)
     try:
@@ -82,8 +53,13 @@ def _sqlite(_url: str, parts: SplitResult) -> str:
     return f"SQLite {sqlite3.sqlite_version}, {tables} tables{_writable(path)}"
 
 
-def _journal(_url: str, parts: SplitResult) -> str:
-    path = _path(parts)
+def _path(url: StorageUrl) -> Path:
+    assert url.path is not None   # `parse` names a file for these kinds
+    return url.path
+
+
+def _journal(url: StorageUrl) -> str:
+    path = _path(url)
     if not path.exists():
         return _can_be_made(path)
     if not path.is_file():
@@ -106,34 +82,34 @@ def _writable(path: Path) -> str:
     return ", writable"
 
 
-def _postgresql(url: str, parts: SplitResult) -> str:
+def _postgresql(url: StorageUrl) -> str:
     try:
         import psycopg
     except ImportError:
-        _connected(parts, 5432)
+        parts = urlsplit(url.secret)
+        _connected(parts.hostname or "127.0.0.1", parts.port or 5432)
         return "the server accepts connections; pip install 'paretopress[postgresql]' to look further"
     try:
-        with psycopg.connect(url, connect_timeout=int(SECONDS)) as connection:
+        with psycopg.connect(url.secret, connect_timeout=int(SECONDS)) as connection:
             row = connection.execute("SELECT version()").fetchone()
     except psycopg.Error as error:
         raise _UnreachableError(str(error) or type(error).__name__) from None
     return str(row[0]).partition(",")[0] if row else "the server answers"
 
 
-def _grpc(_url: str, parts: SplitResult) -> str:
-    _connected(parts, 13000)
+def _grpc(url: StorageUrl) -> str:
+    _connected(*url.address)
     return "the server accepts connections"
 
 
-def _connected(parts: SplitResult, port: int) -> None:
-    address = (parts.hostname or "127.0.0.1", parts.port or port)
+def _connected(host: str, port: int) -> None:
     try:
-        with socket.create_connection(address, SECONDS):
+        with socket.create_connection((host, port), SECONDS):
             return
     except OSError as error:
-        raise _UnreachableError(f"{address[0]}:{address[1]}: {error.strerror or error}") from None
+        raise _UnreachableError(f"{host}:{port}: {error.strerror or error}") from None
 
 
-_CHECKS: dict[str, Callable[[str, SplitResult], str]] = {
+_CHECKS: dict[str, Callable[[StorageUrl], str]] = {
     "sqlite": _sqlite, "journal": _journal, "postgresql": _postgresql, "grpc": _grpc,
 }

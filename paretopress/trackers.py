@@ -199,7 +199,8 @@ class WeightsAndBiases(Callback):
             import wandb
         except ImportError:
             raise ConfigError(_missing("wandb")) from None
-        self._wandb, self._project, self._mode = wandb, project, chosen
+        self._wandb: Any = wandb
+        self._project, self._mode = project, chosen
         self._folder = None if folder is None else Path(folder)
         self._run: Any = None
 

@@ -19,7 +19,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(cli):
     found = json.loads(out)["storage"]
     assert code == 1
     assert found["reachable"] is False
-    assert found["url"] == "postgresql://me:***@127.0.0.1:1/db?***"
+    assert found["url"] == "postgresql://me:***@127.0.0.1:1/db?sslpassword=***"
     for secret in (SECRET, "p@ss-word", "hush"):
         assert secret not in out + err
     code, out, err = cli("doctor", "--storage", f"postgresql://me:{SECRET}@127.0.0.1:1/db")
@@ -50,14 +50,14 @@ def test_files_that_are_no_storage_and_folders_that_are_missing_are_not(tmp_path
     assert "not a database" in check_storage(f"sqlite:///{tmp_path}/a.db")["detail"]
     assert "does not exist" in check_storage(f"journal:///{tmp_path}/no/log")["detail"]
     assert "not a file" in check_storage(f"journal:///{tmp_path}")["detail"]
-    assert "name a file" in check_storage("sqlite:///")["detail"]
 
 
-@pytest.mark.parametrize("url", ["mysql://a:b@c/d", "postgresql", "postgresql://u:hush@host:port/x"])
+@pytest.mark.parametrize("url", ["mysql://a:hush@c/d", "postgresql", "postgresql://u:hush@host:port/x"])
 def test_what_is_no_storage_is_refused_without_secrets(cli, url):
     code, out, err = cli("doctor", "--storage", url)
     assert (code, out) == (2, "")
-    assert err.startswith("error: --storage: ")
+    assert err.startswith("error: storage: ")
+    assert err.count("\n") == 1
     assert "hush" not in err
 
 

@@ -80,8 +80,8 @@ def test_an_exported_folder_has_a_card_with_what_was_measured(run, tmp_path):
     matter = yaml.safe_load(front)
     (entry,) = matter["model-index"]
     assert entry["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.986}]
-    assert "98.9%" in body
-    assert "98.6%" in body
+    assert "98.9 %" in body
+    assert "98.6 %" in body
     assert "4.00 x faster" in body
     assert "test machine" not in body or "timed on" in body
     assert "--pick id:1" in body
