@@ -6,18 +6,22 @@ or altered file is refused. The manifest itself must be in the one form that thi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretopress.spaces.documents import (
     MAX_BYTES,
     disk_error,
+    exchange,
     parse_json,
+    read_regular,
     sha256_file,
     sync_folder,
     temporary_sibling,
@@ -25,8 +29,15 @@ from paretopress.spaces.documents import (
 )
 from paretopress.spaces.errors import ArtifactError, ConfigError, DiskError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SCHEMA = "paretopress-manifest/1"
 MANIFEST = "manifest.json"
+LARGEST_HEADER = 8 << 20  # bytes of a safetensors header: 100,000 tensors
+LARGEST_FILE = 20 << 30   # bytes; a larger one is no compressed model
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @contextmanager
@@ -90,9 +101,16 @@ def _manifest_text(manifest: Any) -> str:  # noqa: ANN401
 
 
 def _move(temporary: Path, folder: Path) -> None:
-    """Put a finished folder in its place; the one it replaces is put back if that fails."""
+    """Put a finished folder in its place.
+
+    Both change places in one step where the file system can do that: whoever is killed here leaves the old or the new
+    one. Elsewhere the old one is moved away first, and put back if the new one cannot take its place.
+    """
     if not folder.exists() or not any(folder.iterdir()):
         temporary.rename(folder)
+        return
+    if exchange(temporary, folder):
+        shutil.rmtree(temporary, ignore_errors=True)
         return
     replaced = temporary_sibling(folder)
     folder.rename(replaced)
@@ -120,12 +138,19 @@ def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(files, dict) or manifest != {"schema": SCHEMA, "files": files}:
         raise ArtifactError(f"{path}: not a manifest of schema {SCHEMA}")
     for name, entry in files.items():
-        well_formed = isinstance(entry, dict) and set(entry) == {"size", "sha256"}
-        if not well_formed or name in ("", ".", "..", MANIFEST) or "/" in name or "\\" in name:
+        if name == MANIFEST or not _NAME.fullmatch(name) or not _is_entry(entry):
             raise ArtifactError(f"{path}: the entry {name!r} is not a file with its size and sha256")
     if text != _manifest_text(manifest):
         raise ArtifactError(f"{path}: altered: not the text that was written")
     return files
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
+        return False
+    size, digest = entry["size"], entry["sha256"]
+    whole = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= LARGEST_FILE
+    return whole and isinstance(digest, str) and _DIGEST.fullmatch(digest) is not None
 
 
 def check_folder(folder: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -140,10 +165,12 @@ def check_folder(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     found = {entry.name: entry for entry in folder.iterdir() if entry.name != MANIFEST}
     for name in sorted(found.keys() | entries.keys()):
         path = folder / name
+        if name in found and found[name].is_symlink():
+            raise ArtifactError(f"{path}: a symbolic link: an artefact's files are its own")
         if name not in found or not found[name].is_file():
             raise ArtifactError(f"{path}: missing")
         if name not in entries:
-            raise ArtifactError(f"{path}: not part of the artefact")
+            raise ArtifactError(f"{folder / _shown(name)}: not part of the artefact")
         size = path.stat().st_size
         if size != entries[name]["size"]:
             expected = entries[name]["size"]
@@ -177,18 +204,44 @@ def read_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     return contents
 
 
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
+def read_tensors(content: bytes, where: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Args:
+        content: The file.
+        where: Its path, for errors.
+
+    Raises:
+        ArtifactError: Not a safetensors file, or its header is out of proportion.
+    """
+    import safetensors
+    import safetensors.torch
+
+    header = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or header > min(len(content) - 8, LARGEST_HEADER):
+        raise ArtifactError(f"{where}: not a safetensors file: its header would have {header} bytes")
+    try:
+        return safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{where}: {' '.join(str(error).split())[:200]}") from None
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """Return the content of a file of at most `limit` bytes. Raises `ArtifactError`."""
     try:
-        with path.open("rb") as stream:
-            content = stream.read(limit + 1)
+        return read_regular(path, limit, follow=False)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing") from None
+    except ConfigError as error:
+        raise ArtifactError(str(error)) from None
     except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror or error}") from None
-    if len(content) > limit:
-        raise ArtifactError(f"{path}: larger than {limit} bytes")
-    return content
+        link = error.errno == errno.ELOOP
+        reason = "a symbolic link: an artefact's files are its own" if link else error.strerror or error
+        raise ArtifactError(f"{path}: {reason}") from None
 
 
 def _digest(path: Path) -> str:

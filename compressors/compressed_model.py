@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from paretopress.compressors.apply_edits import apply_edits, load_tensors, stored_tensors
-from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder
+from paretopress.compressors.artefact_folder import MANIFEST, new_folder, read_folder, read_tensors
 from paretopress.compressors.delta import Delta, Input, module_edits
 from paretopress.compressors.entropy_coding import Coded, decoded, encoded, packed_widths
 from paretopress.compressors.folding import remaining_state
@@ -34,7 +34,7 @@ from paretopress.spaces.documents import (
     write_text,
     write_yaml,
 )
-from paretopress.spaces.errors import ArtifactError, ConfigError, UnsupportedModelError
+from paretopress.spaces.errors import ArtifactError, ConfigError, ParetopressError, UnsupportedModelError
 from paretopress.spaces.left_dense import untouched
 from paretopress.spaces.methods import Assignment
 from paretopress.spaces.plan import Plan, plan
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 TENSORS, DELTA, POLICY = "model.safetensors", "delta.json", "policy.yaml"
 RANGES = ("activation_scale", "activation_zero_point")
+
+_MISFITS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AssertionError)
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
@@ -353,7 +355,7 @@ def load(
 def _load(folder: Path, model_factory: ModelFactory, program: Program | None) -> CompressedModel:
     contents = read_folder(folder, (TENSORS, DELTA, POLICY))
     delta = _read_delta(contents[DELTA], str(folder / DELTA))
-    tensors = decoded(_read_tensors(contents[TENSORS], str(folder / TENSORS)), delta.coded, str(folder / TENSORS))
+    tensors = decoded(read_tensors(contents[TENSORS], str(folder / TENSORS)), delta.coded, str(folder / TENSORS))
     delta = replace(delta, coded={})
     model = copy.deepcopy(make_model(model_factory)).cpu().eval().requires_grad_(False)
     _check_state(model, delta)
@@ -362,9 +364,15 @@ def _load(folder: Path, model_factory: ModelFactory, program: Program | None) ->
         source = program
     elif delta.ranges or delta.graph:
         source = _capture(model, delta)
-    apply_edits(model, delta.edits)
     ranges = _take_ranges(tensors, delta, str(folder / TENSORS))
-    load_tensors(model, tensors, delta.edits)
+    try:
+        apply_edits(model, delta.edits)
+        load_tensors(model, tensors, delta.edits)
+    except ParetopressError:
+        raise
+    except _MISFITS as error:   # nothing of the user's code runs in there: whoever wrote the artefact is to blame
+        what = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"{folder / DELTA}: its edits do not fit the model: {what}") from None
     return CompressedModel(model, delta, ranges, source)
 
 
@@ -385,16 +393,6 @@ def _read_delta(content: bytes, where: str) -> Delta:
     try:
         return Delta.from_plain(parse_json(content.decode(), where), where)
     except (ConfigError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{where}: {error}") from None
-
-
-def _read_tensors(content: bytes, where: str) -> dict[str, Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(f"{where}: {error}") from None
 
 

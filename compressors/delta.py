@@ -6,6 +6,7 @@ modules smaller, and the stored tensors fill them. Nothing here touches a module
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,7 @@ from paretopress.spaces.policy import Policy
 from paretopress.spaces.stored_weights import TensorForm, input_forms, stored_forms
 
 SCHEMA = "paretopress-delta/2"
+LARGEST_INPUT = 1 << 28   # elements: such a batch is made to capture the dense model again
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +367,8 @@ def _choice(value: object, where: str) -> Choice | None:
 def _input(value: object, where: str) -> Input:
     plain = _mapping(value, ("shape", "dtype", "keyword"), where)
     shape = _shape(plain["shape"], where, lowest=0)
+    if math.prod(shape) > LARGEST_INPUT:
+        raise ArtifactError(f"{where}: {shape} has more than {LARGEST_INPUT} elements")
     return Input(shape, _text(plain["dtype"], where), _text(plain["keyword"], where))
 
 

@@ -63,8 +63,11 @@ def export_openvino(onnx: Path, path: Path) -> None:
 def open_ir(path: Path, threads: int = 1) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """Load IR on the CPU, floats 32 bits wide, and return the function that runs it on inputs in the graph's order."""
     openvino = import_openvino()
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {
+        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",          # some CPUs would take bfloat16 by themselves
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",     # the inputs of 4-bit layers would be rounded to 8 bits
+    }
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,17 @@ def export_program(compressed: CompressedModel, path: Path, inputs: Inputs, *, p
 
         compressed = keep_packed(_copy(compressed))
     program = compressed.program
-    module = _Executable(program, network_of(compressed))
+    names = [f"input_{place}" for place in range(len(inputs[0]))]
+    module = _executable(names, list(inputs[1]))(program, network_of(compressed))
     # What the graph was captured with is the only batch that it is sure to run with, where that is fixed.
     rows = 2 if program.graph.dynamic_batch else program.graph.batch
     args, kwargs = example_rows(inputs, rows)
-    shapes = torch.export.ShapesCollection()
-    if program.graph.dynamic_batch:
-        for tensor in (*args, *kwargs.values()):
-            shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(
-                module, args, kwargs, strict=False, dynamic_shapes=shapes if program.graph.dynamic_batch else None
-            )
+            batch = {0: torch.export.Dim.DYNAMIC}
+            shapes = dict.fromkeys((*names, *kwargs), batch) if program.graph.dynamic_batch else None
+            exported = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
             content = io.BytesIO()
             torch.export.save(exported, content)
     except Exception as error:  # noqa: BLE001 - torch.export raises what it likes
@@ -101,3 +99,15 @@ class _Executable(nn.Module):
         outputs = forward(self._program, self._network, self._program.flatten_inputs(args, kwargs))
         return dict(outputs) if isinstance(outputs, Mapping) else outputs
 
+
+def _executable(positional: Sequence[str], keywords: Sequence[str]) -> type[_Executable]:
+    """The module's class with the inputs in its signature: torch.export finds none of a `**kwargs` in its shapes."""
+
+    def run(self: _Executable, *args: Tensor, **kwargs: Tensor) -> Any:  # noqa: ANN401
+        return _Executable.forward(self, *args, **kwargs)
+
+    own = inspect.Parameter
+    parameters = [own(name, own.POSITIONAL_OR_KEYWORD) for name in ("self", *positional)]
+    parameters += [own(name, own.KEYWORD_ONLY) for name in keywords]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return type("Executable", (_Executable,), {"forward": run})

@@ -274,7 +274,8 @@ def agreeing(one: Tensor, other: Tensor, *, guesses: bool = False) -> Tensor:
     if guesses:
         return same
     rows, difference = (tensor.reshape(len(one), -1).double() for tensor in (one, one - other))
-    return same | (difference.norm(dim=1) <= NEAR * rows.norm(dim=1))
+    near: Tensor = difference.norm(dim=1) <= NEAR * rows.norm(dim=1)
+    return same | near
 
 
 def _leading(output: Tensor) -> Tensor:

@@ -106,6 +106,8 @@ def decode(stream: HuffmanStream) -> Integers:
         raise ArtifactError("Huffman stream: its codes or its blocks are damaged")
     if not stream.count:
         return np.zeros(0, dtype=np.int64)
+    if stream.count > 8 * len(stream.data):   # every value takes a bit at least: claims without data allocate nothing
+        raise ArtifactError("Huffman stream: it ends too early")
     data = np.concatenate([stream.data, np.zeros(4, dtype=np.uint8)]).astype(np.uint32)
     windows = (data[:-3] << 24) | (data[1:-2] << 16) | (data[2:-1] << 8) | data[3:]
     order, limits, shifts = _table(lengths)

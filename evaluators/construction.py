@@ -17,7 +17,7 @@ from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.quantisation import RangeMethod, RoundingMethod
 from paretopress.compressors.realise import realise
 from paretopress.compressors.refit import refit, settle
-from paretopress.evaluators.batches import Batches
+from paretopress.evaluators.batches import Batch, Batches
 from paretopress.evaluators.divergence import divergence
 from paretopress.evaluators.metrics import concatenate_outputs
 from paretopress.spaces.errors import UnsupportedModelError
@@ -133,11 +133,17 @@ def realised(model: nn.Module, program: Program, network: Network) -> Compressed
     return realise(model, program, network)
 
 
-def outputs_on(program: Program, network: Network, samples: Batches) -> tuple[Any, tuple[Tensor, ...]]:
-    """Outputs of a network on a set: as the model returns them, and the tensors among them in order."""
+def outputs_of(program: Program, network: Network, batch: Batch) -> Any:  # noqa: ANN401
+    """Outputs of a network on one batch, as the model returns them."""
     with torch.inference_mode():
-        collected = [
-            run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs)) for batch in samples
-        ]
-    outputs = concatenate_outputs(collected)
-    return outputs, tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
+        return run_batches(program, network, program.flatten_inputs(batch.args, batch.kwargs))
+
+
+def outputs_on(program: Program, network: Network, samples: Batches) -> Any:  # noqa: ANN401
+    """Outputs of a network on a set, as the model returns them."""
+    return concatenate_outputs([outputs_of(program, network, batch) for batch in samples])
+
+
+def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    """The tensors among a model's outputs, in order."""
+    return tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))

@@ -27,6 +27,7 @@ class Evaluation:
         constraints: Violations by name in the objective's unit; at most 0 where the budget is met.
         reason: Why the candidate was screened or failed, `""` when complete.
         trace: The traceback of a failure, where there is one.
+        images: Samples that were forwarded for it: those that tune it, and those that it was scored on.
     """
 
     state: State
@@ -34,6 +35,7 @@ class Evaluation:
     constraints: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     trace: str = ""
+    images: int = 0
 
     @property
     def feasible(self) -> bool:
@@ -44,5 +46,5 @@ class Evaluation:
         """Return the evaluation itself, or a failed one naming the first value that is not finite."""
         for name, value in (*self.values.items(), *self.constraints.items()):
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                return Evaluation(State.FAILED, {}, {}, f"bad value: {name}={value!r}")
+                return Evaluation(State.FAILED, {}, {}, f"bad value: {name}={value!r}", images=self.images)
         return self

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paretopress.spaces.errors import ConfigError, DataError, ParetopressError, unknown_name
 
 Direction = Literal["max", "min"]
+Array = NDArray[np.float64]
 PRIMARY = "accuracy"
 # Names that costs and figures of a candidate carry beside the metrics, in trials, in `measured` and in tables.
 COST_NAMES = frozenset({"latency", "relative", "size", "macs", "peak_memory", "energy", "robust"})
@@ -81,12 +84,15 @@ class Metric:
         direction: Whether more (`max`) or less (`min`) is better.
         name: The objective's name; the first metric of a run is always `accuracy`.
         label: What the user called it, for reports.
+        samples: `(outputs, targets)` to one value per sample, each from 0 to 1, whose mean is the metric. With it a
+            search need not score hopeless candidates on every sample; `top1` has one of its own.
     """
 
     function: Callable[[Any, Tensor], float]
     direction: Direction = "max"
     name: str = PRIMARY
     label: str = ""
+    samples: Callable[[Any, Tensor], Any] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -122,6 +128,25 @@ class Metric:
         if not math.isfinite(value):
             raise DataError(f"metric {shown!r} returned {value}, not a finite number")
         return value
+
+    def sample_scores(self, outputs: Any, targets: Tensor) -> Array | None:  # noqa: ANN401
+        """Return one value per sample whose mean is the metric, `(n,)`, None where none are known.
+
+        Raises:
+            DataError: The user's function returned what no sample values can be; the message names the metric.
+        """
+        own = self.samples or (right_first if self.function is top1 else None)
+        if own is None:
+            return None
+        found = np.asarray(own(outputs, targets), dtype=np.float64)
+        shown = self.label or self.name
+        if found.ndim == 0 or len(found) != len(targets):
+            raise DataError(f"metric {shown!r}: samples returned shape {found.shape} for {len(targets)} samples "
+                            f"(allowed: one value per sample)")
+        found = np.asarray(found.reshape(len(found), -1).mean(axis=1), dtype=np.float64)
+        if not bool(((found >= 0.0) & (found <= 1.0)).all()):   # also where one is not a number
+            raise DataError(f"metric {shown!r}: samples returned values outside 0 to 1 (allowed: values from 0 to 1)")
+        return found
 
     def identity(self) -> list[str]:
         """Return what tells this metric from another: name, direction, function and hash of its source."""

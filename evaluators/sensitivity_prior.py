@@ -61,9 +61,9 @@ class Scales:
     model: float = 0.7
     model_family: float = 0.5
     model_slope: float = 0.15
-    unit: float = 0.35
-    unit_family: float = 0.25
-    noise: float = 0.2
+    unit: float = 0.5
+    unit_family: float = 0.35
+    noise: float = 0.3
     reach: float = 1.0
 
 

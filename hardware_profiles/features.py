@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from paretopress.spaces.kernels import Boundary, Family, Kernel, product
 
 Array = NDArray[np.float64]
+# Element-wise functions that take an exponential or an error function: many times the work of a comparison.
+CURVED = frozenset(("gelu", "sigmoid", "tanh", "erf", "exp", "log", "silu", "elu", "selu", "celu", "mish", "softplus"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Columns:
     batch: Array
     fused: Array
     flat: Array
+    curved: Array
 
 
 def as_product(kernel: Kernel) -> Kernel:
@@ -70,7 +73,7 @@ def columns(kernels: Sequence[Kernel]) -> Columns:
     """Extract the shapes of kernels; transposed convolutions as products.
 
     `pixels` are output positions, `lines` output positions without the innermost dimension, `fused` the
-    number of absorbed operators, `flat` 1 for windows of one dimension.
+    number of absorbed operators, `flat` 1 for windows of one dimension, `curved` 1 for functions of exponentials.
     """
     table = np.array(
         [
@@ -88,11 +91,12 @@ def columns(kernels: Sequence[Kernel]) -> Columns:
                 k.batch,
                 len(k.fused),
                 len(k.window) == 1,
+                k.operator in CURVED,
             )
             for k in map(as_product, kernels)
         ],
         dtype=np.float64,
-    ).reshape(len(kernels), 13)
+    ).reshape(len(kernels), 14)
     return Columns(*table.T)
 
 
@@ -203,6 +207,7 @@ FEATURES: dict[str, Callable[[Columns, Alignment], Array]] = {
     "weights": lambda c, a: c.area * (c.cin / c.groups) * _up(c.cout, a.output_channels) / 1e3,
     "window_reads": lambda c, _: c.outputs * c.area / 1e3,
     "inputs": lambda c, _: c.inputs / 1e3,
+    "inputs_curved": lambda c, _: c.curved * c.inputs / 1e3,
     "inputs_few": _where(_few_inputs, lambda c, _: c.inputs / 1e3),
     "outputs": lambda c, _: c.outputs / 1e3,
     "outputs_aligned": lambda c, a: c.batch * c.pixels * _up(c.cout, a.output_channels) / 1e3,

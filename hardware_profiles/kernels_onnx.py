@@ -189,7 +189,8 @@ class ModelBuilder(OnnxGraph):
         prefix = self._prefix()
         self._node(operator, [value.name], prefix)
         return self._finish(
-            prefix, [value], value.channels, value.size, False, False, Family.ELEMENTWISE, cin=value.channels
+            prefix, [value], value.channels, value.size, False, False, Family.ELEMENTWISE, cin=value.channels,
+            operator=operator.lower(),
         )
 
     def normalise(self, value: Value) -> Value:
@@ -312,11 +313,13 @@ class ModelBuilder(OnnxGraph):
         rows: int = 1,
         shape: tuple[int, ...] = (),
         features: int = 0,
+        operator: str = "",
     ) -> Value:
         """Add the kernel's tail and record it.
 
         `keep_zero`: the operator leaves integers as they are. `shape`: of the value, behind the batch, where that is
         not `(cout, *size)`. `features`: output features of the kernel where those are not the value's channels.
+        `operator`: function of an element-wise kernel.
         """
         name = f"{prefix}_value"
         zero_point = inputs[0].zero_point if keep_zero else 0 if relu else ZERO_POINT
@@ -349,6 +352,7 @@ class ModelBuilder(OnnxGraph):
                 fused=("relu",) if relu else (),
                 input_elements=sum(value.elements for value in inputs),
                 output_elements=elements,
+                operator=operator,
             )
         )
         made, kept = (shape[0], shape[1:]) if shape else (cout, size)

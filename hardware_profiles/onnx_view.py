@@ -300,6 +300,8 @@ class _Reader:
     ) -> Kernel:
         channels = [shape[1] if len(shape) > 1 else 1 for shape in (before, after)]
         plain = Kernel("", family, cin=channels[0], cout=channels[1], input_size=before[2:], output_size=after[2:])
+        if family is Family.ELEMENTWISE:
+            return replace(plain, operator=node.op_type.lower())
         if family is Family.GLOBAL_POOL:
             return replace(plain, output_size=())
         if family is Family.CONCAT:

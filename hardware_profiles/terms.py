@@ -95,7 +95,7 @@ TERMS: dict[Family, tuple[str, ...]] = {
     Family.POOL: ("one", "window_reads", "inputs", "outputs", "odd_output", "odd_output_one"),
     Family.GLOBAL_POOL: ("one", "inputs", "outputs", "odd_input", "odd_output_one"),
     Family.NORM: ("one", "inputs"),
-    Family.ELEMENTWISE: ("one", "inputs", "odd_input"),
+    Family.ELEMENTWISE: ("one", "inputs", "inputs_curved", "odd_input"),
     Family.CONCAT: ("one", "outputs", "odd_output"),
     Family.DATA: ("one", "inputs", "odd_input"),
     Family.OTHER: ("one", "inputs"),

@@ -29,6 +29,7 @@ def compress(
     time: str | None = None, trials: int | None = None, seed: int | None = None, workers: int | None = None,
     distil: str | None = None, effort: str | None = None, sampler: str | None = None,
     warm_start: str | os.PathLike[str] | Policy | Recipe | None = None,
+    executor: str | None = None, ray: str | None = None, tune_callbacks: Sequence[Any] = (),
     run: str | os.PathLike[str] | None = None, fresh: bool = False, space: SpaceSettings | None = None,
     settings: str | os.PathLike[str] | Mapping[str, Any] | None = None, callbacks: Iterable[Any] = (),
     progress: bool = True,
@@ -58,6 +59,9 @@ def compress(
         sampler: How trials are proposed, one of `search.samplers.SAMPLERS`.
         warm_start: What the search starts from: a run, a recipe or policy (or its file), a folder of recipes, or the
             name of a recipe that comes with the package.
+        executor: Where trials run: `serial`, `processes`, `ray` or `tune`; by default as `workers` and `ray` say.
+        ray: A Ray cluster, `auto`, `local` or `HOST:PORT`.
+        tune_callbacks: Of type `ray.tune.Callback`, with the executor `tune`.
         run: Run directory, by default `runs/NAME-FINGERPRINT`.
         fresh: Start anew where the run directory exists.
         space: What may be chosen.
@@ -78,7 +82,8 @@ def compress(
         model, data=data, target=target, max_latency=max_latency, max_size=max_size, max_drop=max_drop,
         max_macs=max_macs, max_memory=max_memory, max_energy=max_energy, max_robust=max_robust, settings=settings,
         space=space, run=run, callbacks=callbacks, progress=progress, time=time, trials=trials, seed=seed,
-        workers=workers, distil=distil, effort=effort, sampler=sampler, warm_start=warm_start,
+        workers=workers, distil=distil, effort=effort, sampler=sampler, warm_start=warm_start, executor=executor,
+        ray=ray, tune_callbacks=tune_callbacks,
     ).run(fresh=fresh)
 
 

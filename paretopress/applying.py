@@ -25,6 +25,7 @@ from paretopress.evaluators.construction import (
     calibrated,
     captured,
     flat_inputs,
+    flat_outputs,
     outputs_on,
     realised,
     stitched,
@@ -228,8 +229,8 @@ def _judge(program: Program, base: Network, sets: Sets) -> Callable[[Network], S
 
     def score(network: Network) -> Scores:
         if not dense:
-            dense.append(outputs_on(program, base, samples)[1])
-        return {"divergence": divergence(dense[0], outputs_on(program, network, samples)[1])}
+            dense.append(flat_outputs(outputs_on(program, base, samples)))
+        return {"divergence": divergence(dense[0], flat_outputs(outputs_on(program, network, samples)))}
 
     return score
 

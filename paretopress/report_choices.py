@@ -31,6 +31,7 @@ class ChoiceTable:
     units: dict[str, tuple[str, list[Option]]] = field(default_factory=dict)
     _numbers: dict[str, int] = field(default_factory=dict)
     _places: dict[tuple[str, int], int] = field(default_factory=dict)
+    _known: dict[Choice, int] = field(default_factory=dict)   # the same few choices come thousands of times
 
     @classmethod
     def of(cls, anatomy: Mapping[str, Any]) -> ChoiceTable:
@@ -76,6 +77,8 @@ class ChoiceTable:
         return len(options)
 
     def _place(self, unit: str, choice: Choice) -> int:
-        number = self._number(describe(choice), choice_to_plain(choice))
+        number = self._known.get(choice)
+        if number is None:
+            number = self._known[choice] = self._number(describe(choice), choice_to_plain(choice))
         known = self._places.get((unit, number))
         return known if known is not None else self._add(unit, "", (number, -1, None, None, 0))

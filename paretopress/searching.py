@@ -45,7 +45,7 @@ class Search:
         max_robust: str | None = None, settings: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         space: SpaceSettings | None = None, run: str | os.PathLike[str] | None = None,
         callbacks: Iterable[Any] = (), progress: bool = True, name: str | None = None,
-        replaced: Mapping[str, Any] | None = None, **search: Any,  # noqa: ANN401
+        replaced: Mapping[str, Any] | None = None, tune_callbacks: Sequence[Any] = (), **search: Any,  # noqa: ANN401
     ) -> None:
         """Configure a search; nothing is computed yet.
 
@@ -68,6 +68,7 @@ class Search:
             name: Part of the default run directory; the settings file's stem, else the class of the model in small
                 letters.
             replaced: Fields of `SearchSettings` that no settings file can hold.
+            tune_callbacks: Of type `ray.tune.Callback`, with the executor `tune`.
             **search: Keys of the settings' `search` section: `time`, `trials`, `seed`, `workers`, `effort`, `sampler`,
                 `distil` and the others; `warm_start` may also be a `Policy` or a `Recipe`.
 
@@ -97,16 +98,18 @@ class Search:
         elif search.get("warm_start") is not None:
             search = {**search, "warm_start": os.fspath(search["warm_start"])}
         self._plain = with_arguments(plain, targets, limits, max_drop, search)
+        in_memory = {"space": space, "library": library or None, "tune_callbacks": tuple(tune_callbacks) or None}
         self._replaced = {
-            **(replaced or {}), **({} if space is None else {"space": space}),
-            **({"library": library} if library else {}),
+            **(replaced or {}), **{field: value for field, value in in_memory.items() if value is not None},
         }
         self._name = name or stem
         self._run = None if run is None else Path(run)
         self._last: Path | None = None   # what `resume` continues where no directory was named
         self._callbacks = checked_callbacks(callbacks)
         self._progress = progress
-        _ = self.settings   # a wrong argument is refused here, not after minutes
+        executor = self.settings.executor   # a wrong argument is refused here, not after minutes
+        if tune_callbacks and executor != "tune":
+            raise ConfigError(f"compress: tune_callbacks are for executor tune, not {executor}")
 
     @property
     def settings(self) -> SearchSettings:

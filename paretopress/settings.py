@@ -39,7 +39,7 @@ class SearchSection(_Strict):
     """How the space is searched."""
 
     effort: Literal["quick", "balanced", "thorough"] = "balanced"
-    trials: Annotated[int, Field(ge=1)] | None = None
+    trials: Annotated[int, Field(ge=1, le=10**9)] | None = None
     time: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: Literal["pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"] = "nsga2"
@@ -49,11 +49,16 @@ class SearchSection(_Strict):
     proxy: Literal[
         "auto", "divergence", "output_error", "snr", "taylor", "fisher", "hessian", "interactions"
     ] = "auto"
+    subsets: bool = True
     distil: Literal["auto", "train", "calibration", "off"] = "auto"
     finalists: Annotated[int, Field(ge=1)] | None = None   # the effort's
     workers: Annotated[int, Field(ge=1)] | None = None
+    executor: Literal["serial", "processes", "ray", "tune"] | None = None   # by workers and ray
     ray: str | None = None
     warm_start: str | None = None
+    worker_resources: str | None = None
+    scheduler: Literal["fifo", "asha"] = "fifo"
+    storage_path: str | None = None
 
 
 class SpaceSection(_Strict):
@@ -207,6 +212,7 @@ def search_settings(
     """
     from paretopress.search.efforts import EFFORTS
     from paretopress.search.problem import SearchSettings
+    from paretopress.search.worker_resources import parse_worker_resources
 
     document = _validate(plain, source)
     search = document.search
@@ -214,8 +220,7 @@ def search_settings(
     seconds = None if search.time is None else parse_duration(search.time, f"{source}: search.time")
     if seconds is None and search.trials is None:
         seconds = parse_duration(effort.time, "effort")
-    workers = search.workers or default_workers(search.trials)
-    executor = "ray" if search.ray else "process" if workers > 1 else "serial"
+    workers = search.workers or (1 if search.executor == "serial" else default_workers(search.trials))
     return SearchSettings(
         targets=tuple(document.targets),
         budgets=parse_budgets(document.budgets, document.max_drop, document.targets),
@@ -224,12 +229,16 @@ def search_settings(
         seed=search.seed,
         workers=workers,
         ray=search.ray,
-        executor=executor,
+        executor=_executor(search, workers, source),
+        resources=parse_worker_resources(search.worker_resources or "cpu=1"),
+        scheduler=search.scheduler,
+        storage_path=_storage_path(search.storage_path),
         sampler=search.sampler,
         encoding=search.encoding,
         importance=search.importance,
         ranges=search.ranges,
         proxy=search.proxy,
+        subsets=search.subsets,
         distil=search.distil,
         distillation=_distillation(document.distillation, source, effort.steps),
         finalists=search.finalists or effort.finalists,
@@ -250,6 +259,26 @@ def check_settings(plain: Mapping[str, Any], source: str) -> None:
     parse_budgets(document.budgets, document.max_drop, document.targets)
     if document.search.time is not None:
         parse_duration(document.search.time, f"{source}: search.time")
+
+
+def _executor(search: SearchSection, workers: int, source: str) -> str:
+    """Return the executor's name inside; refuse keys that only another one would read. Raises `ConfigError`."""
+    chosen = search.executor or ("ray" if search.ray else "processes" if workers > 1 else "serial")
+    others = {"ray": search.ray is not None, "worker_resources": search.worker_resources is not None}
+    if chosen in ("serial", "processes") and any(others.values()):
+        key = next(key for key, given in others.items() if given)
+        raise ConfigError(f"{source}: search.{key}: executor {chosen} has no cluster (allowed: executor ray or tune)")
+    if chosen != "tune" and (search.scheduler != "fifo" or search.storage_path is not None):
+        key = "storage_path" if search.scheduler == "fifo" else "scheduler"
+        raise ConfigError(f"{source}: search.{key} is for executor tune, not {chosen}")
+    if chosen == "serial" and workers > 1:
+        raise ConfigError(f"{source}: search.workers: executor serial has one, not {workers} (allowed: processes)")
+    return "process" if chosen == "processes" else chosen
+
+
+def _storage_path(text: str | None) -> str | None:
+    """Make a folder absolute, because other processes have other working folders; a URI stays."""
+    return text if text is None or "://" in text else str(Path(text).resolve())
 
 
 def default_workers(trials: int | None) -> int:

@@ -64,7 +64,7 @@ class TensorBoard(Callback):
 
     def on_start(self, start: SearchStarted) -> None:
         """Open the event file and write the settings as text."""
-        self._writer = self._open(str(self._folder or start.run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = self._open(str(self._folder or start.run / "tensorboard"))
         text = json.dumps(dict(start.settings), indent=2, default=str)
         self._writer.add_text("settings", "    " + text.replace("\n", "\n    "))
 
@@ -206,7 +206,7 @@ class WeightsAndBiases(Callback):
     def on_start(self, start: SearchStarted) -> None:
         """Open a run of W&B."""
         self._run = self._wandb.init(
-            project=self._project, name=start.run.name, dir=str(self._folder or start.run), mode=self._mode,
+            project=self._project, name=start.run.name, dir=str(self._folder or start.run), mode=self._mode,  # type: ignore[arg-type, unused-ignore]
             config=json.loads(json.dumps(dict(start.settings), default=str)),
             settings=self._wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ class Exchange:
 
 
 def exchanges(
-    space: SearchSpace, table: SensitivityTable, policy: Policy, price: Callable[[Policy], Mapping[str, float]],
-    drop_per_nat: float | None = None,
+    space: SearchSpace, table: SensitivityTable, policy: Policy,
+    price: Callable[[Sequence[Policy]], Sequence[Mapping[str, float]]], drop_per_nat: float | None = None,
 ) -> list[Exchange]:
     """Return what every change of a single unit of a policy does, priced with the whole plan.
 
@@ -59,26 +59,34 @@ def exchanges(
         space: The choices.
         table: Their losses.
         policy: The point.
-        price: Predicted costs of a policy by name.
+        price: Predicted costs of policies by name.
         drop_per_nat: Loss of the metric per nat near the point.
     """
-    now, found = price(policy), []
+    changes = list(_changes(space, policy))
+    now, *prices = price([policy, *(changed for _, _, changed in changes)])
+    found = []
+    for (unit, index, _), after in zip(changes, prices, strict=True):
+        if not all(math.isfinite(value) for value in after.values()):
+            continue
+        options, own = space.options[unit], policy.choices.get(unit)
+        costs = {name: after[name] - value for name, value in now.items() if math.isfinite(value)}
+        loss = table.losses[unit][index] - table.losses[unit][options.index(own)]
+        if any(abs(change) > SMALLEST for change in costs.values()):
+            found.append(_exchange(unit, own, options[index], loss, costs, drop_per_nat))
+    return found
+
+
+def _changes(space: SearchSpace, policy: Policy) -> Iterator[tuple[str, int, Policy]]:
+    """Every change of one unit of a policy: the unit, the number of its new option, the policy then."""
     for unit, options in space.options.items():
         own = policy.choices.get(unit)
         if own not in options:
             continue
         for index, choice in enumerate(options):
-            if choice == own:
-                continue
-            changed = compatible({**{u: c for u, c in policy if u != unit}, **({unit: choice} if choice else {})})
-            after = price(Policy.of(changed))
-            if not all(math.isfinite(value) for value in after.values()):
-                continue
-            costs = {name: after[name] - value for name, value in now.items() if math.isfinite(value)}
-            loss = table.losses[unit][index] - table.losses[unit][options.index(own)]
-            if any(abs(change) > SMALLEST for change in costs.values()):
-                found.append(_exchange(unit, own, choice, loss, costs, drop_per_nat))
-    return found
+            if choice != own:
+                others = {name: one for name, one in policy if name != unit}
+                changed = compatible({**others, **({unit: choice} if choice else {})})
+                yield unit, index, Policy.of(changed, model=policy.model, space=policy.space)
 
 
 def _exchange(
@@ -101,6 +109,27 @@ def cheapest_savings(found: Sequence[Exchange], cost: str, count: int) -> list[E
     """Return, of the changes that save some cost, those that lose least per saving."""
     saving = [one for one in found if one.costs.get(cost, 0.0) < -SMALLEST]
     return sorted(saving, key=lambda one: one.loss / -one.costs[cost])[:count]
+
+
+def cheapest_rates(found: Sequence[Exchange]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return, per layer or channel group and cost, the change there that loses least per saving.
+
+    Returns:
+        By the subject of the units, then by cost: `unit`, `after`, `saves` (of the cost, in its unit), `nats` and
+        `drop` per unit of the cost saved; `drop` is None where too few trials say what a nat is worth. Changes that
+        lose nothing have rates of 0.
+    """
+    best: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in found:
+        of_layer = best.setdefault(one.unit.rpartition("/")[0], {})
+        for cost, change in one.costs.items():
+            if change >= -SMALLEST:
+                continue
+            rate = max(0.0, one.loss / -change)
+            if cost not in of_layer or (rate, change) < (of_layer[cost]["nats"], -of_layer[cost]["saves"]):
+                drop = None if one.drop is None else max(0.0, one.drop / -change)
+                of_layer[cost] = {"unit": one.unit, "after": one.after, "saves": -change, "nats": rate, "drop": drop}
+    return {layer: rates for layer, rates in best.items() if rates}
 
 
 def best_purchases(found: Sequence[Exchange], cost: str, count: int) -> list[Exchange]:

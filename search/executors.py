@@ -10,7 +10,7 @@ import contextlib
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -140,6 +140,21 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def import_paths() -> list[str]:
+    """Return where this process finds modules; the working folder by its name, because workers may have another."""
+    import sys
+    from pathlib import Path
+
+    return list(dict.fromkeys(path or str(Path.cwd()) for path in sys.path))
+
+
+def add_import_paths(paths: Sequence[str]) -> None:
+    """Find modules also where the driver does, behind what is found here: `paths` that do not exist do no harm."""
+    import sys
+
+    sys.path += [path for path in paths if path not in sys.path]
 
 
 def to_payload(evaluate: Evaluate) -> bytes:

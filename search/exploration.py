@@ -2,7 +2,8 @@
 
 The driver owns the loop: executors only evaluate, the ledger only records. With one worker a run is
 deterministic in (seed, trials), also when it is killed and started again. With several, policies depend on
-the order in which evaluations finish; the evaluations themselves do not.
+the order in which evaluations finish, and so does on how many samples a hopeless candidate is scored; what a candidate
+that is scored in full is worth does not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from paretopress.search.ledger import Run
 from paretopress.search.option_space import Genome, OptionSpace
 from paretopress.search.proposals import Proposer
 from paretopress.search.records import TrialRecord
+from paretopress.search.rivalry import Rivalry
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.surrogate import Guide
 from paretopress.spaces.choices import Choice
@@ -40,6 +42,7 @@ def explore(
     should_stop: Callable[[], bool] | None = None,
     inside: Mapping[str, tuple[str, ...]] | None = None,
     guide: Guide | None = None,
+    rivalry: Rivalry | None = None,
 ) -> list[TrialRecord]:
     """Evaluate the seeds, then what the sampler and local moves propose, each policy once.
 
@@ -60,6 +63,7 @@ def explore(
         inside: Units inside the branch that another unit may drop: without the branch they decide nothing, and
             policies that differ there alone are one.
         guide: What proposals may know beside the trials; without one no surrogate proposes anything.
+        rivalry: What candidates are compared with while they are scored; without it each is scored in full.
 
     Returns:
         All records of the run, in the order in which they were written.
@@ -72,12 +76,16 @@ def explore(
     prints = run.fingerprints
     space = OptionSpace.of(options, model=prints.get("model", ""), space=prints.get("space", ""), inside=inside)
     proposer = _proposer(space, objectives, seeds, run, settings, guide)
+    if rivalry is not None:
+        for record in run.records():
+            rivalry.learn(record)
     pending: dict[int, Genome] = {}
     proposals = _proposals(proposer, run, settings)
     while should_stop is None or not should_stop():
         for number, genome in itertools.islice(proposals, max(0, executor.capacity - len(pending))):
             pending[number] = genome
-            executor.submit(number, space.policy(genome))
+            policy = space.policy(genome)
+            executor.submit(number, policy if rivalry is None else rivalry.task(number, policy))
         if not pending:
             break
         outcome = executor.next_result(timeout_seconds=_POLL_SECONDS)
@@ -88,6 +96,8 @@ def explore(
         record = TrialRecord.of(outcome.number, space.policy(genome), evaluation, outcome.seconds)
         run.append(record)
         proposer.learn(genome, record)
+        if rivalry is not None:
+            rivalry.learn(record)
         if on_record is not None:
             on_record(record)
     return run.records()

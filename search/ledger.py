@@ -35,7 +35,9 @@ LOCK = ".lock"
 # What belongs to one run and is moved aside when it starts anew. `memo/` stays: its keys hold fingerprints.
 OWNED = (
     TRIALS, TORN, "finalists.csv", "measured.csv", "front.csv", "front.json", "sensitivity.json", "units.json",
-    "transfer.json", ANATOMY, "report.html", "tensorboard", "policies", "models", "building", DOCUMENT,
+    "transfer.json", ANATOMY, "report.html", "tensorboard", "policies", "models", "building", "outbox", "trials",
+    "quarantine", "ledger.sqlite3", "ledger.sqlite3-wal", "ledger.sqlite3-shm", "ledger.journal",
+    "ledger.journal.clock", "ledger.journal.optuna", DOCUMENT,
 )
 
 
@@ -110,7 +112,7 @@ class Run:
         versions = package_versions()
         if document.exists():
             earlier = _read_document(document)
-            _compare(self.path, earlier, self.fingerprints, versions)
+            _compare(self.path, earlier, self.fingerprints, versions, config)
             versions = earlier.get("versions") or versions
             if canonical_json(earlier.get("config")) == canonical_json(dict(config)):
                 return
@@ -256,7 +258,8 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def _compare(
-    path: Path, earlier: Mapping[str, Any], fingerprints: Mapping[str, str], versions: Mapping[str, str]
+    path: Path, earlier: Mapping[str, Any], fingerprints: Mapping[str, str], versions: Mapping[str, str],
+    config: Mapping[str, Any],
 ) -> None:
     before = earlier["fingerprints"]
     names = sorted({*before, *fingerprints})
@@ -268,10 +271,21 @@ def _compare(
         old = earlier.get("versions") or {}
         moved = [f"{name} {old.get(name)} -> {new}" for name, new in versions.items() if old.get(name) != new]
         detail = f" ({', '.join(moved)})" if moved else ""
+    elif "evaluator" in changed:   # many settings in one; which of them is it?
+        names = _changed_settings(earlier.get("config"), config)
+        detail = f" (settings: {', '.join(names)})" if names else ""
     raise ConfigError(
         f"{path}: made with a different {', '.join(changed)}{detail}; "
         "choose another run directory or start anew with --fresh"
     )
+
+
+def _changed_settings(before: object, after: Mapping[str, Any]) -> list[str]:
+    """The names of settings that differ."""
+    pair = [config.get("settings") if isinstance(config, Mapping) else None for config in (before, after)]
+    old, new = (section if isinstance(section, Mapping) else {} for section in pair)
+    return [name for name in sorted({*old, *new})
+            if canonical_json(old.get(name)) != canonical_json(new.get(name))]
 
 
 def _sound_size(content: bytes) -> int:

@@ -83,7 +83,8 @@ class OptunaSampler:
 
         A screened trial's accuracy is unknown. Where its violations are known, NSGA-II and TPE rank it by
         them alone, below every feasible trial, so it is told with the worst value seen for what is
-        missing; otherwise it is told as pruned, which TPE counts as bad and NSGA-II ignores.
+        missing; otherwise it is told as pruned, which TPE counts as bad and NSGA-II ignores. One that was scored on a
+        part of the samples has values for everything: those to be expected.
         """
         import optuna
 
@@ -112,7 +113,9 @@ class OptunaSampler:
                 worse = min if direction == "max" else max
                 value = record.values[name]
                 self._worst[name] = worse(self._worst.get(name, value), value)
-        elif not self._worst or all(value <= 0 for value in violations.values()):
+        elif any(name not in record.values for name in self._objectives) and (
+            not self._worst or all(value <= 0 for value in violations.values())
+        ):
             return None
         return [record.values.get(name, self._worst.get(name, 0.0)) for name in self._objectives]
 

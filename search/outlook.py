@@ -151,7 +151,8 @@ def outlook(
     left_out = {policy.hash for policy in without}
     rehearsals = rehearsals or Rehearsals()
     before, doubts = rehearsals.expected(complete)
-    curve = _accuracy_curve(complete, built, limits)
+    halted = [r for r in records if r.state is TrialState.PRUNED and {"accuracy", "divergence"} <= r.values.keys()]
+    curve = _accuracy_curve([*complete, *halted], built, limits)   # without the latter, the bad ones would be missing
     tried = {**(probes or {}), **built}
     known = [(r, float(loss)) for r, loss in zip(complete, before, strict=True)
              if r.policy.hash in tried and r.policy.hash not in left_out

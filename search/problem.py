@@ -36,6 +36,7 @@ from paretopress.evaluators.pricing import PolicyPricer
 from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.option_space import OptionSpace
 from paretopress.search.policy_library import read_source
+from paretopress.search.worker_resources import WorkerResources
 from paretopress.spaces.choices import Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError
@@ -59,12 +60,17 @@ class SearchSettings:
         seed: Seed of everything random.
         workers: Parallel evaluations.
         ray: Address of a Ray cluster, `"auto"` or `"local"`; None without Ray.
-        executor: `"serial"`, `"process"` or `"ray"`.
+        executor: `"serial"`, `"process"`, `"ray"` or `"tune"`.
+        resources: What a worker takes of its node; with Ray and Tune.
+        scheduler: Tune's, one of `tune_executor.SCHEDULERS`.
+        storage_path: Where Tune writes its results, None for the run directory.
+        tune_callbacks: Tune's callbacks, from Python only; they do not change results and are not recorded.
         sampler: One of `samplers.SAMPLERS`.
         encoding: One of `samplers.ENCODINGS`: what the sampler proposes.
         importance: How channels are ranked, one of `compressors.ranking.IMPORTANCES`.
         ranges: How ranges of quantised activations are chosen.
         proxy: What choices are judged by before anything is scored: `"auto"` or one of `evaluators.proxies.PROXIES`.
+        subsets: Whether candidates that are clearly worse than others are scored on a part of the samples only.
         distil: What finalists are distilled on: `"train"` or `"calibration"` inputs, `"off"`, or `"auto"`:
             on the train set where the data has one.
         distillation: How they are; the time that is left for each decides when it ends.
@@ -84,11 +90,16 @@ class SearchSettings:
     workers: int = 1
     ray: str | None = None
     executor: str = "serial"
+    resources: WorkerResources = field(default_factory=WorkerResources)
+    scheduler: str = "fifo"
+    storage_path: str | None = None
+    tune_callbacks: tuple[Any, ...] = field(default=(), compare=False)
     sampler: str = "nsga2"
     encoding: str = "auto"
     importance: str = "obs"
     ranges: RangeMethod = "mse"
     proxy: str = "auto"
+    subsets: bool = True
     distil: str = "auto"
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     finalists: int = 22
@@ -100,7 +111,8 @@ class SearchSettings:
 
     def to_plain(self) -> dict[str, Any]:
         """Return the settings as plain data."""
-        plain = asdict(replace(self, library=()))
+        plain = asdict(replace(self, library=(), tune_callbacks=()))
+        del plain["tune_callbacks"]
         plain["library"] = [one.name for one in self.library]
         plain["budgets"] = [{"objective": b.objective, "limit": b.text} for b in self.budgets]
         plain["space"]["pin"] = {unit: choice_to_plain(choice) for unit, choice in self.space.pin.items()}
@@ -239,11 +251,13 @@ class Problem:
         evaluator: list[Any] = [
             settings.importance, settings.ranges, settings.distil, asdict(settings.distillation), settings.sampler,
             settings.encoding, settings.finalists, settings.executor == "serial",
-            [[b.objective, b.text] for b in settings.budgets], settings.trials is None,
+            [[b.objective, b.text] for b in settings.budgets], settings.trials is None, settings.subsets,
         ]
         if settings.proxy != "auto":
             evaluator.append(settings.proxy)
         library = {"library": fingerprint([one.fingerprint for one in self.library])} if self.library else {}
+        if settings.scheduler != "fifo":   # it stops candidates that would have been scored
+            evaluator.append(settings.scheduler)
         return {
             "model": self.model_fingerprint,
             "data": self.data.fingerprint,

@@ -34,6 +34,7 @@ from paretopress.evaluators.sensitivity import (
 from paretopress.search.problem import Problem
 from paretopress.search.proxy_check import CLOSE, FEWEST, GOOD, ProxyReport, assess, preferred
 from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.table import table_from_plain
 from paretopress.spaces.documents import read_document, write_json
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.policy import Policy
@@ -229,10 +230,4 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _stored(path: Path, key: Mapping[str, str], space: SearchSpace) -> SensitivityTable | None:
     """The table that an earlier start of this run decided on."""
-    plain = _document(path)
-    if plain.get("key") != dict(key):
-        return None
-    losses = {unit: tuple(row) for unit, row in plain["losses"].items()}
-    if {unit: len(row) for unit, row in losses.items()} != {u: len(options) for u, options in space.options.items()}:
-        return None
-    return SensitivityTable(losses, frozenset((unit, index) for unit, index in plain["estimated"]))
+    return table_from_plain(_document(path), key, space)

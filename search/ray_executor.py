@@ -1,43 +1,59 @@
 """Evaluations in persistent Ray actors, on this machine or on a cluster.
 
-Ray only carries policies and evaluations: proposals, records and retries stay with the driver. A local
-instance listens on the loopback address alone, without dashboard and without usage statistics.
+Ray only carries policies and evaluations: proposals, records and retries stay with the driver. The evaluator, with
+its calibration and its memory of compressed layers, enters the object store once; a worker fetches it when it starts.
+Workers join when the cluster has room for them, so that an autoscaler may bring it; a node that is lost takes its
+workers with it, and what they worked on is done again by others.
 """
 
 from __future__ import annotations
 
-import os
-import socket
+import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from paretopress.evaluators.evaluation import Evaluation
-from paretopress.search.executors import Evaluate, Outcome, evaluate_safely, failed, from_payload, timed_out, to_payload
+from paretopress.search.executors import (
+    Evaluate,
+    Outcome,
+    add_import_paths,
+    evaluate_safely,
+    failed,
+    from_payload,
+    import_paths,
+    timed_out,
+    to_payload,
+)
+from paretopress.search.ray_connection import connect
 from paretopress.search.tasks import Task
+from paretopress.search.worker_resources import WorkerResources
 from paretopress.spaces.errors import ConfigError, DiskError, ParetopressError, StorageError
 
-_START_SECONDS = 120.0    # how long an actor may take to load the evaluator
-_ANSWER_SECONDS = 5.0     # how long a cluster may take to answer at all
-_FRAME_HEADER = 9         # bytes of HTTP/2: length (3), type, flags, stream (4)
-_SETTINGS = 4
+_START_SECONDS = 120.0    # how long the first actor may take to load the evaluator
+_ROOM_SECONDS = 600.0     # how long a cluster may have no room for a single worker: autoscalers take minutes
+_STARTS_ALLOWED = 3       # actors in a row that may fail to start
+_DEATHS_BLAMED = 2        # deaths on nodes that live on, after which a candidate is to blame
+_DEATHS_ALLOWED = 4       # deaths in all
 
 
 @dataclass
 class _Job:
     number: int
     task: Task
-    deaths: int = 0
     started: float = 0.0
+    deaths: list[str] = field(default_factory=list)   # nodes
 
 
 @dataclass
 class _Slot:
-    """One actor and what it works on."""
+    """One actor: starting, idle, or working."""
 
     actor: Any
+    starting: Any
+    node: str = ""
     reference: Any = None
     job: _Job | None = None
 
@@ -45,13 +61,16 @@ class _Slot:
 class _Evaluator:
     """The actor: holds the evaluator and evaluates one policy at a time."""
 
-    def __init__(self, payload: bytes, threads: int) -> None:
+    def __init__(self, payload: bytes, threads: int, paths: list[str]) -> None:
+        add_import_paths(paths)
         self._evaluate = from_payload(payload)   # Ray delivers our driver's bytes, as it delivered this class
         self._threads = threads
 
-    def ready(self) -> bool:
-        """Return True once the evaluator is loaded."""
-        return True
+    def node(self) -> str:
+        """Return the node's id, once the evaluator is loaded."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
 
     def evaluate(self, task: Task) -> tuple[Evaluation, float] | DiskError | StorageError:
         """Do one task; errors of the surroundings are returned, because Ray would wrap them."""
@@ -66,7 +85,7 @@ class _Evaluator:
 
 
 class RayExecutor:
-    """Evaluates in `workers` Ray actors of one CPU per thread."""
+    """Evaluates in `workers` Ray actors."""
 
     def __init__(
         self,
@@ -75,8 +94,9 @@ class RayExecutor:
         address: str | None = None,
         timeout_seconds: float | None = None,
         threads: int = 1,
+        resources: WorkerResources | None = None,
     ) -> None:
-        """Connect to Ray, or start it, and start the actors.
+        """Connect to Ray, or start it, and start the actors; returns when the first one is ready.
 
         Args:
             evaluate: The evaluator; picklable. It is put into the object store once.
@@ -84,11 +104,12 @@ class RayExecutor:
             address: Of an existing cluster, or "auto" to find one. None uses the connection this process
                 has, or else starts Ray on this machine and stops it in `close`.
             timeout_seconds: How long one evaluation may take; None sets no limit.
-            threads: PyTorch threads, and Ray CPUs, of each evaluation.
+            threads: PyTorch threads of each evaluation.
+            resources: What each actor takes of its node; by default one CPU per thread.
 
         Raises:
-            ConfigError: `workers` is below 1 or more than the cluster's CPUs, no cluster is at `address`,
-                or the evaluator cannot be pickled or loaded.
+            ConfigError: `workers` is below 1 or more than the cluster can ever have room for, no cluster is at
+                `address`, or the evaluator cannot be pickled or loaded.
         """
         if workers < 1:
             raise ConfigError(f"workers: {workers} is below 1")
@@ -96,14 +117,18 @@ class RayExecutor:
             payload = to_payload(evaluate)
         except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             raise ConfigError(f"the evaluator cannot be pickled: {type(error).__name__}: {error}") from None
-        self._owned = _connect(address, workers * threads)
+        self._resources = resources or WorkerResources(threads)
         self._timeout = timeout_seconds
         self._threads = threads
         self._capacity = workers
+        self._failed_starts = 0
+        self._room_since = time.monotonic()
         self._queue: deque[_Job] = deque()
         self._finished: deque[Outcome] = deque()
         self._slots: list[_Slot] = []
+        self._connection = connect(address, self._resources.of(workers))
         try:
+            check_room(workers, self._resources)
             self._start(payload)
         except BaseException:
             self.close()
@@ -112,25 +137,54 @@ class RayExecutor:
     def _start(self, payload: bytes) -> None:
         import ray
 
-        offered = int(ray.cluster_resources().get("CPU", 0))
-        if self._capacity * self._threads > offered:
-            needed = self._capacity * self._threads
-            raise ConfigError(f"workers: {self._capacity} need {needed} CPUs, the Ray cluster has {offered}")
         self._payload = ray.put(payload)
-        self._slots = [_Slot(self._actor()) for _ in range(self._capacity)]
-        waiting = [slot.actor.ready.remote() for slot in self._slots]
-        try:
-            ray.get(waiting, timeout=_START_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            raise ConfigError(f"Ray did not start {self._capacity} workers in {_START_SECONDS:g} s") from None
-        except ray.exceptions.RayError as error:
-            raise ConfigError(f"a worker cannot load the evaluator: {_cause(error)}") from None
+        self._slots = [self._new_slot() for _ in range(self._capacity)]
+        deadline = time.monotonic() + _START_SECONDS
+        while not any(slot.starting is None for slot in self._slots):
+            waiting = [slot.starting for slot in self._slots]
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise ConfigError(f"Ray did not start a worker in {_START_SECONDS:g} s")
+            for slot in [slot for slot in self._slots if slot.starting in ready]:
+                self._welcome(slot)
 
-    def _actor(self) -> Any:  # noqa: ANN401 - Ray makes the handle's class at run time
+    def _new_slot(self) -> _Slot:
         import ray
 
-        options = {"num_cpus": self._threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        return ray.remote(_Evaluator).options(**options).remote(self._payload, self._threads)
+        amounts = self._resources.amounts
+        options = {
+            "num_cpus": amounts.pop("CPU"), "num_gpus": amounts.pop("GPU", 0), "resources": amounts,
+            "max_restarts": 0, "scheduling_strategy": "SPREAD",
+        }
+        actor = ray.remote(_Evaluator).options(**options).remote(self._payload, self._threads, import_paths())
+        return _Slot(actor, actor.node.remote())
+
+    def _welcome(self, slot: _Slot) -> None:
+        """Take an actor in that has started, or another one in place of one that could not."""
+        import ray
+
+        try:
+            slot.node = ray.get(slot.starting)
+        except ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS_ALLOWED or isinstance(error, ray.exceptions.RayTaskError):
+                raise ConfigError(f"a worker cannot load the evaluator: {_cause(error)}") from None
+            if getattr(error, "actor_init_failed", False):
+                raise ConfigError(f"a worker cannot load the evaluator: {_cause(error)}") from None
+            self._replace(slot)
+            return
+        slot.starting = None
+        self._failed_starts = 0
+
+    def _replace(self, slot: _Slot) -> None:
+        import ray
+
+        if slot.starting is None:
+            self._room_since = time.monotonic()
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(slot.actor)
+        fresh = self._new_slot()
+        slot.actor, slot.starting, slot.node, slot.job, slot.reference = fresh.actor, fresh.starting, "", None, None
 
     @property
     def capacity(self) -> int:
@@ -150,13 +204,18 @@ class RayExecutor:
 
     def _dispatch(self) -> None:
         for slot in self._slots:
-            if self._queue and slot.job is None:
+            if self._queue and slot.starting is None and slot.job is None:
                 slot.job = self._queue.popleft()
                 slot.job.started = time.monotonic()
                 slot.reference = slot.actor.evaluate.remote(slot.job.task)
 
     def next_result(self, timeout_seconds: float | None = None) -> Outcome | None:
-        """Return the next finished evaluation. See `Executor.next_result`."""
+        """Return the next finished evaluation. See `Executor.next_result`.
+
+        Raises:
+            ConfigError: Actors cannot load the evaluator.
+            StorageError: The cluster has had no room for a single worker for ten minutes.
+        """
         import ray
 
         if not self.pending:
@@ -164,20 +223,31 @@ class RayExecutor:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while not self._finished:
             self._dispatch()
-            references = [slot.reference for slot in self._slots if slot.job is not None]
-            ready, _ = ray.wait(references, num_returns=1, timeout=self._patience(deadline))
-            for slot in [slot for slot in self._slots if slot.reference in ready]:
+            watched = [slot.starting or slot.reference for slot in self._slots if slot.starting or slot.job]
+            ready, _ = ray.wait(watched, num_returns=1, timeout=self._patience(deadline))
+            for slot in [slot for slot in self._slots if slot.starting in ready]:
+                self._welcome(slot)
+            for slot in [slot for slot in self._slots if slot.job is not None and slot.reference in ready]:
                 self._receive(slot)
             self._stop_overdue()
+            self._check_room()
             if not self._finished and deadline is not None and time.monotonic() >= deadline:
                 return None
         return self._finished.popleft()
 
-    def _patience(self, deadline: float | None) -> float | None:
-        ends = [] if deadline is None else [deadline]
+    def _patience(self, deadline: float | None) -> float:
+        ends = [self._room_since + _ROOM_SECONDS, time.monotonic() + _ROOM_SECONDS]
+        ends += [] if deadline is None else [deadline]
         if self._timeout is not None:
             ends += [slot.job.started + self._timeout for slot in self._slots if slot.job]
-        return max(0.0, min(ends) - time.monotonic()) if ends else None
+        return max(0.0, min(ends) - time.monotonic())
+
+    def _check_room(self) -> None:
+        now = time.monotonic()
+        if any(slot.starting is None for slot in self._slots):
+            self._room_since = now
+        elif now - self._room_since >= _ROOM_SECONDS:
+            raise StorageError(f"the Ray cluster has had no room for a worker for {_ROOM_SECONDS:g} s")
 
     def _receive(self, slot: _Slot) -> None:
         import ray
@@ -187,10 +257,10 @@ class RayExecutor:
         assert job is not None
         try:
             result = ray.get(reference)
-        except ray.exceptions.RayActorError:
-            self._bury(slot, job)
-        except ray.exceptions.RayError as error:
+        except ray.exceptions.RayTaskError as error:
             self._finish(job, failed(_cause(error)))
+        except ray.exceptions.RayError:   # the actor, its node, or what it returned is gone
+            self._bury(slot, job)
         else:
             if isinstance(result, ParetopressError):
                 raise result
@@ -199,10 +269,12 @@ class RayExecutor:
         self._dispatch()
 
     def _bury(self, slot: _Slot, job: _Job) -> None:
-        """Replace a dead actor; its job is tried once more, then failed."""
-        slot.actor = self._actor()
-        job.deaths += 1
-        if job.deaths == 1:
+        """Replace a dead actor; its job is tried once more, then failed. Deaths of whole nodes are not its fault."""
+        job.deaths.append(slot.node)
+        self._replace(slot)
+        alive = living_nodes()
+        blamed = sum(node in alive for node in job.deaths)
+        if blamed < _DEATHS_BLAMED and len(job.deaths) < _DEATHS_ALLOWED:
             self._queue.appendleft(job)
         else:
             self._finish(job, failed("worker died (Ray actor)"))
@@ -211,15 +283,12 @@ class RayExecutor:
         self._finished.append(Outcome(job.number, evaluation, time.monotonic() - job.started))
 
     def _stop_overdue(self) -> None:
-        import ray
-
         now = time.monotonic()
         for slot in self._slots:
             if self._timeout is None or slot.job is None or now - slot.job.started < self._timeout:
                 continue
             self._finish(slot.job, timed_out(self._timeout))
-            ray.kill(slot.actor)
-            slot.actor, slot.job, slot.reference = self._actor(), None, None
+            self._replace(slot)
 
     def close(self) -> None:
         """Kill the actors, drop what is pending, and stop Ray where this executor started it."""
@@ -227,10 +296,9 @@ class RayExecutor:
 
         if ray.is_initialized():
             for slot in self._slots:
-                ray.kill(slot.actor)
-            if self._owned:
-                ray.shutdown()
-        self._owned = False
+                with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                    ray.kill(slot.actor)
+        self._connection.close()
         self._slots.clear()
         self._queue.clear()
         self._finished.clear()
@@ -244,94 +312,26 @@ class RayExecutor:
         self.close()
 
 
-def _connect(address: str | None, cpus: int) -> bool:
-    """Connect to Ray; return whether this call made the connection, so that `close` ends it."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+def living_nodes() -> set[str]:
+    """Return the ids of the nodes that the cluster believes alive."""
     import ray
 
-    if ray.is_initialized():
-        return False
-    if address is not None:
-        _check_reachable(address)
-    try:
-        if address is None:
-            _start_on_loopback(cpus)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
-        raise _unreachable(address or "this machine", error) from None
-    return True
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _unreachable(address: str, error: Exception) -> ConfigError:
-    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-    return ConfigError(f"cannot connect to Ray at {address}: {reason}")
-
-
-def _check_reachable(address: str) -> None:
-    """Refuse at once an address where no Ray listens; Ray itself would try, and print, for minutes."""
-    place = address
-    try:
-        place = _resolve(address)
-        host, _, port = place.removeprefix("ray://").rpartition(":")
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
-            answers = _speaks_grpc(connection)
-    except (OSError, OverflowError) as error:
-        raise _unreachable(place if address == "auto" else address, error) from None
-    if not answers:
-        raise ConfigError(f"cannot connect to Ray at {address}: something else listens at {place}")
-
-
-def _resolve(address: str) -> str:
-    """Return what Ray connects to: `auto` found, this machine's names replaced by its address in the network."""
-    from ray._private.services import canonicalize_bootstrap_address
-
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or address
-    if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdigit():
-            raise ConfigError(f"Ray address {address!r}: expected HOST:PORT or 'auto'")
-    return address if address.startswith("ray://") else str(canonicalize_bootstrap_address(address))
-
-
-def _speaks_grpc(connection: socket.socket) -> bool:
-    """Whether the other side opens HTTP/2 with a SETTINGS frame (RFC 9113, section 3.4), as every gRPC server does."""
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false", ""):
-        return True   # encrypted: only Ray itself can tell
-    preface, no_settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\4\0\0\0\0\0"
-    connection.sendall(preface + no_settings)
-    answer = b""
-    while len(answer) < _FRAME_HEADER:
-        received = connection.recv(_FRAME_HEADER - len(answer))
-        if not received:
-            return False
-        answer += received
-    return answer[3] == _SETTINGS
-
-
-def _start_on_loopback(cpus: int) -> None:
-    """Start Ray on 127.0.0.1 alone.
-
-    Ray 2.60 replaces a loopback `_node_ip_address` by the machine's address and then listens on every
-    interface, unless this constant (off by default on macOS and Windows) says that no cluster is wanted.
-    """
+def check_room(workers: int, resources: WorkerResources) -> None:
+    """Refuse more workers than the cluster has room for, or can get from its autoscaler. Raises `ConfigError`."""
     import ray
-    from ray._private import ray_constants
+    from ray._private.state import state
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            num_gpus=0,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+    offered, promised = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    for name, amount in resources.amounts.items():
+        most = max(offered.get(name, 0.0), float(promised.get(name, 0)))
+        if amount * workers > most + 1e-9:
+            unit = f"{name}s" if name in ("CPU", "GPU") else name
+            raise ConfigError(
+                f"workers: {workers} need {amount * workers:g} {unit}, the Ray cluster has {most:g}"
+            )
 
 
 def _cause(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from paretopress.spaces.documents import parse_json
 from paretopress.spaces.errors import ArtifactError, ConfigError, PolicyError
 from paretopress.spaces.policy import Policy
 
-KEYS = ("number", "state", "policy", "policy_hash", "values", "constraints", "seconds", "reason")
+KEYS = ("number", "state", "policy", "policy_hash", "values", "constraints", "images", "seconds", "reason")
+SINCE = frozenset({"images"})   # keys that lines of earlier versions lack
 TRACE = "traceback"   # a further key of trials that failed with one
 
 
@@ -45,6 +46,7 @@ class TrialRecord:
         values: Objective values by name; those known so far for a screened trial, empty for a failed one.
         constraints: Violations by name in the objective's unit; at most 0 where the budget is met.
         seconds: Wall-clock time of the evaluation in seconds.
+        images: Samples that were forwarded for it.
         reason: One line that says why the trial was screened or failed, None when complete.
         traceback: Of a failure, where there is one, else `""`.
     """
@@ -56,6 +58,7 @@ class TrialRecord:
     constraints: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str | None = None
+    images: int = 0
     traceback: str = ""
 
     def __post_init__(self) -> None:
@@ -87,13 +90,14 @@ class TrialRecord:
             checked.constraints,
             seconds,
             None if checked.state is State.COMPLETE else reason,
+            evaluation.images,
             checked.trace if checked.state is State.FAILED else "",
         )
 
     def evaluation(self) -> Evaluation:
         """The evaluation that `of` made the record from."""
         state = next(state for state, recorded in _STATES.items() if recorded is self.state)
-        return Evaluation(state, self.values, self.constraints, self.reason or "", self.traceback)
+        return Evaluation(state, self.values, self.constraints, self.reason or "", self.traceback, self.images)
 
     def to_line(self) -> str:
         """Return the record as one line of JSON: the keys `KEYS` in that order, then the traceback; no newline."""
@@ -104,6 +108,7 @@ class TrialRecord:
             "policy_hash": self.policy.hash,
             "values": dict(self.values),
             "constraints": dict(self.constraints),
+            "images": self.images,
             "seconds": float(self.seconds),
             "reason": self.reason,
             **({TRACE: self.traceback} if self.traceback else {}),
@@ -131,11 +136,13 @@ class TrialRecord:
 
 
 def _read(plain: object, source: str, model: str, space: str) -> TrialRecord:
-    if not isinstance(plain, dict) or set(plain) - {TRACE} != set(KEYS):
+    if not isinstance(plain, dict) or (set(plain) - {TRACE}) | SINCE != set(KEYS):
         raise ArtifactError(f"{source}: a trial has exactly the keys {', '.join(KEYS)}")
     number, state, reason = plain["number"], plain["state"], plain["reason"]
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ArtifactError(f"{source}: number: expected an integer from 0, got {number!r}")
+    images = plain.get("images", 0)
+    for name, value in (("number", number), ("images", images)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ArtifactError(f"{source}: {name}: expected an integer from 0, got {value!r}")
     if state not in list(TrialState):
         raise ArtifactError(f"{source}: state: {state!r} is not one of {', '.join(TrialState)}")
     if reason is not None and not isinstance(reason, str):
@@ -151,6 +158,7 @@ def _read(plain: object, source: str, model: str, space: str) -> TrialRecord:
         _floats(plain["constraints"], f"{source}: constraints"),
         _float(plain["seconds"], f"{source}: seconds"),
         reason,
+        images,
         _text(plain.get(TRACE, ""), f"{source}: {TRACE}"),
     )
 

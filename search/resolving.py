@@ -20,8 +20,9 @@ from paretopress.evaluators.costs import runs_everywhere, violations
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.proxies import ProxyTable, policy_of_cell
 from paretopress.evaluators.sensitivity import Cell, SensitivityTable, cells_in_order, monotone, substitution_loss
+from paretopress.search.conditions import NO_CONDITIONS, Conditions
 from paretopress.search.exact import FrontPoint
-from paretopress.search.exchange import drop_per_nat, exchanges
+from paretopress.search.exchange import Exchange, cheapest_rates, drop_per_nat, exchanges
 from paretopress.search.executors import torch_threads
 from paretopress.search.ledger import read_run
 from paretopress.search.pareto import non_dominated
@@ -87,6 +88,7 @@ class Resolved:
         seconds: For all of it.
         scored: The table's loss and the metric's loss of the run's scored trials.
         drop_is_share: Whether the metric is a share, so that its losses are percentage points.
+        conditions: Pins and shared units that the points keep to.
     """
 
     problem: Problem
@@ -97,6 +99,7 @@ class Resolved:
     seconds: float
     scored: tuple[tuple[float, float], ...] = ()
     drop_is_share: bool = True
+    conditions: Conditions = NO_CONDITIONS
 
     @property
     def best(self) -> Solved:
@@ -105,18 +108,31 @@ class Resolved:
 
     def exchange(self, point: Solved) -> list[dict[str, Any]]:
         """Return what every change of one unit of a point does, as plain data."""
+        return [one.to_plain() for one in self._exchanges(point)]
+
+    def rates_along(self) -> list[dict[str, Any]]:
+        """Return per point, layer and cost what saving more there loses at least: see `cheapest_rates`."""
+        return [
+            {"point": number, "loss": point.loss, "layers": cheapest_rates(self._exchanges(point))}
+            for number, point in enumerate(self.points, 1)
+        ]
+
+    def _exchanges(self, point: Solved) -> list[Exchange]:
         worth = drop_per_nat([loss for loss, _ in self.scored], [drop for _, drop in self.scored], point.loss)
-        price = self.problem.costs.predict
-        return [one.to_plain() for one in exchanges(
-            self.problem.space, self.table, point.policy, lambda policy: price(self.problem.plan(policy)), worth,
-        )]
+        return exchanges(self.problem.space, self.table, point.policy, self._prices, worth)
+
+    def _prices(self, policies: Sequence[Policy]) -> list[Mapping[str, float]]:
+        """Costs of many policies at once."""
+        pricer = self.problem.pricer
+        found = pricer.predict(pricer.rows(policies))
+        return [{name: float(values[row]) for name, values in found.items()} for row in range(len(policies))]
 
     def to_plain(self) -> dict[str, Any]:
         """Return everything as plain data."""
         return {
             "schema": 1, "label": LABEL, "targets": [device.id for device in self.problem.costs.devices],
             "budgets": [{"objective": b.objective, "limit": b.text} for b in self.problem.settings.budgets],
-            "drop_is_share": self.drop_is_share,
+            **self.conditions.to_plain(), "drop_is_share": self.drop_is_share,
             "baseline": {name: finite(value) for name, value in self.problem.baseline.items()},
             "choices_covered": self.covered, "choices_computed": self.computed, "seconds": self.seconds,
             "points": [point.to_plain() for point in self.points],
@@ -143,7 +159,7 @@ def settings_of(plain: Mapping[str, Any], source: str) -> SearchSettings:
 
 def resolve(
     run: Path, model: nn.Module, data: Data, *, targets: Sequence[str] = (), budgets: Sequence[Budget] = (),
-    observer: Observer,
+    pins: Sequence[str] = (), shares: Sequence[str] = (), observer: Observer,
 ) -> Resolved:
     """Solve a run again.
 
@@ -153,6 +169,8 @@ def resolve(
         data: The run's data; of it only calibration samples are used, and only where choices are missing.
         targets: Other devices, by default the run's.
         budgets: Budgets on costs.
+        pins: `UNIT=CHOICE` each: units that take one choice, see `Conditions.parse`.
+        shares: `UNIT,UNIT` each: units that take the same choice.
         observer: Hears about progress.
 
     Raises:
@@ -169,14 +187,15 @@ def resolve(
     problem = prepare_problem(model, data, settings)
     if key.get("model") != problem.model_fingerprint:
         raise ConfigError(f"{run} is a run of another model: its layers or weights differ from those of the one given")
+    conditions = Conditions.parse(pins, shares, problem.space)
     check_feasible(problem, reachable(problem))
     table, computed = covered_table(problem, measured, observer)
-    return solved_again(problem, table, computed, start, records, observer)
+    return solved_again(problem, table, computed, start, records, observer, conditions)
 
 
 def solved_again(
     problem: Problem, table: SensitivityTable, computed: int, start: float, records: Sequence[TrialRecord],
-    observer: Observer,
+    observer: Observer, conditions: Conditions = NO_CONDITIONS,
 ) -> Resolved:
     """Solve the fronts of a table.
 
@@ -187,6 +206,7 @@ def solved_again(
         start: When that began, by `time.perf_counter`.
         records: Trials that say what a loss is worth, none where there are none.
         observer: Hears about progress.
+        conditions: Pins and shared units that the points keep to.
 
     Raises:
         InfeasibleError: The budgets are out of reach together.
@@ -195,10 +215,10 @@ def solved_again(
     policies, drops = scored(problem, records)
     losses = ProxyTable("", table, 0.0).scores(problem.space, policies)
     trials = tuple(zip(losses, drops, strict=True))
-    points = _points(problem, table, trials)
+    points = _points(problem, table, trials, conditions)
     cells = sum(len(options) - 1 for options in problem.space.options.values())
     return Resolved(problem, table, points, computed, cells - computed, time.perf_counter() - start, trials,
-                    metric_of(problem, records).is_share)
+                    metric_of(problem, records).is_share, conditions)
 
 
 def _measured(path: Path) -> tuple[dict[tuple[str, str], float], Mapping[str, Any]]:
@@ -250,7 +270,7 @@ def covered_table(
 
 
 def _points(
-    problem: Problem, table: SensitivityTable, trials: Sequence[tuple[float, float]]
+    problem: Problem, table: SensitivityTable, trials: Sequence[tuple[float, float]], conditions: Conditions
 ) -> tuple[Solved, ...]:
     """The predicted front: what the exact fronts of all mixes hold, priced with the whole plan."""
     structure, limits = problem.program.structure, problem.limits_without_accuracy().costs
@@ -262,13 +282,17 @@ def _points(
             priced[policy] = (point.loss, problem.costs.predict(problem.plan(policy)))
         return _meets(limits, priced[policy][1])
 
-    for front in exact_fronts(structure, problem.space, table, problem.costs).values():
+    for front in exact_fronts(structure, problem.space, table, problem.costs, conditions).values():
         for point in (*spread_by_loss(front.points, POINTS), *within(front.points, look_at)[:1]):
             look_at(point)
-    kept = {policy: found for policy, found in priced.items() if runs_everywhere(found[1]) and not policy.is_dense}
+    kept = {policy: found for policy, found in priced.items()
+            if runs_everywhere(found[1]) and not policy.is_dense and conditions.met_by(policy)}
     inside = [policy for policy, (_, costs) in kept.items() if _meets(limits, costs)]
     if not inside:
-        raise InfeasibleError("no policy of the exact fronts meets all budgets together (each alone can be met)")
+        kept_to = "" if conditions == NO_CONDITIONS else " and keeps to the pins and shared units"
+        raise InfeasibleError(
+            f"no policy of the exact fronts meets all budgets together{kept_to} (each budget alone can be met)"
+        )
     best = min(inside, key=lambda policy: (kept[policy][0], policy.hash))
     names = problem.cost_objectives
     rows = [(policy, *found) for policy, found in kept.items()]

@@ -23,7 +23,7 @@ _TIMED = ("latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_bas
 
 def write_front(
     path: Path, problem: Problem, verdict: Verdict, lowest: Mapping[str, float], records: Sequence[TrialRecord],
-    proxies: Sequence[Mapping[str, Any]] = (),
+    proxies: Sequence[Mapping[str, Any]] = (), images: Mapping[str, int] | None = None,
 ) -> None:
     """Write what a run found. Every file is replaced as a whole.
 
@@ -34,6 +34,7 @@ def write_front(
         lowest: Best reachable predicted costs.
         records: The run's trials.
         proxies: Reports on the proxies.
+        images: Samples that were forwarded before the first trial, by what for.
 
     Raises:
         DiskError: A file cannot be written.
@@ -42,12 +43,12 @@ def write_front(
     write_text(path / "finalists.csv", _csv(finalists))
     write_text(path / "measured.csv", _csv([_measured_row(point) for point in verdict.points]))
     write_text(path / "front.csv", _csv([_front_row(point) for point in verdict.points if point.why_not is None]))
-    write_json(path / "front.json", contract(path, problem, verdict, lowest, records, proxies))
+    write_json(path / "front.json", contract(path, problem, verdict, lowest, records, proxies, images))
 
 
 def contract(
     path: Path, problem: Problem, verdict: Verdict, lowest: Mapping[str, float], records: Sequence[TrialRecord],
-    proxies: Sequence[Mapping[str, Any]] = (),
+    proxies: Sequence[Mapping[str, Any]] = (), images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON that `demo`, `search` and `front` print."""
     host = host_description()
@@ -73,6 +74,7 @@ def contract(
         "budgets": [{"objective": b.objective, "limit": b.text} for b in problem.settings.budgets],
         "reachable": {name: finite(value) for name, value in lowest.items()},
         "trials": {"total": len(records), **states},
+        "images": {**(images or {}), "trials": sum(record.images for record in records)},
         "latency_error": dict(verdict.latency_error),
         "proxies": {**verdict.proxy, "measured": [dict(report) for report in proxies]},
         "hypervolume": finite(verdict.hypervolume),

@@ -19,6 +19,7 @@ from paretopress.evaluators.costs import CostModel, runnable_options, violations
 from paretopress.evaluators.price_tables import kernel_costs
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.profile import DeviceProfile
+from paretopress.search.conditions import NO_CONDITIONS, Conditions
 from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
 from paretopress.spaces.choices import Choice, Keep, Weights, activation_bits, compatible
 from paretopress.spaces.cost_view import kernels_of, merged_sums
@@ -186,21 +187,23 @@ def kernel_prices(device: DeviceProfile, kernels: Sequence[Kernel]) -> np.ndarra
 
 
 def exact_fronts(
-    structure: Structure, space: SearchSpace, table: SensitivityTable, costs: CostModel
+    structure: Structure, space: SearchSpace, table: SensitivityTable, costs: CostModel,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> dict[float, ExactFront]:
     """Solve the whole (cost, loss) front for several mixes of relative time and relative size.
 
-    Options that some target cannot execute are left out of every mix.
+    Options that some target cannot execute are left out of every mix, and so are those that the conditions exclude.
     """
     time, size = FactorGraph(structure, space, costs).terms()
-    runnable = runnable_options(structure, space, costs)
-    losses = {unit: np.array(row, dtype=np.float64)[runnable[unit]] for unit, row in table.losses.items()}
+    runnable = conditions.offered(space, runnable_options(structure, space, costs))
+    losses = {unit: np.array(row, dtype=np.float64)[list(runnable[unit])] for unit, row in table.losses.items()}
     options = {unit: len(numbers) for unit, numbers in runnable.items()}
     fronts = {}
     for mix in MIXES:
         scaled = [_term(units, mix * values, runnable) for units, values in time if mix > 0.0]
         scaled += [_term(units, (1.0 - mix) * values, runnable) for units, values in size if mix < 1.0]
-        front = solve_front(ExactProblem(options=options, losses=losses, costs=tuple(scaled)))
+        problem = ExactProblem(options=options, losses=losses, costs=tuple(scaled))
+        front = solve_front(problem, equal=conditions.shared)
         fronts[mix] = replace(front, points=tuple(
             replace(point, assignment={unit: runnable[unit][n] for unit, n in point.assignment.items()})
             for point in front.points

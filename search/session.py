@@ -18,6 +18,7 @@ from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.evaluators.subset_test import in_random_order
 from paretopress.search.anatomy import shown_policies, write_anatomy
 from paretopress.search.events import tell_front, tell_started, tell_trial
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
@@ -31,12 +32,13 @@ from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
 from paretopress.search.reachability import check_feasible, reachable
 from paretopress.search.records import TrialRecord
+from paretopress.search.rivalry import Rivalry
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.shared_search import Mirroring, Sharing, coordinated, exploring
-from paretopress.search.table import measure_table, read_table, write_table
+from paretopress.search.shared_search import Coordination, Mirroring, Sharing, coordinated, exploring
+from paretopress.search.table import SENSITIVITY, images_of, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
-from paretopress.search.warm_start import believed, features_of, start
+from paretopress.search.warm_start import features_of, warm_table_and_seeds
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
@@ -46,14 +48,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Observer", "SearchSettings", "run_search"]
 
-SEARCH_SAMPLES = 1000     # candidates and finalists are scored on the first of them
+SEARCH_SAMPLES = 1000     # candidates and finalists are scored on so many at most
+SCORED_MACS = 5e10        # and on as many as take the dense model this many multiply-accumulates,
+FEWEST_SAMPLES = 512      # but not on fewer than these
 SEEDS = 40
 TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
 CHECK_SHARE = 0.1         # of the time that is left then: other proxies are measured where the first does badly
 EXPLORATION_SHARE = 0.5   # of the time that is left after the table: the rest builds and verifies finalists
 SHARE_WITH_DISTILLATION = 0.25   # the same where finalists are distilled, which gains more than more candidates do
-SENSITIVITY = "sensitivity.json"
 DISTIL = ("auto", "train", "calibration", "off")
+EXECUTORS = ("serial", "process", "ray", "tune")
+OTHER_NODES = ("ray", "tune")
 THREADS = 1               # results must not depend on how many cores happen to be there
 
 
@@ -139,20 +144,26 @@ def run_search(
     fingerprints = {**problem.fingerprints(), "versions": version_fingerprint()}
     deadline = None if settings.seconds is None else started + settings.seconds
     with (
-        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher) as together,
+        coordinated(sharing, path, fingerprints, problem.objectives, settings.to_plain(), watcher,
+                    fresh=fresh) as together,
         Run.open(path, fingerprints, config, fresh=fresh) as run,
         torch_threads(THREADS),
         torch.random.fork_rng(devices=[]),
     ):
         tell_started(problem, run, watcher)
         evaluator = prepare_evaluator(problem, watcher)
-        with _executor(evaluator, problem, sharing) as executor:
+        if sharing is not None or settings.executor == "tune":   # these hand out policies alone
+            evaluator = replace(evaluator, dense_scores=None)
+        with _executor(evaluator, problem, run.path, sharing) as executor:
             if problem.library:
-                table, seeds = _warm(problem, evaluator, executor, run, watcher, deadline)
+                table, seeds = _warm(problem, evaluator, executor, together, run, watcher, deadline)
             else:
                 table = _table(problem, evaluator, executor, run.path, watcher, deadline)
                 seeds = _seeds(problem, table)
             write_anatomy(run.path, problem, table)
+            images = {"calibration": problem.data.fitted.first(CALIBRATION_SAMPLES).count}
+            if settings.proxy in (AUTO, DIVERGENCE):
+                images["table"] = images_of(table, problem.space, len(evaluator.entries.calibration.inputs[0]))
             write_units(run.path, problem.model_fingerprint, features_of(problem))
             with exploring(together, executor, run, problem, evaluator.constraints) as where:
                 if settings.proxy == AUTO:
@@ -162,13 +173,13 @@ def run_search(
                         table, seeds = trusted, _seeds(problem, trusted)
                 records = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline)
             reports = proxy_reports(problem, table, records, run.path)
-            if settings.executor != "ray":
+            if settings.executor not in OTHER_NODES:
                 shown = verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline,
-                                         reports)
-        if settings.executor == "ray":   # other nodes cannot write to the run directory
+                                         reports, images)
+        if settings.executor in OTHER_NODES:   # they cannot write to the run directory
             with ProcessExecutor(Workload.of(problem, evaluator), _cores()) as builders:
                 shown = verify_finalists(problem, evaluator, builders, run.path, records, lowest, watcher, deadline,
-                                         reports)
+                                         reports, images)
         write_anatomy(run.path, problem, table, shown_policies(problem, shown, records))
     _raise_if_stopped(watcher, path)
     return path
@@ -191,8 +202,8 @@ def _check_settings(settings: SearchSettings) -> None:
         raise ConfigError(unknown_name("importance", settings.importance, IMPORTANCES))
     if settings.distil not in DISTIL:
         raise ConfigError(unknown_name("distil", settings.distil, DISTIL))
-    if settings.executor not in ("serial", "process", "ray"):
-        raise ConfigError(unknown_name("executor", settings.executor, ("serial", "process", "ray")))
+    if settings.executor not in EXECUTORS:
+        raise ConfigError(unknown_name("executor", settings.executor, EXECUTORS))
     if settings.seconds is None and settings.trials is None:
         raise ConfigError("a search needs a number of trials or a time")
     exploration_settings(settings, settings.seconds)
@@ -216,12 +227,24 @@ def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
 def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
     """Calibrate the model and score it."""
     entries = calibrated_entries(problem, observer)
-    samples = problem.data.scored.first(SEARCH_SAMPLES)
+    samples, subsets = problem.data.scored.first(SEARCH_SAMPLES), problem.settings.subsets
+    if subsets:
+        samples = in_random_order(samples, problem.settings.seed).first(affordable_samples(problem.baseline["macs"]))
     limits = problem.limits_without_accuracy()
     open_ended = CandidateEvaluator(
         entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
     )
-    return open_ended.ready(problem.limits, distilled=problem.distillation_samples() is not None)
+    distilled = problem.distillation_samples() is not None
+    return open_ended.ready(problem.limits, distilled=distilled, subsets=subsets)
+
+
+def affordable_samples(macs: float) -> int:
+    """How many samples candidates are scored on at most: many candidates tell more than many samples of few.
+
+    Args:
+        macs: Multiply-accumulates of the dense model for one sample.
+    """
+    return max(FEWEST_SAMPLES, int(SCORED_MACS / max(macs, 1.0)))
 
 
 def _table(
@@ -242,27 +265,20 @@ def _table(
 
 
 def _warm(
-    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, run: Run, observer: Observer,
-    deadline: float | None,
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, together: Coordination | None, run: Run,
+    observer: Observer, deadline: float | None,
 ) -> tuple[SensitivityTable, tuple[Policy, ...]]:
     """The table and the seeds of a search that starts from other models' runs, as its first trials judge both."""
     key = {**problem.fingerprints(), "versions": version_fingerprint()}
-    observer.stage("sensitivity", None)
 
     def seconds_left() -> float | None:
         return None if deadline is None else TABLE_SHARE * (deadline - time.monotonic())
 
-    def explore_some(policies: Sequence[Policy], most: int) -> list[TrialRecord]:
-        guess = begun.warm.table
-        return _explore(problem, evaluator, guess, policies, executor, run, observer, deadline, most=most)
+    def explore_some(guess: SensitivityTable, policies: Sequence[Policy], most: int) -> list[TrialRecord]:
+        with exploring(together, executor, run, problem, evaluator.constraints) as where:
+            return _explore(problem, evaluator, guess, policies, where, run, observer, deadline, most=most)
 
-    begun = start(problem, problem.library, executor, run.path, key, observer, seconds_left())
-    earlier = read_table(run.path / SENSITIVITY, key, problem.space)
-    table, seeds = believed(problem, begun, explore_some, executor, observer, seconds_left(), earlier)
-    stop: Callable[[], bool] | None = getattr(observer, "should_stop", None)
-    if stop is None or not stop():
-        write_table(run.path / SENSITIVITY, key, table, problem.space)
-    return table, seeds
+    return warm_table_and_seeds(problem, executor, run.path, key, observer, seconds_left, explore_some)
 
 
 def _measured_table(
@@ -343,9 +359,10 @@ def _explore(
     if not problem.space.options:
         observer.warning("nothing in this model can be compressed on these devices; the front is the dense model")
     guide = guide_of(problem, table, (evaluator.held_to or evaluator.limits).accuracy)
+    rivalry = Rivalry(problem.objectives) if evaluator.dense_scores is not None else None
     records = explore(
         problem.space.options, problem.objectives, policies, executor, run, exploration,
-        evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide,
+        evaluator.constraints, on_record, stop, problem.units_inside_branches(), guide, rivalry,
     )
     tell_front(watch, observer)
     return records
@@ -356,17 +373,27 @@ def _note(record: TrialRecord) -> str:
     return "" if accuracy is None else f"accuracy {accuracy:.4f}"
 
 
-def _executor(evaluator: CandidateEvaluator, problem: Problem, sharing: Sharing | None = None) -> Executor:
+def _executor(
+    evaluator: CandidateEvaluator, problem: Problem, path: Path | None = None, sharing: Sharing | None = None
+) -> Executor:
     settings, workload = problem.settings, Workload.of(problem, evaluator)
-    if sharing is not None and settings.executor != "ray":
+    address = None if settings.ray in (None, "local") else settings.ray
+    if sharing is not None and settings.executor not in OTHER_NODES:
         return sharing.processes(workload, settings.workers)
     if settings.executor == "process":
         return ProcessExecutor(workload, settings.workers)
     if settings.executor == "ray":
         from paretopress.search.ray_executor import RayExecutor
 
-        address = None if settings.ray in (None, "local") else settings.ray
-        return RayExecutor(workload, settings.workers, address)
+        return RayExecutor(workload, settings.workers, address, resources=settings.resources)
+    if settings.executor == "tune":
+        from paretopress.search.tune_executor import TuneExecutor
+
+        storage = settings.storage_path or (None if path is None else path.resolve() / "tune")
+        return TuneExecutor(
+            workload, settings.workers, address, settings.resources, storage, settings.scheduler,
+            settings.tune_callbacks,
+        )
     return SerialExecutor(workload)
 
 

@@ -108,12 +108,13 @@ class Coordination:
 @contextlib.contextmanager
 def coordinated(
     sharing: Sharing | None, path: Path, fingerprints: Mapping[str, str], objectives: Mapping[str, str],
-    settings: Mapping[str, Any], observer: Observer,
+    settings: Mapping[str, Any], observer: Observer, *, fresh: bool = False,
 ) -> Iterator[Coordination | None]:
     """Join a search's storage and lead the search inside the block; None where it is not shared.
 
     Raises:
-        ConfigError: The address is malformed, or the study there is another one's; the message names what differs.
+        ConfigError: The address is malformed, or the study there is another one's; the message names what differs. Or
+            the search is to start anew and the storage has it: workers elsewhere may be at it.
         StorageError: The storage has been away for too long.
         InterruptedSearch: The user wanted to stop while another coordinator led.
     """
@@ -131,6 +132,10 @@ def coordinated(
     study = Study(study_name(path), fingerprints, objectives, settings)
     try:
         def join() -> bool:
+            if fresh and store.study() is not None:
+                raise ConfigError(
+                    f"--fresh: {url} has study {study.name!r} already; start anew in another --run or storage"
+                )
             store.join(study)
             return True
 

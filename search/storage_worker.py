@@ -135,21 +135,28 @@ class StorageWorker:
             if idle:
                 return
             held = [(job.claim.number, job.claim.token) for job in self._jobs.values()]
+            held += [(committed.result.number, committed.result.token) for committed in self._untold]
             fault_point("before claim")
             claim = self._patience.attempt(lambda: self._store.claim(self.name, self._lease, held))  # noqa: B023
             if claim is None:
                 self._looked = time.monotonic()
                 return
             fault_point("after claim")
+            if self._has_result(claim):
+                return   # told before anything else is claimed
             self._begin(claim)
 
+    def _has_result(self, claim: Claim) -> bool:
+        """Whether somebody evaluated the trial, committed it and was not heard of again: that result is as good."""
+        earlier = next(self._outbox.of_trial(claim.number), None) if claim.token > 1 else None
+        if earlier is None:
+            return False
+        self._patience.attempt(lambda: self._store.give_back(claim.number, claim.token))
+        if earlier.folder not in {one.folder for one in self._untold}:
+            self._untold.append(earlier)
+        return True
+
     def _begin(self, claim: Claim) -> None:
-        if claim.token > 1 and (earlier := next(self._outbox.of_trial(claim.number), None)) is not None:
-            # Somebody evaluated it, committed it and was not heard of again: its result is as good as ours.
-            self._patience.attempt(lambda: self._store.give_back(claim.number, claim.token))
-            if earlier.folder not in {one.folder for one in self._untold}:
-                self._untold.append(earlier)
-            return
         job = next(self._numbers)
         self._jobs[job] = _Job(claim)
         try:

@@ -25,6 +25,7 @@ from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
 
+SENSITIVITY = "sensitivity.json"   # in a run directory
 _POLL_SECONDS = 0.25
 
 
@@ -131,6 +132,12 @@ def measure_cells(
                 on_cell()
 
 
+def images_of(table: SensitivityTable, space: SearchSpace, samples: int) -> int:
+    """Return how many samples were forwarded to measure a table of divergences, `samples` for each cell."""
+    cells = sum(len(options) - 1 for options in space.options.values()) - len(table.estimated)
+    return (cells + bool(integer_choices(space))) * samples
+
+
 def write_table(path: Path, key: Mapping[str, str], table: SensitivityTable, space: SearchSpace) -> None:
     """Store a table with what it depends on. Raises `DiskError`."""
     write_json(path, {
@@ -153,10 +160,25 @@ def read_table(path: Path, key: Mapping[str, str], space: SearchSpace) -> Sensit
         plain = read_document(path, RUN_BYTES)
     except ConfigError:
         return None
-    if not isinstance(plain, dict) or plain.get("key") != key:
+    return table_from_plain(plain, key, space)
+
+
+def table_from_plain(plain: object, key: Mapping[str, str], space: SearchSpace) -> SensitivityTable | None:
+    """The table of a stored document, None where it is damaged or depends on something else."""
+    if not isinstance(plain, dict) or plain.get("key") != dict(key):
         return None
-    losses = {unit: tuple(row) for unit, row in plain["losses"].items()}
-    sizes = {unit: len(row) for unit, row in losses.items()}
+    losses, estimated, sizes = plain.get("losses"), plain.get("estimated"), {}
+    if not isinstance(losses, dict) or not isinstance(estimated, list):
+        return None
+    for unit, row in losses.items():
+        if not isinstance(row, list) or any(isinstance(x, bool) or not isinstance(x, int | float) for x in row):
+            return None
+        sizes[unit] = len(row)
     if sizes != {unit: len(options) for unit, options in space.options.items()}:
         return None
-    return SensitivityTable(losses, frozenset((unit, index) for unit, index in plain["estimated"]))
+    for cell in estimated:
+        if not (isinstance(cell, list) and len(cell) == 2 and isinstance(cell[0], str) and isinstance(cell[1], int)):
+            return None
+    return SensitivityTable(
+        {unit: tuple(row) for unit, row in losses.items()}, frozenset((unit, index) for unit, index in estimated)
+    )

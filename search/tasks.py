@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from paretopress.evaluators.subset_test import Rivals
 from paretopress.spaces.policy import Policy
 
 
@@ -17,6 +18,19 @@ class Substitution:
     """
 
     policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Evaluate a candidate, on as many samples as it takes to know that it is worse than its rivals.
+
+    Attributes:
+        policy: What to evaluate.
+        rivals: What others have reached.
+    """
+
+    policy: Policy
+    rivals: Rivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +65,4 @@ class Rehearsal:
     seconds: float | None = None
 
 
-Task: TypeAlias = Policy | Substitution | Construction | Rehearsal
+Task: TypeAlias = Policy | Challenge | Substitution | Construction | Rehearsal

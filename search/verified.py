@@ -69,6 +69,7 @@ def verify_finalists(
     observer: Observer,
     deadline: float | None = None,
     proxies: Sequence[Mapping[str, Any]] = (),
+    images: Mapping[str, int] | None = None,
 ) -> list[Policy]:
     """Build, store and verify the finalists of a run, and write its front.
 
@@ -82,6 +83,7 @@ def verify_finalists(
         observer: Hears about progress.
         deadline: Of `time.monotonic()`, None for no limit: fewer finalists are verified where it is near.
         proxies: Reports on the proxies, for the front.
+        images: Samples that were forwarded before the first trial, by what for.
 
     Returns:
         The policies of the verified points.
@@ -124,7 +126,7 @@ def verify_finalists(
         if (result := verified.get(finalist.number, workshop.failed.get(finalist.policy.hash))) is not None
     ]
     _drop_unverified(path, candidates)
-    write_front(path, problem, judge(problem, candidates), lowest, records, proxies)
+    write_front(path, problem, judge(problem, candidates), lowest, records, proxies, images)
     return [candidate.finalist.policy for candidate in candidates]
 
 

@@ -22,10 +22,10 @@ from paretopress.search.problem import EVEN_WIDTHS, Problem
 from paretopress.search.records import TrialRecord
 from paretopress.search.seed_mix import SeedMix, judged, volumes
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.table import TableRun
+from paretopress.search.table import SENSITIVITY, TableRun, read_table, write_table
 from paretopress.search.warm_table import Round, WarmTable, measured_whole, warm_table
 from paretopress.spaces.choice_families import kind_of
-from paretopress.spaces.documents import fingerprint, read_document, write_json
+from paretopress.spaces.documents import read_document, write_json
 from paretopress.spaces.errors import ConfigError, PolicyError
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.policy_transfer import PolicyTransfer, transfer_policy
@@ -63,11 +63,6 @@ def features_of(problem: Problem) -> dict[str, UnitFeatures]:
     return unit_features(problem.program.structure, problem.program.state)
 
 
-def library_fingerprint(recipes: Sequence[Recipe]) -> str:
-    """What a search that starts from recipes depends on: their content, not their names."""
-    return fingerprint([one.fingerprint for one in recipes])
-
-
 def carried(
     problem: Problem, features: Mapping[str, UnitFeatures], recipes: Sequence[Recipe]
 ) -> tuple[PolicyTransfer, ...]:
@@ -86,6 +81,33 @@ def carried(
                 continue
             found.setdefault(transfer.policy, transfer)
     return tuple(one for policy, one in found.items() if not policy.is_dense)
+
+
+def warm_table_and_seeds(
+    problem: Problem, executor: Executor, path: Path, key: Mapping[str, str], observer: Observer,
+    seconds_left: Callable[[], float | None],
+    explore: Callable[[SensitivityTable, Sequence[Policy], int], list[TrialRecord]],
+) -> tuple[SensitivityTable, tuple[Policy, ...]]:
+    """The table and the seeds of a search that starts from its problem's library, as its first trials judge them.
+
+    Args:
+        problem: The run's problem.
+        executor: Does `Substitution` tasks.
+        path: The run directory: `transfer.json` and `sensitivity.json` are written there.
+        key: What they depend on.
+        observer: Hears about progress.
+        seconds_left: For measuring.
+        explore: Evaluates seeds by a table until there are so many trials in all, and returns all records.
+    """
+    observer.stage("sensitivity", None)
+    begun = start(problem, problem.library, executor, path, key, observer, seconds_left())
+    earlier = read_table(path / SENSITIVITY, key, problem.space)
+    table, seeds = believed(problem, begun, lambda some, most: explore(begun.warm.table, some, most), executor,
+                            observer, seconds_left(), earlier)
+    stop = getattr(observer, "should_stop", None)
+    if stop is None or not stop():
+        write_table(path / SENSITIVITY, key, table, problem.space)
+    return table, seeds
 
 
 def start(

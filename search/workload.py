@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -23,8 +24,10 @@ from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.evaluators.sensitivity import substitution_loss
 from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output_digest
 from paretopress.search.problem import Problem
-from paretopress.search.tasks import Construction, Rehearsal, Substitution, Task
+from paretopress.search.tasks import Challenge, Construction, Rehearsal, Substitution, Task
 from paretopress.spaces.documents import read_document, write_json
+from paretopress.spaces.errors import ArtifactError
+from paretopress.spaces.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,15 @@ class Built:
 
     @classmethod
     def load(cls, folder: Path) -> Built:
-        """Read the record beside an artefact."""
-        return cls(**read_document(_record_of(folder)))
+        """Read the record beside an artefact. Raises `ConfigError` or `ArtifactError`."""
+        plain = read_document(_record_of(folder))
+        names = [field.name for field in fields(cls)]
+        texts = ("tier", "digest")
+        if not isinstance(plain, dict) or sorted(plain) != sorted(names) or not all(
+            isinstance(plain[name], str if name in texts else int | float) for name in names
+        ):
+            raise ArtifactError(f"{_record_of(folder)}: damaged: not the record of a finalist")
+        return cls(**plain)
 
 
 def _record_of(folder: Path) -> Path:
@@ -99,10 +109,14 @@ class Workload:
         return cls(evaluator, problem.model, inputs, check, settings.seed, training, shared, settings.distillation)
 
     def __call__(self, task: Task) -> Evaluation:
-        """Do one task: a policy, a substitution (`loss`), a rehearsal (`divergence`) or a construction (`Built`)."""
+        """Do one task: a policy, a challenge, a substitution (`loss`), a rehearsal (`divergence`) or a construction."""
         match task:
+            case Challenge(policy, rivals):
+                return self.evaluator(policy, rivals)
             case Substitution(policy):
-                return Evaluation(State.COMPLETE, {"loss": substitution_loss(self.evaluator.entries, policy)})
+                entries = self.evaluator.entries
+                loss, images = substitution_loss(entries, policy), len(entries.calibration.inputs[0])
+                return Evaluation(State.COMPLETE, {"loss": loss}, images=images)
             case Rehearsal():
                 return Evaluation(State.COMPLETE, {"divergence": self.rehearse(task)})
             case Construction():
@@ -122,6 +136,13 @@ class Workload:
             settings = replace(self.distillation, steps=min(task.steps, self.distillation.steps), seconds=task.seconds)
             network = distil(self.evaluator.entries.program, network, self.training, settings, seed=self.seed).network
         return self.evaluator.score(network)["divergence"]
+
+    def stages(self, task: Task) -> Iterator[tuple[Evaluation, bool]]:
+        """Do one task in the stages that it has; the last one, marked so, is what calling returns."""
+        if isinstance(task, Policy):
+            yield from self.evaluator.stages(task)
+        else:
+            yield self(task), True
 
     def construct(self, task: Construction) -> Built:
         """Build a finalist and store it in the task's folder, with its record beside it.

@@ -372,7 +372,10 @@ _READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[Any, Any], str],
 def _number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PolicyError(f"{where}: expected a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise PolicyError(f"{where}: {value!r:.40}... is too large") from None
 
 
 def _activations(value: object, where: str) -> int:

@@ -174,6 +174,7 @@ def plain_kernel(plan: Plan, fused: FusedKernel) -> Kernel:
     return Kernel(
         fused.output, fused.family, "", 32, 8 if integer else 32, cin, cout, window, stride, 1, first[2:],
         output[2:], rows, _absorbed_names(graph, fused), sum(map(product, shapes)), product(output),
+        operator=node.short_op if fused.family is Family.ELEMENTWISE else "",
     )
 
 

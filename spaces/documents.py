@@ -6,6 +6,7 @@ Files from outside are data only: no tags, aliases, merge keys or duplicate keys
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -13,6 +14,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +26,7 @@ from paretopress.spaces.errors import ConfigError, DiskError, PolicyError
 MAX_BYTES = 1 << 20
 RUN_BYTES = 1 << 26   # of the JSON files that a run holds: they grow with layers times finalists
 MAX_DEPTH = 32
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2   # of fcntl.h and linux/fs.h
 
 # YAML 1.2 core-schema numbers: PyYAML's own rules read `1e3` as text and `3:25` as 205.
 _INTEGER = re.compile(r"^[-+]?[0-9]+$")
@@ -131,16 +134,43 @@ def read_document(path: Path, max_bytes: int = MAX_BYTES) -> Any:  # noqa: ANN40
         ConfigError: The file is missing, unreadable, too large, not UTF-8, or malformed.
     """
     try:
-        if path.stat().st_size > max_bytes:
-            raise ConfigError(f"{path}: larger than {max_bytes} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, max_bytes).decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
+    except ConfigError:
+        raise
+    except ValueError as error:   # a NUL in the name
+        raise ConfigError(f"{str(path)!r}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     if path.suffix == ".json":
         return parse_json(text, str(path), max_bytes)
     return parse_yaml(text, str(path))
+
+
+def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
+    """Return the content of a regular file: pipes and devices could wait or last for ever.
+
+    Args:
+        path: The file.
+        limit: Most bytes that are read.
+        follow: Whether it may be a symbolic link.
+
+    Raises:
+        ConfigError: It is larger than `limit`, or no regular file.
+        OSError: It cannot be read; a symbolic link that may not be followed is one too.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: not a regular file")
+        if status.st_size <= limit:
+            content = stream.read(limit + 1)
+            if len(content) <= limit:
+                return content
+    raise ConfigError(f"{path}: larger than {limit} bytes")
 
 
 def _finite_float(text: str) -> float:
@@ -283,6 +313,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders of one file system change places in one step (Linux, `renameat2`).
+
+    Returns:
+        Whether they did; False where this system or file system has no such step.
+
+    Raises:
+        OSError: It failed for another reason; both are where they were.
+    """
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return False
+    if function(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def write_text(path: Path, text: str) -> None:

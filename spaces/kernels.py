@@ -49,6 +49,7 @@ class Kernel:
         input_elements: Elements read over all activation inputs, per batch.
         output_elements: Elements written, per batch.
         batch: Batch size.
+        operator: Function of an element-wise kernel, such as `gelu`; `""` for other kernels.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Kernel:
     input_elements: int = 0
     output_elements: int = 0
     batch: int = 1
+    operator: str = ""
 
     @property
     def macs(self) -> int:

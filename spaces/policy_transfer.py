@@ -26,9 +26,8 @@ from paretopress.spaces.choices import (
 from paretopress.spaces.errors import PolicyError
 from paretopress.spaces.plan import check_units
 from paretopress.spaces.policy import Policy
-from paretopress.spaces.recipe import Recipe
 from paretopress.spaces.structure import Structure
-from paretopress.spaces.unit_features import UnitFeatures, pattern_of, subject_of
+from paretopress.spaces.unit_features import UnitFeatures, subject_of
 from paretopress.spaces.unit_mapping import STRUCTURE, MappedSubject, UnitMapping, interpolated, map_units
 
 Options = tuple[Choice | None, ...]
@@ -141,12 +140,13 @@ def transfer_policy(
             continue
         how, distance = (STRUCTURE, None) if mapped is None else (mapped.how, mapped.distance)
         found.append(MappedUnit(unit, tuple(sources), distance, how, fitted))
-    return _finished(policy, structure, found, left_out, partial=partial, model=model, space=space)
+    return _finished(policy, structure, found, left_out, by_names=not source, partial=partial, model=model,
+                     space=space)
 
 
 def _finished(
     policy: Policy, structure: Structure, found: Sequence[MappedUnit], left_out: Sequence[tuple[str, str]], *,
-    partial: bool, model: str, space: str,
+    by_names: bool, partial: bool, model: str, space: str,
 ) -> PolicyTransfer:
     chosen = {one.unit: one.choice for one in found if one.choice is not None}
     if not chosen and not policy.is_dense:
@@ -158,10 +158,14 @@ def _finished(
         raise PolicyError(f"unit {unit!r}: {reason}{more}; --partial leaves such units dense")
     kept = _together(compatible(chosen))
     used = {name for one in found for name, _ in one.sources}
+    unused = tuple(unit for unit, _ in policy if unit not in used)
+    if unused and by_names and not partial:
+        more = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
+        raise PolicyError(f"unit {unused[0]!r} of the policy stands for nothing here{more}; --partial leaves it out")
     result = Policy.of(kept, model=model, space=space)
     check_units(structure, result)
     rows = tuple(replace(one, choice=kept.get(one.unit)) for one in found)
-    return PolicyTransfer(result, rows, tuple(left_out), tuple(unit for unit, _ in policy if unit not in used))
+    return PolicyTransfer(result, rows, tuple(left_out), unused)
 
 
 def _together(chosen: Mapping[str, Choice]) -> dict[str, Choice]:
@@ -198,28 +202,38 @@ def _places(
 
 
 def _by_names(known: Sequence[str], wanted: Sequence[str]) -> dict[str, Places]:
-    """Units at the same relative position among those of the same pattern; names are all there is.
+    """Units of the same name, or at the same relative position where the lists of modules have other lengths.
 
-    A policy leaves out what stays dense, so that a unit of its model that it does not name may shift the others.
+    Names are all there is: what a policy does not name is dense, and the length of a list is the largest position that
+    it names there.
     """
-    if set(known) <= set(wanted):
-        return {unit: [(unit, 1.0)] for unit in wanted}
-    theirs: dict[str, list[str]] = {}
-    ours: dict[str, list[str]] = {}
-    for names, members in ((known, theirs), (wanted, ours)):
-        for unit in sorted(names, key=_natural):
-            members.setdefault(pattern_of(unit.rpartition("/")[0]) + "/" + unit.rpartition("/")[2], []).append(unit)
+    theirs, ours = _lengths(known), _lengths(wanted)
     found: dict[str, Places] = {}
-    for pattern, units in ours.items():
-        for index, unit in enumerate(units):
-            if pattern in theirs:
-                at = index / (len(units) - 1) if len(units) > 1 else 0.5
-                found[unit] = interpolated(theirs[pattern], at)
+    for unit in wanted:
+        listed = _listed(unit)
+        if listed is None or listed[0] not in theirs or theirs[listed[0]] == ours[listed[0]]:
+            found[unit] = [(unit, 1.0)]
+            continue
+        head, place, tail = listed
+        names = [f"{head}{number}{tail}" for number in range(theirs[head] + 1)]
+        found[unit] = interpolated(names, place / ours[head] if ours[head] else 0.0)
     return found
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
+def _listed(unit: str) -> tuple[str, int, str] | None:
+    """What stands before the first position in a list of modules, the position, and what stands behind it."""
+    match = re.match(r"((?:[^0-9.][^.]*\.)*)([0-9]+)(?=[./])", unit)
+    return None if match is None else (match.group(1), int(match.group(2)), unit[match.end():])
+
+
+def _lengths(units: Sequence[str]) -> dict[str, int]:
+    """The largest position by what stands before it."""
+    found: dict[str, int] = {}
+    for unit in units:
+        listed = _listed(unit)
+        if listed is not None:
+            found[listed[0]] = max(found.get(listed[0], 0), listed[1])
+    return found
 
 
 def _chosen(
@@ -291,7 +305,3 @@ def _apart(one: Choice, other: Choice) -> float:
     other_family = 10.0 if kind_of(one) != kind_of(other) else 0.0
     return other_family + abs(math.log2(max(left(one, 1), 1e-3)) - math.log2(max(left(other, 1), 1e-3)))
 
-
-def policies_of(recipe: Recipe) -> list[Policy]:
-    """The policies of a recipe, the best first."""
-    return [one.policy for one in recipe.policies]

@@ -66,7 +66,8 @@ def test_import_is_light():
 @pytest.mark.parametrize(
     "module",
     ["choices", "policy", "documents", "kernels", "errors", "graph", "capabilities", "layers", "coupling",
-               "fusion", "structure", "arithmetic", "plan", "cost_view", "space"],
+               "fusion", "structure", "arithmetic", "plan", "cost_view", "space", "recipe",
+               "unit_mapping", "policy_transfer"],
 )  # fmt: skip
 def test_spaces_need_torch_only_to_capture(module):
     code = (

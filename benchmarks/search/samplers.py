@@ -1,6 +1,7 @@
 """Hypervolume per image forwarded: our proposals against NSGA-II, multivariate TPE and a Gaussian process.
 
     python benchmarks/search/samplers.py [--model ds_cnn] [--seeds 3] [--trials 200] [--only NAME ...] [--out FOLDER]
+                                         [--memory FILE]
 
 Everybody searches the same space for the same device (`x86-zen4-vnni-onnxruntime`) and objectives (metric, predicted
 time, bytes), without budgets. `ours` proposes with `--sampler pareto`, `present default` with `--sampler nsga2`; the
@@ -11,7 +12,8 @@ given to all seeded ones.
 
 The hypervolume has the reference (dense fp32 costs, dense metric - 20 points) and is divided by that of the union of
 all runs. `closed` is the share of the gap between the seeds and that union which a run closed. The evaluations are the
-true ones; each distinct policy is computed once and counted in every run that asks for it.
+true ones; each distinct policy is computed once and counted in every run that asks for it. With `--memory` they are
+kept in a file, so that a run that was stopped, or one with more seeds, computes only what is new.
 """
 
 from __future__ import annotations
@@ -37,12 +39,13 @@ from paretopress.search.measured_problem import MeasuredProblem, measured_proble
 from paretopress.search.pareto import hypervolume
 from paretopress.search.problem import SearchSettings
 from paretopress.search.proposals import Proposer
-from paretopress.search.records import TrialRecord
+from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.samplers import ExplorationSettings
 from paretopress.spaces.policy import Policy
 
 DEVICE = "x86-zen4-vnni-onnxruntime"
 WORST_DROP = 0.2
+STATES = {TrialState.COMPLETE: State.COMPLETE, TrialState.PRUNED: State.SCREENED, TrialState.FAIL: State.FAILED}
 OURS = {"ours": "pareto", "present default": "nsga2"}
 PLAIN = ("nsga2", "tpe", "gp")
 NAMES = (*OURS, *(f"{name}, seeded" for name in PLAIN), *(f"{name}, unseeded" for name in PLAIN))
@@ -51,7 +54,7 @@ NAMES = (*OURS, *(f"{name}, seeded" for name in PLAIN), *(f"{name}, unseeded" fo
 class Subject:
     """A problem whose evaluations are remembered."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, memory: Path | None = None) -> None:
         import cifar
         import kws
 
@@ -64,6 +67,14 @@ class Subject:
         self.tuned, self.scored = len(evaluator.entries.calibration.inputs[0]), evaluator.samples.count
         cells = sum(len(options) - 1 for options in self.problem.problem.space.options.values())
         self.table_images = cells * self.tuned
+        self.memory = memory
+        if memory is not None and memory.exists():
+            prints = self.problem.problem.fingerprints()
+            for line in memory.read_text().splitlines():
+                record = TrialRecord.from_line(line, str(memory), model=prints["model"], space=prints["space"])
+                self.known[record.policy] = Evaluation(
+                    STATES[record.state], record.values, record.constraints, record.reason or ""
+                )
         self.dense = self.evaluate(self.space.dense)
 
     def evaluate(self, genome: tuple[int, ...]) -> Evaluation:
@@ -71,6 +82,10 @@ class Subject:
         policy = self.space.policy(genome)
         if policy not in self.known:
             self.known[policy] = self.problem.evaluate(policy)
+            if self.memory is not None:
+                record = TrialRecord.of(len(self.known), policy, self.known[policy], 0.0)
+                with self.memory.open("a") as stream:
+                    stream.write(record.to_line() + "\n")
         return self.known[policy]
 
     def images(self, evaluation: Evaluation) -> int:
@@ -144,9 +159,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--memory", type=Path, help="where evaluations are kept; of one model and one version")
     arguments = parser.parse_args()
     with torch_threads(1):
-        subject = Subject(arguments.model)
+        subject = Subject(arguments.model, arguments.memory)
         seeds = [subject.evaluate(genome) for genome in subject.seeds]
         runs: dict[str, list[list[Evaluation]]] = {}
         for name in arguments.only:

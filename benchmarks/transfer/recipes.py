@@ -20,7 +20,6 @@ from paretopress.search.problem import SearchSettings
 from paretopress.search.session import Silent, run_search
 from paretopress.spaces.recipe import SUFFIX
 
-TRIALS, FINALISTS = 32, 5
 FOLDER = ROOT / "search" / "recipes"
 
 
@@ -35,11 +34,12 @@ def _example(module: str, model: str, data: str) -> Callable[[], tuple]:
 
 
 EXAMPLES = {
-    "digits": (_example("paretopress.demo.factories", "model", "data"), ""),
-    "ds_cnn": (_example("kws", "model", "data"), ""),
-    "resnet20": (_example("cifar", "resnet20", "data_without_train"), ""),
-    "resnet56": (_example("cifar", "resnet56", "data_without_train"), "resnet20"),
+    "digits": (_example("paretopress.demo.factories", "model", "data"), "", 60, 6),
+    "ds_cnn": (_example("kws", "model", "data"), "", 60, 6),
+    "resnet20": (_example("cifar", "resnet20", "data_without_train"), "", 32, 5),
+    "resnet56": (_example("cifar", "resnet56", "data_without_train"), "resnet20", 24, 4),
 }
+"""What to load, the recipe to start from, trials and finalists."""
 
 
 class Told(Silent):
@@ -56,11 +56,11 @@ def main() -> None:
     runs = Path(sys.argv[1])
     FOLDER.mkdir(exist_ok=True)
     for name in sys.argv[2:] or EXAMPLES:
-        load, source = EXAMPLES[name]
+        load, source, trials, finalists = EXAMPLES[name]
         model, data, told = load()
         started = time.perf_counter()
         warm_start = str(FOLDER / f"{source}{SUFFIX}") if source else ""
-        settings = SearchSettings(targets=(TARGET,), trials=TRIALS, finalists=FINALISTS, distil="off", timing_runs=100,
+        settings = SearchSettings(targets=(TARGET,), trials=trials, finalists=finalists, distil="off", timing_runs=100,
                                   warm_start=warm_start, name=name)
         run = run_search(model, data, settings, runs / name, observer=Told(), model_name=told)
         recipe = recipe_of_run(run, name=name)

@@ -3,10 +3,10 @@
     python search_cost.py CACHE OUTPUT.json --source resnet20 --target resnet32 --seeds 0 1 2 --trials 40
 
 Cold: the whole table, the exact seeds, and the default sampler. Warm: the same with `--warm-start`. The source's run
-(its table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: accuracy
-down to 10 points below the dense model, predicted time and bytes up to those of the dense model, on the search samples.
-The final one is the larger of both searches' at their last trial. `--library` instead of `--source` names recipe files,
-such as those of `wrong_libraries.py`; SEED in a name becomes the seed.
+(its table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: an
+accuracy no more than 10 points below the dense model, predicted time and bytes below the dense model's, on the search
+samples. The final one is the larger of both searches' at their last trial. `--library` instead of `--source` names
+recipe files, such as those of `wrong_libraries.py`; SEED in a name becomes the seed.
 """
 
 from __future__ import annotations
@@ -168,9 +168,11 @@ def compared(source: Sequence[Recipe], target: str, seed: int, cache: Path, tria
                for name, trace in (("cold", first), ("warm", second), ("cold_ordered", order))}
     return {
         "seed": seed, "final": last, "images_to_95": reached,
+        "images_to_first_candidate": {"cold": first.points[0][0], "warm": second.points[0][0]},
         "ratio": None if None in (reached["cold"], reached["warm"]) else reached["cold"] / reached["warm"],
         "direct": direct, "table": told, "predicted": predicted(one, source, table),
-        "traces": {"cold": first.points, "warm": second.points},
+        "traces": {name: [[images, round(volume, 5)] for images, volume in trace.points]
+                   for name, trace in (("cold", first), ("warm", second))},
     }
 
 
@@ -186,6 +188,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "ratio": spread([row["ratio"] for row in rows]),
         **{f"images {name}": spread([row["images_to_95"][name] for row in rows])
            for name in ("cold", "cold_ordered", "warm")},
+        "images before the first candidate, cold over warm": spread(
+            [row["images_to_first_candidate"]["cold"] / max(1, row["images_to_first_candidate"]["warm"])
+             for row in rows]),
         "final warm over cold": spread([row["final"]["warm"] / row["final"]["cold"] for row in rows]),
         "accuracy lost by direct application": spread(
             [found.get("gap") for row in rows for found in row["direct"]]),

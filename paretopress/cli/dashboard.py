@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -37,7 +38,7 @@ def dashboard_command(run: Path, port: int, host: str, study: str | None, as_jso
     else:
         click.echo(f"report: {url}")
         click.echo(f"trials: {url}dashboard" if optuna else f"optuna-dashboard is not installed: {EXTRA}")
-    click.get_text_stream("stdout").flush()
+    sys.stdout.flush()
     try:
         server.serve_forever()
     except KeyboardInterrupt:   # the usual way to end it

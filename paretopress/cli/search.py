@@ -154,7 +154,17 @@ def demo_command(
 )
 @click.option("--max-drop", metavar="1pp", help="Allowed loss of accuracy, or 2%: of whatever the metric is.")
 @effort_options
+@click.option(
+    "--executor",
+    metavar="NAME",
+    help="Where trials run: serial, processes, ray or tune (trials of Ray Tune).  [default: by --workers and --ray]",
+)
 @click.option("--ray", metavar="ADDRESS", help="Evaluate on a Ray cluster ('auto', 'local' or its address).")
+@click.option(
+    "--worker-resources",
+    metavar="cpu=1,gpu=0.5",
+    help="What each worker takes of its node of a Ray cluster: cpu, gpu, or the cluster's own names.  [default: cpu=1]",
+)
 @click.option(
     "--sampler",
     shell_complete=words("pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"),
@@ -199,7 +209,9 @@ def search_command(
     workers: int | None,
     run: Path | None,
     fresh: bool,
+    executor: str | None,
     ray: str | None,
+    worker_resources: str | None,
     sampler: str | None,
     importance: str | None,
     distil: str | None,
@@ -226,7 +238,9 @@ def search_command(
         "trials": trials,
         "seed": seed,
         "workers": workers,
+        "executor": executor,
         "ray": ray,
+        "worker_resources": worker_resources,
         "sampler": sampler,
         "importance": importance,
         "distil": distil,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paretopress.search.resolving import Resolved
 
 RATES_SHOWN = 8
+POINTS_SHOWN = 5   # of the front, beside each other
 
 
 @click.command("solve")
@@ -35,14 +36,20 @@ RATES_SHOWN = 8
               help="Another device or profile file; may be repeated.  [default: those of the run]")
 @click.option("--max", "limits", multiple=True, metavar="NAME=BUDGET",
               help="Limit a cost: latency=-50%, latency=5ms, size=200KB, macs=10M, peak_memory=256KiB, energy=3mJ.")
+@click.option("--pin", "pins", multiple=True, metavar="UNIT=CHOICE",
+              help="Let a unit take one choice: 'conv1/channels=keep 0.5', fc/weights=dense, "
+              "'fc/weights={weights: 8}'; may be repeated.")
+@click.option("--share", "shares", multiple=True, metavar="UNIT,UNIT",
+              help="Let units take the same choice, such as a/weights,b/weights; may be repeated.")
 @click.option("--rates", is_flag=True,
-              help="Also what each further change of the best point would cost and save, unit by unit.")
+              help="Also what each further change of the best point would cost and save, unit by unit, and the "
+              "cheapest of every layer along the whole front.")
 @click.option("-o", "--output", "output", metavar="FOLDER", type=click.Path(path_type=Path),
               help="Write the policies there, best.yaml and 1.yaml, 2.yaml, ..., for paretopress apply.")
 @common
 def solve_command(
-    run: Path, model: str, data: str, targets: Sequence[str], limits: Sequence[str], rates: bool,
-    output: Path | None, as_json: bool,
+    run: Path, model: str, data: str, targets: Sequence[str], limits: Sequence[str], pins: Sequence[str],
+    shares: Sequence[str], rates: bool, output: Path | None, as_json: bool,
 ) -> int:
     """Solve a run again for other budgets or another device: predicted, not verified.
 
@@ -60,10 +67,12 @@ def solve_command(
         raise ConfigError(f"-o {output} exists; choose a new folder")
     budgets = parse_budgets(wanted, None, tuple(targets) or _targets_of(run))
     with observing(plain=as_json) as observer:
-        found = resolve(run, load_model(model), load_data(data), targets=targets, budgets=budgets, observer=observer)
+        found = resolve(run, load_model(model), load_data(data), targets=targets, budgets=budgets, pins=pins,
+                        shares=shares, observer=observer)
     document = found.to_plain() | {"run": str(run)}
     if rates:
         document["rates"] = found.exchange(found.best)
+        document["rates_along"] = found.rates_along()
     if output is not None:
         _write(found, output)
         document["policies"] = str(output)
@@ -126,7 +135,12 @@ def solved_text(document: Mapping[str, Any], width: int) -> str:
     parts = [plain_table(f"{document['run']}: {document['label']}", headings, rows, right=headings[1:])]
     lines = []
     if "rates" in document:
-        parts += [_rates(document["rates"], name, share=document["drop_is_share"]) for name in costs]
+        for name in costs:
+            parts += [_rates(document["rates"], name, share=document["drop_is_share"]),
+                      _along(document, name, share=document["drop_is_share"])]
+    if document.get("pins") or document.get("shared"):
+        kept = [f"{unit}: {choice}" for unit, choice in document["pins"].items()]
+        lines.append("kept to: " + "; ".join([*kept, *(" = ".join(group) for group in document["shared"])]))
     lines.append(
         f"{document['choices_covered']} choices read from the run, {document['choices_computed']} measured now; "
         f"{document['seconds']:.1f} s"
@@ -149,8 +163,7 @@ def _rates(rates: Sequence[Mapping[str, Any]], cost: str, *, share: bool) -> Any
     """The cheapest ways to save a cost, as a table."""
     from paretopress.tables import plain_table, shown
 
-    unit = {"latency": "ms", "size": "KB"}.get(cost.partition("@")[0], cost)
-    per = 1000.0 if unit == "KB" else 1.0
+    unit, per = _unit_of(cost)
     saving = sorted((one for one in rates if one["costs"].get(cost, 0.0) < 0.0),
                     key=lambda one: one["loss"] / -one["costs"][cost])[:RATES_SHOWN]
     rows = [[one["unit"], f"{one['before']} → {one['after']}", shown(cost, -one["costs"][cost]),
@@ -158,3 +171,37 @@ def _rates(rates: Sequence[Mapping[str, Any]], cost: str, *, share: bool) -> Any
              f"{per * one['loss'] / -one['costs'][cost]:.2g}"] for one in saving]
     headings = ("unit", "change of the best point", "saves", "loss (nats)", "drop expected", f"nats per {unit}")
     return plain_table(f"What would it take? {cost}", headings, rows, right=headings[2:])
+
+
+def _along(document: Mapping[str, Any], cost: str, *, share: bool) -> Any:  # noqa: ANN401
+    """What saving more of a cost loses at least, layer by layer, at some points of the front, as a table."""
+    from paretopress.tables import plain_table
+
+    along = document["rates_along"]
+    unit, per = _unit_of(cost)
+    last = max(1, len(along) - 1)
+    places = sorted({round(place * last / (POINTS_SHOWN - 1)) for place in range(POINTS_SHOWN)} & {*range(len(along))})
+    points = [along[place] for place in places]
+    known = share and all(rate["drop"] is not None for point in points for layer in point["layers"].values()
+                          for name, rate in layer.items() if name == cost)
+    key, factor = ("drop", 100.0 * per) if known else ("nats", per)
+
+    def rate(point: Mapping[str, Any], layer: str) -> float | None:
+        found = point["layers"].get(layer, {}).get(cost)
+        return None if found is None else factor * found[key]
+
+    layers = list(dict.fromkeys(layer for point in points for layer in point["layers"]))
+    layers = [layer for layer in layers if any(rate(point, layer) is not None for point in points)]
+    layers.sort(key=lambda layer: min(found for point in points if (found := rate(point, layer)) is not None))
+    rows = [[layer, *("–" if (found := rate(point, layer)) is None else f"{found:.2g}" for point in points)]
+            for layer in layers[:RATES_SHOWN]]
+    headings = ("layer or group", *(f"at #{point['point']}" for point in points))
+    what = "pp" if known else "nats"
+    title = f"Exchange rates along the front: {what} per {unit} of {cost}"
+    return plain_table(title, headings, rows, right=headings[1:])
+
+
+def _unit_of(cost: str) -> tuple[str, float]:
+    """The unit that rates are told in, and how many of the cost's own it has."""
+    unit = {"latency": "ms", "size": "KB"}.get(cost.partition("@")[0], cost)
+    return unit, 1000.0 if unit == "KB" else 1.0

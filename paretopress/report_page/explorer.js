@@ -35,10 +35,11 @@ function chooseDevice(app, device) {
 
 const isKnown = (item, axes) => valueOf(item, axes.x) !== null && valueOf(item, axes.y) !== null;
 
-function extent(items, axis, withBars) {
+// What an axis has to hold: of points their intervals too, and those of their predictions where these are drawn.
+function extent(items, axis, withPredictions) {
   return items.flatMap((item) => {
-    const figure = figureOf(item, axis);
-    return withBars ? figure.filter((value) => value !== null) : [figure[0]];
+    const figures = item.kind === "point" ? [figureOf(item, axis), withPredictions ? item.predicted[axis] : null] : [figureOf(item, axis)];
+    return figures.flatMap((figure) => figure || []).filter((value) => value !== null);
   });
 }
 
@@ -52,7 +53,7 @@ function drawScatter(app) {
   const framed = points.length && state.range === "front" ? points : [...points, ...trials];
   const limits = (axis) => data.budgets.filter((budget) => budget.axis === axis).map((budget) => budget.limit);
   const scale = (axis, length) => {
-    const values = [...extent(framed, axis, framed === points), ...limits(axis)];
+    const values = [...extent(framed, axis, state.predicted), ...limits(axis)];
     return scaleOf(values, length, { log: wantsLog(axis, values) });
   };
   const [x, y] = [scale(state.x, box.width), scale(state.y, box.height)];

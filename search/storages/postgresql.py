@@ -108,10 +108,11 @@ class _PostgresqlTransaction:
         self._connection = connection
 
     def rows(self, statement: str, values: Values) -> list[tuple[Any, ...]]:
-        return self._connection.execute(_named(statement), values).fetchall()
+        found: list[tuple[Any, ...]] = self._connection.execute(_named(statement), values).fetchall()
+        return found
 
     def count(self, statement: str, values: Values) -> int:
-        return self._connection.execute(_named(statement), values).rowcount
+        return int(self._connection.execute(_named(statement), values).rowcount)
 
 
 def _named(statement: str) -> Any:  # noqa: ANN401 - psycopg wants literal strings, to keep values out of statements

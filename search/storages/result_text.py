@@ -6,7 +6,7 @@ from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.spaces.documents import canonical_json, parse_json
 from paretopress.spaces.errors import ArtifactError, ConfigError
 
-_KEYS = {"state", "values", "constraints", "reason", "trace", "seconds"}
+_KEYS = {"state", "values", "constraints", "reason", "trace", "images", "seconds"}
 
 
 def result_text(evaluation: Evaluation, seconds: float) -> str:
@@ -18,6 +18,7 @@ def result_text(evaluation: Evaluation, seconds: float) -> str:
         "constraints": {name: float(value) for name, value in checked.constraints.items()},
         "reason": checked.reason,
         "trace": checked.trace,
+        "images": int(checked.images),
         "seconds": float(seconds),
     })
 
@@ -39,7 +40,7 @@ def read_result(text: str, source: str) -> tuple[Evaluation, float]:
         raise ArtifactError(str(error)) from None
     if not isinstance(plain, dict) or set(plain) != _KEYS or plain["state"] not in list(State):
         raise ArtifactError(f"{source}: not the result of a trial")
-    numbers = [plain["seconds"]]
+    numbers = [plain["seconds"], plain["images"]]
     for name in ("values", "constraints"):
         if not isinstance(plain[name], dict):
             raise ArtifactError(f"{source}: {name}: expected a mapping of names to numbers")
@@ -49,6 +50,7 @@ def read_result(text: str, source: str) -> tuple[Evaluation, float]:
     if not isinstance(plain["reason"], str) or not isinstance(plain["trace"], str):
         raise ArtifactError(f"{source}: reason: expected text")
     evaluation = Evaluation(
-        State(plain["state"]), plain["values"], plain["constraints"], plain["reason"], plain["trace"]
+        State(plain["state"]), plain["values"], plain["constraints"], plain["reason"], plain["trace"],
+        int(plain["images"]),
     )
     return evaluation.checked(), float(plain["seconds"])

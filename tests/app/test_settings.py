@@ -113,6 +113,44 @@ def test_a_ray_address_chooses_the_executor():
     assert (settings.executor, settings.ray, settings.workers) == ("ray", "auto", 4)
 
 
+@pytest.mark.parametrize(("search", "executor", "workers"), [
+    ({"executor": "processes", "trials": 5}, "process", 1),
+    ({"executor": "serial", "time": "1m"}, "serial", 1),
+    ({"executor": "tune", "ray": "local", "workers": 2, "scheduler": "asha"}, "tune", 2),
+    ({"executor": "ray", "workers": 3}, "ray", 3),
+])
+def test_an_executor_by_name(search, executor, workers):
+    settings = search_settings({"search": search})
+    assert (settings.executor, settings.workers) == (executor, workers)
+
+
+def test_what_a_worker_takes_and_where_tune_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    search = {"executor": "tune", "worker_resources": "cpu=2,gpu=0.5,licence=1", "storage_path": "results"}
+    settings = search_settings({"search": search})
+    assert settings.resources.amounts == {"CPU": 2.0, "GPU": 0.5, "licence": 1.0}
+    assert settings.storage_path == str(tmp_path / "results")
+    assert settings.to_plain()["resources"] == {"cpus": 2, "gpus": 0.5, "custom": {"licence": 1.0}}
+    assert "tune_callbacks" not in settings.to_plain()
+    remote = search_settings({"search": {**search, "storage_path": "s3://bucket/results"}})
+    assert remote.storage_path == "s3://bucket/results"
+
+
+@pytest.mark.parametrize(("search", "message"), [
+    ({"executor": "rai"}, "search.executor: unknown value 'rai'; did you mean 'ray'?"),
+    ({"executor": "serial", "workers": 2}, "search.workers: executor serial has one, not 2"),
+    ({"executor": "processes", "ray": "auto"}, "search.ray: executor processes has no cluster"),
+    ({"worker_resources": "gpu=1", "workers": 2}, "search.worker_resources: executor processes has no cluster"),
+    ({"executor": "ray", "worker_resources": "gpu"}, "worker resources 'gpu': expected cpu=1,gpu=0.5,NAME=AMOUNT"),
+    ({"executor": "ray", "scheduler": "asha"}, "search.scheduler is for executor tune, not ray"),
+    ({"storage_path": "results"}, "search.storage_path is for executor tune, not"),
+])
+def test_settings_of_executors_that_do_not_go_together(search, message):
+    with pytest.raises(ConfigError) as caught:
+        search_settings({"search": search})
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

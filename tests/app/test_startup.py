@@ -101,6 +101,8 @@ def test_public_names_resolve_and_unknown_ones_do_not():
         "export",
         "verify",
         "apply",
+        "report",
+        "dashboard",
         "device",
         "device list",
         "device show",

@@ -7,7 +7,13 @@ import math
 import pytest
 
 from paretopress.evaluators.sensitivity import SensitivityTable
-from paretopress.search.exchange import best_purchases, cheapest_savings, drop_per_nat, exchanges
+from paretopress.search.exchange import (
+    best_purchases,
+    cheapest_rates,
+    cheapest_savings,
+    drop_per_nat,
+    exchanges,
+)
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
@@ -20,7 +26,11 @@ TIME = {"a/weights": {None: 3.0, Weights(8, 32): 3.0, Weights(4, 32): 2.0},
         "b/channels": {None: 4.0, Keep(0.5): 1.0}}
 
 
-def price(policy):
+def price(policies):
+    return [price_of(policy) for policy in policies]
+
+
+def price_of(policy):
     chosen = {unit: policy.choices.get(unit) for unit in SPACE.options}
     return {name: sum(table[unit][choice] for unit, choice in chosen.items())
             for name, table in (("size", BYTES), ("latency@x", TIME))}
@@ -45,14 +55,29 @@ def test_every_change_of_a_point_by_hand():
     assert [one.after for one in best_purchases(every, "size", 5)] == ["dense"]
 
 
+def test_the_cheapest_change_of_every_layer_by_hand():
+    found = exchanges(SPACE, TABLE, Policy.of({}), price, drop_per_nat=0.5)
+    rates = cheapest_rates(found)
+    assert rates.keys() == {"a", "b"}
+    assert rates["a"]["size"] == {"unit": "a/weights", "after": "8-bit weights", "saves": 300.0,
+                                  "nats": pytest.approx(0.01 / 300), "drop": pytest.approx(0.005 / 300)}
+    assert rates["a"]["latency@x"]["after"] == "4-bit weights"   # 8 bits save no time
+    assert rates["a"]["latency@x"]["nats"] == pytest.approx(0.05)
+    assert rates["b"]["latency@x"]["nats"] == pytest.approx(0.2 / 3)
+    most = Policy.of({"a/weights": Weights(4, 32), "b/channels": Keep(0.5)})
+    assert cheapest_rates(exchanges(SPACE, TABLE, most, price)) == {}   # nothing saves more
+    one = cheapest_rates(exchanges(SPACE, TABLE, Policy.of({"b/channels": Keep(0.5)}), price))
+    assert one.keys() == {"a"}
+    assert one["a"]["size"]["drop"] is None
+
+
 def test_what_no_target_executes_and_what_changes_no_cost_is_left_out():
-    def partly(policy):
-        costs = price(policy)
-        costs["latency@x"] = math.inf if policy.choices.get("b/channels") else 1.0
-        return costs
+    def partly(policies):
+        return [price_of(policy) | {"latency@x": math.inf if policy.choices.get("b/channels") else 1.0}
+                for policy in policies]
 
     assert {one.unit for one in exchanges(SPACE, TABLE, Policy.of({}), partly)} == {"a/weights"}
-    assert exchanges(SPACE, TABLE, Policy.of({}), lambda _: {"size": 1.0}) == []
+    assert exchanges(SPACE, TABLE, Policy.of({}), lambda policies: [{"size": 1.0}] * len(policies)) == []
 
 
 def test_a_nat_is_worth_the_median_of_the_trials_nearby():

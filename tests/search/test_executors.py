@@ -277,7 +277,7 @@ def test_a_cluster_that_is_not_there_is_one_line_at_once(toys, address, message)
 ])
 @pytest.mark.parametrize("found", [False, True])
 def test_what_else_listens_is_refused_before_ray_prints_about_it(toys, answer, message, found, monkeypatch, capfd):
-    monkeypatch.setattr("paretopress.search.ray_executor._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("paretopress.search.ray_connection._ANSWER_SECONDS", 1.0)
     with socket.create_server(("0.0.0.0", 0)) as server:   # Ray connects to this machine through the network
         port = server.getsockname()[1]
         thread = threading.Thread(target=answer_once, args=(server, answer))
@@ -301,28 +301,3 @@ def answer_once(server, answer):
         else:
             connection.recv(1024)
             connection.sendall(answer)
-
-
-@pytest.mark.slow
-def test_a_cluster_of_two_nodes_evaluates_like_serial(toys):
-    import ray
-    from ray.cluster_utils import Cluster
-
-    evaluate = toys.TensorEvaluator()
-    with SerialExecutor(evaluate) as executor:
-        serial = gather(executor, POLICIES)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        cluster.add_node(num_cpus=1)
-        with RayExecutor(evaluate, workers=2, address=cluster.address) as executor:
-            assert len(ray.nodes()) == 2
-            assert gather(executor, POLICIES) == serial
-        with pytest.raises(ConfigError, match="workers: 3 need 3 CPUs, the Ray cluster has 2"):
-            RayExecutor(evaluate, workers=3, address=cluster.address)
-        ray.init(address=cluster.address, log_to_driver=False)
-        with RayExecutor(evaluate, workers=1) as executor:
-            assert gather(executor, POLICIES[:2]) == {0: serial[0], 1: serial[1]}
-        assert ray.is_initialized()
-        ray.shutdown()
-    finally:
-        cluster.shutdown()

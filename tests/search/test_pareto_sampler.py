@@ -103,6 +103,41 @@ def test_asks_in_parallel_differ_and_failures_and_foreign_trials_are_taken(toys,
     assert sampler.suggest(study.ask()).hash not in hashes
 
 
+def test_all_parameters_at_once_are_those_of_single_suggestions(toys, space, tmp_path):
+    """Live trials take a short way; enqueued and fixed ones, and those of other samplers, Optuna's own."""
+    evaluate = toys.ToyEvaluator()
+    studies = []
+    for way in ("memory", "stored"):
+        sampler = ParetoSampler.over(space, OBJECTIVES, seed=3)
+        storage = None if way == "memory" else f"sqlite:///{tmp_path / 'a.db'}"
+        study = optuna.create_study(directions=sampler.directions, sampler=sampler, storage=storage)
+        optimise(sampler, evaluate, 12, study)
+        studies.append((sampler, study))
+    one = ParetoSampler.over(space, OBJECTIVES, seed=3)
+    slow = optuna.create_study(directions=one.directions, sampler=one)
+
+    def single(trial):
+        labels = {unit: trial.suggest_categorical(unit, choices) for unit, choices in space.labels.items()}
+        found = evaluate(one.suggest(optuna.trial.FixedTrial(labels)))
+        trial.set_constraint("size", found.constraints["size"])
+        return found.values["accuracy"], found.values["size"]
+
+    slow.optimize(single, n_trials=12)
+    for _, study in studies:
+        assert [trial.params for trial in study.trials] == [trial.params for trial in slow.trials]
+        assert [trial.distributions for trial in study.trials] == [trial.distributions for trial in slow.trials]
+    sampler, study = studies[0]
+    wanted = {unit: labels[-1] for unit, labels in space.labels.items()}
+    study.enqueue_trial(wanted)
+    trial = study.ask()
+    assert sampler.suggest(trial) == sampler.suggest(optuna.trial.FixedTrial(wanted))
+    assert sampler.suggest(trial) == sampler.suggest(trial)   # asked again
+    other = optuna.create_study(directions=sampler.directions, sampler=optuna.samplers.RandomSampler(seed=0))
+    foreign = other.ask()
+    assert sampler.suggest(foreign).hash
+    assert foreign.params.keys() == space.labels.keys()
+
+
 def test_objectives_without_terms_are_learned_and_wrong_studies_refused(toys, space):
     sampler = ParetoSampler.over(space, OBJECTIVES)
     study = optimise(sampler, toys.ToyEvaluator(budget=90.0), 60)

@@ -30,6 +30,7 @@ records = st.builds(
     constraints=st.dictionaries(names, finite, max_size=4),
     seconds=st.floats(0, 1e6),
     reason=st.none() | st.text(max_size=40),
+    images=st.integers(0, 10**6),
 )
 LINE = TrialRecord(3, TrialState.COMPLETE, Policy.of({"fc/weights": Weights(4)}), {"accuracy": 0.5}).to_line()
 
@@ -58,9 +59,13 @@ def test_the_line_is_this_text():
         '{"number": 7, "state": "PRUNED", "policy": {"a/channels": {"keep": 0.5}, '
         '"fc/weights": {"weights": 4, "activations": 8, "scheme": "symmetric"}}, '
         f'"policy_hash": "{policy.hash}", "values": {{"macs": 0.1, "size": 9.0}}, '
-        '"constraints": {"size": -2.0}, "seconds": 0.25, "reason": "slow"}'
+        '"constraints": {"size": -2.0}, "images": 0, "seconds": 0.25, "reason": "slow"}'
     )
     assert TrialRecord.from_line(record.to_line(), model="m", space="s") == record
+
+
+def test_a_line_of_an_earlier_version_has_no_images():
+    assert TrialRecord.from_line(LINE.replace('"images": 0, ', "")) == TrialRecord.from_line(LINE)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
@@ -73,6 +78,7 @@ def test_the_line_is_this_text():
     ('"weights": 4', '"weights": 8', "does not match its hash"),
     ('"weights": 4', '"weights": 5', "5 weight bits are not offered"),
     ('"reason": null', '"reason": 1', "reason: expected text or null"),
+    ('"images": 0', '"images": -1', "images: expected an integer from 0"),
     ('"seconds": 0.0, ', "", "exactly the keys"),
     ('"seconds": 0.0', '"seconds": 0.0, "extra": 1', "exactly the keys"),
     ('"constraints": {}', '"constraints": []', "constraints: expected a mapping"),

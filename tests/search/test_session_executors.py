@@ -107,22 +107,16 @@ def test_two_processes_agree_with_serial(prepared, policies, serial):
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_of_two_nodes_agrees_with_serial(prepared, policies, serial):
-    import ray
-    from ray.cluster_utils import Cluster
-
+def test_a_ray_cluster_and_tune_agree_with_serial(prepared, policies, serial, ray_nodes, tmp_path):
     from paretopress.search.ray_executor import RayExecutor
+    from paretopress.search.tune_executor import TuneExecutor
+    from paretopress.search.workload import Workload
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        executor = RayExecutor(prepared.evaluator, WORKERS, address=cluster.address)
-        assert len([node for node in ray.nodes() if node["Alive"]]) == 2
-        assert evaluations(executor, policies) == serial
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    assert evaluations(RayExecutor(prepared.evaluator, 3, address=ray_nodes.address), policies) == serial
+    workload = Workload.of(prepared.problem, prepared.evaluator)
+    tune = TuneExecutor(workload, 3, ray_nodes.address, storage=tmp_path)
+    assert evaluations(tune, policies) == serial
+    assert len(list(tmp_path.glob("search-*/*/result.json"))) == len(policies)   # what Tune's loggers write
 
 
 @pytest.mark.slow

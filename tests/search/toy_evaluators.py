@@ -99,3 +99,16 @@ class FaultyEvaluator:
 class Unloadable:
     def __reduce__(self):
         return int, ("not a number",)
+
+
+class StagedEvaluator:
+    """Two stages: a divergence that grows with what is pruned, then the accuracy."""
+
+    def __call__(self, policy):
+        *_, (evaluation, _) = self.stages(policy)
+        return evaluation
+
+    def stages(self, policy):
+        lost = 1.0 - policy.items[0][1].ratio
+        yield Evaluation(State.SCREENED, {"divergence": lost, "size": 1.0 - lost}, {}, "not scored"), False
+        yield Evaluation(State.COMPLETE, {"accuracy": 1.0 - lost, "divergence": lost, "size": 1.0 - lost}), True

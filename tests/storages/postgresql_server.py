@@ -1,6 +1,5 @@
 """A real PostgreSQL server in a temporary folder, on a loopback port, as an unprivileged user."""
 
-import glob
 import os
 import pwd
 import shutil
@@ -15,10 +14,10 @@ UNPRIVILEGED = ("postgres", "nobody")
 def binaries():
     """The folder of the server's programs, None where there are none."""
     found = shutil.which("pg_ctl")
-    folders = [os.path.dirname(found)] if found else []
-    folders += sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)
-    return next((Path(folder) for folder in folders
-                 if all((Path(folder) / name).exists() for name in ("pg_ctl", "initdb", "postgres"))), None)
+    folders = [Path(found).parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders
+                 if all((folder / name).exists() for name in ("pg_ctl", "initdb", "postgres"))), None)
 
 
 class PostgresqlServer:

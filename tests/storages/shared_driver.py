@@ -102,7 +102,7 @@ def work(url, run, evaluator=None, idle=1.0, lease=LEASE, timeout=60.0, outbox=N
             if worker.step(0.1) or worker.busy:
                 last = time.monotonic()
     finally:
-        worker.wind_down(4.0)
+        worker.wind_down(1.0)
 
 
 def forked(action, *arguments, **options):
@@ -116,7 +116,7 @@ def forked(action, *arguments, **options):
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the copy ends here whatever happens
             import traceback
 
             traceback.print_exc()

@@ -15,12 +15,16 @@ def records(journal):
     return [record["n"] for record, _ in journal.read()]
 
 
-@pytest.fixture
-def path(tmp_path):
-    journal = JournalFile(tmp_path / "journal")
+def five_records(path):
+    journal = JournalFile(path)
     for number in range(5):
         journal.append({"n": number})
-    return tmp_path / "journal"
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return five_records(tmp_path / "journal")
 
 
 def test_all_readers_see_the_same_records_and_stamps(path):

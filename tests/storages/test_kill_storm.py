@@ -2,7 +2,7 @@
 
 import pytest
 
-KILLS, TRIALS = 34, 120     # each; more than a hundred in all
+KILLS, TRIALS = 34, 90     # each; more than a hundred in all
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,11 +65,11 @@ def test_contents_are_on_disk_before_the_manifest_says_so(outbox, monkeypatch):
 
     steps = []
     real_sync, real_folder, real_replace = os.fsync, documents.sync_folder, os.rename
-    monkeypatch.setattr(os, "fsync", lambda one: (steps.append("sync " + os.path.basename(
-        os.readlink(f"/proc/self/fd/{one}")).split("-")[0]), real_sync(one))[1])
+    monkeypatch.setattr(os, "fsync", lambda one: (steps.append("sync " + Path(
+        f"/proc/self/fd/{one}").readlink().name.split("-")[0]), real_sync(one))[1])
     monkeypatch.setattr(module, "sync_folder", lambda one: (steps.append("folder"), real_folder(one))[1])
     monkeypatch.setattr(module.Path, "rename", lambda one, to: (steps.append("rename"), real_replace(one, to))[1])
-    monkeypatch.setattr(module.Path, "replace", lambda one, to: (steps.append("replace"), os.replace(one, to))[1])
+    monkeypatch.setattr(module.Path, "replace", lambda one, to: (steps.append("replace"), real_replace(one, to))[1])
     outbox.commit(CLAIM, TEXT, failed=False)
     kept = [step for step in steps if step.startswith(("sync policy", "sync evaluation", "folder", "re"))]
     assert kept == ["sync policy.json", "sync evaluation.json", "folder", "rename", "folder", "replace"]

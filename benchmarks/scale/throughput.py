@@ -1,0 +1,220 @@
+"""Trials per second at one and two workers against bare evaluations, and what a trial costs beside them.
+
+    python benchmarks/scale/throughput.py --output benchmarks/scale/throughput.json
+
+The ceiling is measured in the same run, in turn with the executors: independent processes that each evaluate a share of
+the same policies with nothing around them. All of them start with an empty memory of compressed layers, as the workers
+of a search do. Overhead is the time of a trial whose evaluation does nothing. Load average and rounds are recorded; on
+a machine that others use the median of the ratios is what counts.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from paretopress.evaluators.evaluation import Evaluation, State
+from paretopress.search.executors import Executor, SerialExecutor, from_payload, to_payload
+from paretopress.search.process_executor import ProcessExecutor
+from paretopress.spaces.policy import DENSE, Policy
+
+TRIVIAL = {"serial": 2000, "processes": 1000, "ray": 400, "tune": 100}
+
+
+class Trivial:
+    """An evaluation that does nothing."""
+
+    def __call__(self, task: object) -> Evaluation:  # noqa: ARG002
+        """Return at once."""
+        return Evaluation(State.COMPLETE, {"accuracy": 0.5, "size": 1.0}, {"size": 0.0})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=60, help="policies of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--bare", nargs=3, metavar=("PAYLOAD", "SHARE", "OF"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.bare:
+        bare(Path(given.bare[0]), int(given.bare[1]), int(given.bare[2]))
+        return
+    begin_load = os.getloadavg()
+    evaluate, policies = material(given.trials)
+    rounds = [measured_round(evaluate, policies) for _ in range(given.rounds)]
+    result = {
+        "trials": given.trials, "rounds": rounds, "ratios": ratios(rounds), "overhead_ms": overheads(),
+        "joining_s": joining(evaluate),
+        "machine": {
+            "cpu": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(), "load_before": begin_load, "load_after": os.getloadavg(),
+        },
+    }
+    if given.output:
+        given.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(text(result))
+
+
+def material(count: int) -> tuple[Any, list[Policy]]:
+    """The digits model's evaluator, and random policies that are neither screened nor alike."""
+    from paretopress.demo import factories
+    from paretopress.search.problem import SearchSettings, prepare_problem
+    from paretopress.search.session import Silent, prepare_evaluator
+
+    settings = SearchSettings(targets=("x86-zen4-vnni-onnxruntime",), trials=1)
+    problem = prepare_problem(factories.model(), factories.data(), settings)
+    source = random.Random(5)
+    policies: dict[str, Policy] = {}
+    while len(policies) < count:   # a third of the units, so that most candidates are scored
+        chosen = {unit: source.choice(options[1:]) for unit, options in problem.space.options.items()
+                  if len(options) > 1 and source.random() < 0.33}
+        policy = problem.policy(chosen)
+        policies.setdefault(policy.hash, policy)
+    evaluator = prepare_evaluator(problem, Silent())
+    from dataclasses import replace
+
+    from paretopress.compressors.entries import Entries
+
+    entries = Entries(evaluator.entries.program, evaluator.entries.calibration, evaluator.entries.importance)
+    return replace(evaluator, entries=entries), list(policies.values())
+
+
+def measured_round(evaluate: Any, policies: Sequence[Policy]) -> dict[str, float]:  # noqa: ANN401
+    """Trials per second of the ceilings and of every executor, in turn."""
+    from paretopress.search.ray_executor import RayExecutor
+
+    rates = {}
+    for workers in (1, 2):
+        rates[f"bare x{workers}"] = bare_rate(evaluate, policies, workers)
+        rates[f"processes x{workers}"] = rate(lambda n=workers: ProcessExecutor(evaluate, n), policies)
+        rates[f"ray x{workers}"] = rate(lambda n=workers: RayExecutor(evaluate, n), policies)
+    copy = from_payload(to_payload(evaluate))
+    rates["serial x1"] = rate(lambda: SerialExecutor(copy), policies)
+    return rates
+
+
+def rate(make: Callable[[], Executor], policies: Sequence[Policy]) -> float:
+    """Trials per second from the first submission to the last result; starting is measured apart."""
+    with make() as executor:
+        for number in range(executor.capacity):   # workers are there once they have answered
+            executor.submit(number, Policy())
+        while executor.pending:
+            executor.next_result()
+        start = time.perf_counter()
+        waiting = list(enumerate(policies))[::-1]
+        while waiting or executor.pending:
+            while waiting and executor.pending < executor.capacity:
+                executor.submit(*waiting.pop())
+            executor.next_result()
+        return len(policies) / (time.perf_counter() - start)
+
+
+def bare_rate(evaluate: Any, policies: Sequence[Policy], copies: int) -> float:  # noqa: ANN401
+    """Evaluations per second of independent processes with nothing around them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "payload"
+        path.write_bytes(pickle.dumps((to_payload(evaluate), list(policies))))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        children = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--bare", str(path), str(share), str(copies)], text=True, env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )
+            for share in range(copies)
+        ]
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        start = time.perf_counter()
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        for child in children:
+            child.wait()
+        return len(policies) / (time.perf_counter() - start)
+
+
+def bare(path: Path, share: int, of: int) -> None:
+    """A child of `bare_rate`: evaluate every `of`-th policy."""
+    import torch
+
+    torch.set_num_threads(1)
+    payload, policies = pickle.loads(path.read_bytes())  # our own parent's
+    evaluate = from_payload(payload)
+    evaluate(Policy())
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for policy in policies[share::of]:
+        evaluate(policy)
+    os._exit(0)
+
+
+def ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Median over the rounds of each executor's rate by that of as many bare copies."""
+    names = [name for name in rounds[0] if not name.startswith("bare")]
+    return {
+        name: statistics.median(one[name] / one[f"bare x{name[-1]}"] for one in rounds) for name in names
+    }
+
+
+def overheads() -> dict[str, float]:
+    """Milliseconds of a trial that does nothing, one after the other as one worker's search makes them."""
+    from paretopress.search.ray_executor import RayExecutor
+    from paretopress.search.tune_executor import TuneExecutor
+
+    made: dict[str, Callable[[], Executor]] = {
+        "serial": lambda: SerialExecutor(Trivial()), "processes": lambda: ProcessExecutor(Trivial(), 1),
+        "ray": lambda: RayExecutor(Trivial(), 1), "tune": lambda: TuneExecutor(Trivial(), 1),
+    }
+    return {name: 1000.0 / rate(make, [DENSE] * TRIVIAL[name]) for name, make in made.items()}
+
+
+def joining(evaluate: Any) -> dict[str, float]:  # noqa: ANN401
+    """Seconds until a worker that joins has answered its first request, the dense model's evaluation."""
+    import ray
+
+    from paretopress.search.ray_executor import RayExecutor
+
+    def first(make: Callable[[], Executor]) -> float:
+        start = time.perf_counter()
+        with make() as executor:
+            executor.submit(0, Policy())
+            executor.next_result()
+            return time.perf_counter() - start
+
+    found = {
+        "process": first(lambda: ProcessExecutor(evaluate, 1)),
+        "ray, a local instance started for it": first(lambda: RayExecutor(evaluate, 1)),
+    }
+    with RayExecutor(Trivial(), 2) as cluster:
+        ray.kill(cluster._slots[1].actor)   # it makes room
+        found["ray, on a running cluster"] = first(lambda: RayExecutor(evaluate, 1))
+    found["payload, MB"] = len(to_payload(evaluate)) / 1e6
+    return found
+
+
+def text(result: dict[str, Any]) -> str:
+    lines = [f"{name:14} {statistics.median(one[name] for one in result['rounds']):8.2f} trials/s"
+             + (f"   {result['ratios'][name]:.2f} of the ceiling" if name in result["ratios"] else "   ceiling")
+             for name in result["rounds"][0]]
+    lines += [f"overhead of a trivial trial, {name}: {value:.2f} ms" for name, value in result["overhead_ms"].items()]
+    lines += [f"joining, {name}: {value:.2f}" for name, value in result["joining_s"].items()]
+    machine = result["machine"]
+    lines.append(f"{machine['cores']} cores, load {machine['load_before'][0]:.1f} to {machine['load_after'][0]:.1f}, "
+                 f"{result['trials']} trials, {len(result['rounds'])} rounds")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
