@@ -23,7 +23,7 @@ FENCE = re.compile(
     r"^(?:<!-- test: (?P<mark>[a-z]+)(?: (?P<why>[^>]*))? -->\n)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$",
     re.M | re.S,
 )
-MOST_SKIPPED = 24
+MOST_SKIPPED = 25
 # What a reader gives minutes, the tests give a few trials.
 SHORTER = (
     (r"--time \d+m", "--trials 3"),
@@ -33,7 +33,7 @@ SHORTER = (
 LONG = re.compile(r"paretopress +(search|sensitivity|solve|verify|apply|policy)|compress\(|study\.optimize")
 MEASURING = ("sensitivity", "device", "demo")  # verbs whose --time is no number of trials
 # First words of blocks that are made of shell commands.
-COMMANDS = ("paretopress", "python", "python3", "pip", "ray", ".ci/run", "mkdocs")
+COMMANDS = ("export", "paretopress", "python", "python3", "pip", "ray", ".ci/run", "mkdocs")
 
 
 @dataclass(frozen=True)
