@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.network import Network
-from paretopress.compressors.onnx_builder import Builder, UntranslatableError, Value
+from paretopress.compressors.onnx_builder import Builder
 from paretopress.compressors.onnx_lowering import OPSET, Lowering
 from paretopress.compressors.onnx_operators import RULES
 from paretopress.compressors.onnx_passes import rewrite
+from paretopress.compressors.onnx_values import UntranslatableError, Value
 from paretopress.compressors.program import Program
 from paretopress.spaces.documents import write_atomic
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paretopress.compressors.onnx_builder import Builder, Metas, Value, as_tensor, element_type, require, static_sizes
+from paretopress.compressors.onnx_builder import Builder
 from paretopress.compressors.onnx_data_operators import transposed
 from paretopress.compressors.onnx_known import contents_of
+from paretopress.compressors.onnx_values import Metas, Value, as_tensor, element_type, require, static_sizes
 
 LOWEST = torch.finfo(torch.float32).min
 

@@ -8,18 +8,9 @@ from typing import Any
 
 import torch
 
-from paretopress.compressors.onnx_builder import (
-    Builder,
-    Metas,
-    Rule,
-    Value,
-    Varying,
-    as_tensor,
-    element_type,
-    require,
-    static_sizes,
-)
+from paretopress.compressors.onnx_builder import Builder, Rule
 from paretopress.compressors.onnx_known import contents_of, renames_dimensions
+from paretopress.compressors.onnx_values import Metas, Value, Varying, as_tensor, element_type, require, static_sizes
 
 Arguments = Mapping[str, Any]
 

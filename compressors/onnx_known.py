@@ -16,7 +16,7 @@ from paretopress.compressors.program import Program, Values, call
 from paretopress.spaces.graph import Node
 
 if TYPE_CHECKING:
-    from paretopress.compressors.onnx_builder import Value
+    from paretopress.compressors.onnx_values import Value
 
 LARGEST = 1 << 20  # elements of a value that is computed while the file is written
 Contents = tuple[Tensor, Tensor]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from paretopress.compressors.onnx_attention import attention
-from paretopress.compressors.onnx_builder import Builder, Metas, Rule, Value, Varying, as_tensor, require, static_sizes
+from paretopress.compressors.onnx_builder import Builder, Rule
 from paretopress.compressors.onnx_data_operators import DATA_RULES, reshaped, transposed
 from paretopress.compressors.onnx_known import contents_of
+from paretopress.compressors.onnx_values import Metas, Value, Varying, as_tensor, require, static_sizes
 
 Arguments = Mapping[str, Any]
 

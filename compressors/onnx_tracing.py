@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from paretopress.compressors.network import Network
-from paretopress.compressors.onnx_builder import convolution_attributes
 from paretopress.compressors.onnx_lowering import OPSET, Lowering
+from paretopress.compressors.onnx_values import convolution_attributes
 from paretopress.compressors.program import Program, Values, apply_operator, call
 from paretopress.spaces.graph import Node
 from paretopress.spaces.layers import Layer

@@ -295,12 +295,13 @@ def terminal(command: str, text: str) -> str:
 
 
 def output_of(arguments: Sequence[str]) -> str:
-    """What a command prints on stdout, 118 columns wide."""
+    """What a command prints on stdout, 118 columns wide, without the names of folders of this machine."""
     import os
 
     environment = {**os.environ, "COLUMNS": str(LONGEST_LINE), "NO_COLOR": "1"}
     command = [sys.executable, "-m", "paretopress.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    return text.replace(str(FOLDER.parents[1]), "~/paretopress").replace(str(Path.home()), "~")
 
 
 def write_drawings(folder: Path) -> None:

@@ -13,10 +13,10 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from paretopress.compressors.export_onnx import export_onnx, run_session, session, translated_model
 from paretopress.compressors.network import dense_network
-from paretopress.compressors.onnx_builder import UntranslatableError
 from paretopress.compressors.onnx_operators import RULES
 from paretopress.compressors.onnx_passes import rewrite
 from paretopress.compressors.onnx_tracing import traced_model
+from paretopress.compressors.onnx_values import UntranslatableError
 from paretopress.compressors.program import build_program
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE
