@@ -115,7 +115,8 @@ class NetworkBuilder(ModelBuilder):
         prefix = self._prefix()
         self._node("Mul", [value.name, gate.name], prefix)
         return self._finish(
-            prefix, [value, gate], value.channels, value.size, False, False, Family.ELEMENTWISE, cin=value.channels
+            prefix, [value, gate], value.channels, value.size, False, False, Family.ELEMENTWISE, cin=value.channels,
+            operator="mul",
         )
 
     def pooled(self, value: Value) -> Value:
