@@ -27,7 +27,7 @@ from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.policy import Policy
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 ROUNDS = 8                 # a round builds an eighth of what may be built, or what can be under way at a time
 DISTILLATION_SHARE = 0.8   # of the time for building

@@ -19,12 +19,13 @@ from paretopress.search.building import BUILDS_PER_FINALIST
 from paretopress.search.executors import torch_threads
 from paretopress.search.inspection import feasibility
 from paretopress.search.ledger import DOCUMENT, package_versions, read_run
+from paretopress.search.preparation import SEARCH_SAMPLES
 from paretopress.search.problem import Problem, SearchSettings, default_run_path, prepare_problem
-from paretopress.search.session import SEARCH_SAMPLES, THREADS
+from paretopress.search.session import THREADS
 from paretopress.search.verified import verification_seconds
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 SCHEMA = 1
 TIMED_SAMPLES = 128

@@ -11,11 +11,13 @@ from torch import nn
 
 from paretopress.evaluators.data import Data
 from paretopress.search.executors import torch_threads
+from paretopress.search.observer import Observer, Silent
 from paretopress.search.outbox import Outbox
 from paretopress.search.patience import Patience
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import prepare_problem
 from paretopress.search.process_identity import process_name
-from paretopress.search.session import THREADS, Observer, Silent, prepare_evaluator, version_fingerprint
+from paretopress.search.session import THREADS, version_fingerprint
 from paretopress.search.shared_search import WIND_DOWN_SECONDS, Sharing
 from paretopress.search.storage_worker import StorageWorker
 from paretopress.search.storages.opening import open_store

@@ -25,7 +25,7 @@ from paretopress.search.workload import Workload
 from paretopress.spaces.policy import Policy
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 SEEDS = 40
 
@@ -87,7 +87,8 @@ def measured_problem(
     Raises:
         ParetopressError: One of `spaces.errors`, with a one-line message.
     """
-    from paretopress.search.session import Silent, prepare_evaluator
+    from paretopress.search.observer import Silent
+    from paretopress.search.preparation import prepare_evaluator
 
     watcher: Observer = observer or Silent()
     watcher.stage("capture", None)

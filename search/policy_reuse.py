@@ -29,7 +29,7 @@ from paretopress.spaces.recipe import Recipe
 from paretopress.spaces.unit_mapping import UnitMapping, map_units
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 DEVICE, MODEL = "device", "model"
 

@@ -41,7 +41,7 @@ from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SearchSpace
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 AUTO, DIVERGENCE = "auto", "divergence"
 CHECKED = 24          # trials, the first of a run, after which the proxy is checked

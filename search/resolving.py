@@ -38,7 +38,7 @@ from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SpaceSettings
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 POINTS = 16    # of every mix of time and size
 SHOWN = 24     # points of the predicted front
@@ -256,7 +256,7 @@ def covered_table(
         else:
             known[unit, index] = loss
     if missing:
-        from paretopress.search.session import calibrated_entries
+        from paretopress.search.preparation import calibrated_entries
 
         entries = calibrated_entries(problem, observer)
         observer.stage("sensitivity", len(missing))

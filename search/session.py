@@ -7,26 +7,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from paretopress.compressors.entries import IMPORTANCES, Entries
+from paretopress.compressors.entries import IMPORTANCES
 from paretopress.evaluators.candidate import CandidateEvaluator
-from paretopress.evaluators.construction import CALIBRATION_SAMPLES, calibrated
+from paretopress.evaluators.construction import CALIBRATION_SAMPLES
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.runtime_versions import device_notes
 from paretopress.evaluators.sensitivity import SensitivityTable
-from paretopress.evaluators.subset_test import in_random_order
-from paretopress.search.anatomy import ANATOMY, shown_policies, write_anatomy
+from paretopress.search.anatomy import shown_policies, write_anatomy
 from paretopress.search.events import tell_front, tell_started, tell_trial
 from paretopress.search.executors import Executor, SerialExecutor, torch_threads
 from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
-from paretopress.search.ledger import Run, package_versions
+from paretopress.search.ledger import ANATOMY, Run, package_versions
 from paretopress.search.live import ExplorationStatus, ExplorationWatch
+from paretopress.search.observer import Observer, Silent
 from paretopress.search.policy_library import write_units
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import Problem, SearchSettings, default_run_path, prepare_problem
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.proxy_tables import AUTO, CHECKED, DIVERGENCE, proxy_reports, proxy_table, trusted_table
@@ -43,14 +44,8 @@ from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
 
-if TYPE_CHECKING:
-    from paretopress.compressors.entries import Importance
+__all__ = ["SearchSettings", "run_search"]
 
-__all__ = ["Observer", "SearchSettings", "run_search"]
-
-SEARCH_SAMPLES = 1000     # candidates and finalists are scored on so many at most
-SCORED_MACS = 5e10        # and on as many as take the dense model this many multiply-accumulates,
-FEWEST_SAMPLES = 512      # but not on fewer than these
 SEEDS = 40
 TABLE_SHARE = 0.25        # of the time: what is not measured by then is estimated
 CHECK_SHARE = 0.1         # of the time that is left then: other proxies are measured where the first does badly
@@ -60,38 +55,6 @@ DISTIL = ("auto", "train", "calibration", "off")
 EXECUTORS = ("serial", "process", "ray", "tune")
 OTHER_NODES = ("ray", "tune")
 THREADS = 1               # results must not depend on how many cores happen to be there
-
-
-class Observer(Protocol):
-    """Hears how a run goes on."""
-
-    def stage(self, name: str, total: int | None) -> None:
-        """Begin a stage of `total` steps."""
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Finish `n` steps of the stage."""
-
-    def message(self, text: str) -> None:
-        """Show one line."""
-
-    def warning(self, text: str) -> None:
-        """Show one line that the user should read."""
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def stage(self, name: str, total: int | None) -> None:
-        """Show nothing."""
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Show nothing."""
-
-    def message(self, text: str) -> None:
-        """Show nothing."""
-
-    def warning(self, text: str) -> None:
-        """Show nothing."""
 
 
 def run_search(
@@ -208,45 +171,6 @@ def _check_settings(settings: SearchSettings) -> None:
     if settings.seconds is None and settings.trials is None:
         raise ConfigError("a search needs a number of trials or a time")
     exploration_settings(settings, settings.seconds)
-
-
-def calibrated_entries(problem: Problem, observer: Observer) -> Entries:
-    """Calibrate the model; its compressed layers are made on demand."""
-    torch.manual_seed(problem.settings.seed)
-    fitted, importance = problem.data.fitted, cast("Importance", problem.settings.importance)   # `_check_settings`
-    observer.stage("calibrate", len(fitted.first(CALIBRATION_SAMPLES)))
-    entries = calibrated(
-        problem.program, fitted, importance, seed=problem.settings.seed, ranges=problem.settings.ranges,
-        progress=lambda _done, _total: observer.advance(),
-    )
-    if importance == "hessian":   # once, for all workers
-        observer.stage("curvature", None)
-        entries.curvature()
-    return entries
-
-
-def prepare_evaluator(problem: Problem, observer: Observer) -> CandidateEvaluator:
-    """Calibrate the model and score it."""
-    entries = calibrated_entries(problem, observer)
-    samples = problem.data.scored.first(SEARCH_SAMPLES)
-    subsets = problem.settings.subsets and problem.data.metrics[0].is_mean
-    if subsets:
-        samples = in_random_order(samples, problem.settings.seed).first(affordable_samples(problem.baseline["macs"]))
-    limits = problem.limits_without_accuracy()
-    open_ended = CandidateEvaluator(
-        entries, problem.costs, samples, problem.data.metrics, limits, problem.cost_objectives
-    )
-    distilled = problem.distillation_samples() is not None
-    return open_ended.ready(problem.limits, distilled=distilled, subsets=subsets)
-
-
-def affordable_samples(macs: float) -> int:
-    """How many samples candidates are scored on at most: many candidates tell more than many samples of few.
-
-    Args:
-        macs: Multiply-accumulates of the dense model for one sample.
-    """
-    return max(FEWEST_SAMPLES, int(SCORED_MACS / max(macs, 1.0)))
 
 
 def _table(

@@ -29,8 +29,8 @@ from paretopress.spaces.errors import ConfigError, InterruptedSearch
 from paretopress.spaces.policy import Policy
 
 if TYPE_CHECKING:
+    from paretopress.search.observer import Observer
     from paretopress.search.problem import Problem
-    from paretopress.search.session import Observer
 
 WIND_DOWN_SECONDS = 4.0   # what is under way after a signal is finished in this time, or given back
 MIRROR_SECONDS = 1.0    # between two writes of the mirror

@@ -46,7 +46,7 @@ from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 FEWEST = 8            # finalists that are built and verified however short the time
 BUILD_SHARE = 0.7     # at least, of the time that is left after the exploration: the rest verifies

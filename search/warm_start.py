@@ -33,7 +33,7 @@ from paretopress.spaces.recipe import Recipe
 from paretopress.spaces.unit_features import UnitFeatures, unit_features
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 TRANSFER = "transfer.json"
 SEEDS = 40

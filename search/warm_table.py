@@ -25,7 +25,7 @@ from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.unit_features import UnitFeatures
 
 if TYPE_CHECKING:
-    from paretopress.search.session import Observer
+    from paretopress.search.observer import Observer
 
 FEWEST = 8          # choices per round
 ROUND_SHARE = 0.03  # of all choices, per round

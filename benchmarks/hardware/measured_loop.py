@@ -41,10 +41,12 @@ from paretopress.evaluators.evaluation import State
 from paretopress.evaluators.timing import host_description, time_alternately
 from paretopress.search.correlation import spearman
 from paretopress.search.executors import SerialExecutor, torch_threads
+from paretopress.search.observer import Silent
 from paretopress.search.pareto import non_dominated
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import Problem, SearchSettings, prepare_problem
 from paretopress.search.seeds import exact_seeds
-from paretopress.search.session import SEEDS, Silent, prepare_evaluator
+from paretopress.search.session import SEEDS
 from paretopress.search.table import measure_table
 from paretopress.search.workload import Workload
 from paretopress.spaces.documents import finite

@@ -39,12 +39,13 @@ from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.executors import SerialExecutor, torch_threads
 from paretopress.search.finalists import spread_fronts
 from paretopress.search.measured_problem import MeasuredProblem
+from paretopress.search.observer import Silent
 from paretopress.search.pareto import hypervolume, non_dominated
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import Problem, SearchSettings, prepare_problem
 from paretopress.search.proposals import Proposer
 from paretopress.search.records import TrialRecord
 from paretopress.search.samplers import ExplorationSettings
-from paretopress.search.session import Silent, prepare_evaluator
 from paretopress.search.table import measure_table, read_table, write_table
 from paretopress.search.workload import Workload
 from paretopress.spaces.policy import Policy

@@ -68,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def material(count: int) -> tuple[Any, list[Policy]]:
     """The digits model's evaluator, and random policies that are neither screened nor alike."""
     from paretopress.demo import factories
+    from paretopress.search.observer import Silent
+    from paretopress.search.preparation import prepare_evaluator
     from paretopress.search.problem import SearchSettings, prepare_problem
-    from paretopress.search.session import Silent, prepare_evaluator
 
     settings = SearchSettings(targets=("x86-zen4-vnni-onnxruntime",), trials=1)
     problem = prepare_problem(factories.model(), factories.data(), settings)

@@ -16,10 +16,10 @@ import numpy as np
 from problems import MODELS, case, measured
 
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.search.observer import Silent
 from paretopress.search.pareto import hypervolume
 from paretopress.search.policy_reuse import reuse
 from paretopress.search.resolving import Resolved, solved_again
-from paretopress.search.session import Silent
 
 DEVICES = ("stm32-h7a3", "cortex-a76-tflite")
 WORST_LOSS = 0.5

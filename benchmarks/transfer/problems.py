@@ -22,8 +22,9 @@ from paretopress.evaluators.construction import TUNING_SAMPLES
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.executors import SerialExecutor
+from paretopress.search.observer import Silent
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import Problem, SearchSettings, prepare_problem
-from paretopress.search.session import Silent, prepare_evaluator
 from paretopress.search.table import measure_table
 from paretopress.search.tasks import Substitution, Task
 from paretopress.search.warm_start import features_of

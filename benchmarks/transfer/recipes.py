@@ -15,9 +15,10 @@ from pathlib import Path
 
 from problems import ROOT, TARGET
 
+from paretopress.search.observer import Silent
 from paretopress.search.policy_library import recipe_of_run
 from paretopress.search.problem import SearchSettings
-from paretopress.search.session import Silent, run_search
+from paretopress.search.session import run_search
 from paretopress.spaces.recipe import SUFFIX
 
 FOLDER = ROOT / "search" / "recipes"

@@ -31,10 +31,10 @@ from paretopress.search.exploration import explore
 from paretopress.search.guidance import guide_of
 from paretopress.search.ledger import Run
 from paretopress.search.live import relative_hypervolume
+from paretopress.search.observer import Silent
 from paretopress.search.policy_library import searched_policies
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.samplers import ExplorationSettings
-from paretopress.search.session import Silent
 from paretopress.search.table import measure_table
 from paretopress.search.warm_start import believed, carried, cold_seeds, features_of, promising, start
 from paretopress.spaces.policy import Policy

@@ -8,8 +8,8 @@ import pytest
 from paretopress.evaluators.budgets import parse_budget
 from paretopress.search.conditions import Conditions
 from paretopress.search.exact import CostTerm, ExactProblem, solve_front
+from paretopress.search.observer import Silent
 from paretopress.search.resolving import resolve
-from paretopress.search.session import Silent
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.errors import ConfigError, InfeasibleError, PolicyError
 from paretopress.spaces.policy import Policy

@@ -10,11 +10,13 @@ import pytest
 
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search import proxy_tables
+from paretopress.search.observer import Silent
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import prepare_problem
 from paretopress.search.proxy_check import FEWEST, assess, preferred
 from paretopress.search.proxy_tables import CHECKED, in_nats, proxy_reports, trusted_table
 from paretopress.search.records import TrialRecord, TrialState
-from paretopress.search.session import Silent, prepare_evaluator, run_search
+from paretopress.search.session import run_search
 from paretopress.spaces.policy import Policy
 
 

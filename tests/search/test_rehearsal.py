@@ -16,10 +16,11 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
+from paretopress.search.observer import Silent
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import prepare_problem
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.rehearsal import Allowance, Rehearsals, cut_away, rehearse
-from paretopress.search.session import Silent, prepare_evaluator
 from paretopress.search.tasks import Construction, Rehearsal
 from paretopress.search.workload import Built, Workload
 from paretopress.spaces.choices import Keep

@@ -11,8 +11,8 @@ import pytest
 from paretopress.evaluators.budgets import parse_budget
 from paretopress.search import resolving
 from paretopress.search.ledger import read_run
+from paretopress.search.observer import Silent
 from paretopress.search.resolving import resolve, settings_of
-from paretopress.search.session import Silent
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError
 
 TARGET = "x86-zen4-vnni-onnxruntime"

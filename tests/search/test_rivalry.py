@@ -102,8 +102,9 @@ def test_stopped_and_resumed_anywhere_the_lines_are_the_same(settled, whole, tmp
 
 
 def test_switched_off_every_sample_is_scored(tiny, tiny_settings):
+    from paretopress.search.observer import Silent
+    from paretopress.search.preparation import prepare_evaluator
     from paretopress.search.problem import prepare_problem
-    from paretopress.search.session import Silent, prepare_evaluator
 
     problem = prepare_problem(tiny.module.model(), tiny.module.data(), replace(tiny_settings, subsets=False))
     evaluator = prepare_evaluator(problem, Silent())

@@ -9,8 +9,10 @@ import torch
 from paretopress.compressors.distillation import DistillationSettings
 from paretopress.evaluators.candidate import HOPELESS_FOR_DISTILLATION
 from paretopress.search.building import BuildSettings
+from paretopress.search.observer import Silent
+from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import prepare_problem
-from paretopress.search.session import Silent, prepare_evaluator, run_search
+from paretopress.search.session import run_search
 from paretopress.search.tasks import Construction
 from paretopress.search.workload import Built, Workload
 from paretopress.spaces.choices import Keep, Weights

@@ -15,8 +15,9 @@ def prepared(tiny, tiny_settings):
     from dataclasses import replace
 
     from paretopress.evaluators.budgets import parse_budget
+    from paretopress.search.observer import Silent
+    from paretopress.search.preparation import prepare_evaluator
     from paretopress.search.problem import prepare_problem
-    from paretopress.search.session import Silent, prepare_evaluator
 
     budgets = (*tiny_settings.budgets, parse_budget("-20%", "size"))
     problem = prepare_problem(tiny.module.model(), tiny.module.data(), replace(tiny_settings, budgets=budgets))

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from paretopress.search.ledger import read_run
+from paretopress.search.observer import Silent
 from paretopress.search.policy_library import recipe_of_run
 from paretopress.search.policy_reuse import reuse
-from paretopress.search.session import Silent, run_search
+from paretopress.search.session import run_search
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.errors import ConfigError, PolicyError
 from paretopress.spaces.policy import Policy

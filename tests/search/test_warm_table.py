@@ -6,7 +6,7 @@ import statistics
 from known_models import INTEGERS, Laws, features, recipe, space
 
 from paretopress.search.executors import SerialExecutor
-from paretopress.search.session import Silent
+from paretopress.search.observer import Silent
 from paretopress.search.table import measure_table
 from paretopress.search.warm_table import warm_table
 from paretopress.spaces.policy import Policy
