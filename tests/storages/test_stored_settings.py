@@ -35,7 +35,8 @@ def test_settings_survive_the_storage(settings):
 
 
 @pytest.mark.parametrize("change", [
-    {"unknown": 1}, {"resources": {"cpus": "many"}}, {"space": {}}, {"space": 5}, {"budgets": [{}]}, {"distillation": {"unknown": 1}}, {"targets": None},
+    {"unknown": 1}, {"resources": {"cpus": "many"}}, {"space": {}}, {"space": 5}, {"budgets": [{}]},
+    {"distillation": {"unknown": 1}}, {"targets": None},
 ])
 def test_what_is_no_such_data_is_refused(settings, change):
     from paretopress.search.stored_settings import settings_from_plain
