@@ -94,7 +94,8 @@ def onnx_kernels(path: Path) -> OnnxKernels:
         model = onnx.shape_inference.infer_shapes(model)
     except Exception as error:   # noqa: BLE001 - protobuf and shape inference raise types of their own
         raise ProfileError(f"{path}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None
-    for tensor in model.graph.initializer:
+    constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in [*model.graph.initializer, *constants]:
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ProfileError(f"{path}: tensor {tensor.name!r} is in another file (allowed: models in one file)")
     try:
