@@ -94,7 +94,17 @@ def onnx_kernels(path: Path) -> OnnxKernels:
         model = onnx.shape_inference.infer_shapes(model)
     except Exception as error:   # noqa: BLE001 - protobuf and shape inference raise types of their own
         raise ProfileError(f"{path}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None
-    return _Reader(model.graph, str(path)).read()
+    constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in [*model.graph.initializer, *constants]:
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ProfileError(f"{path}: tensor {tensor.name!r} is in another file (allowed: models in one file)")
+    try:
+        return _Reader(model.graph, str(path)).read()
+    except ProfileError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ProfileError(f"{path}: not a valid ONNX graph: {' '.join(what.split())[:200]}") from None
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:  # noqa: ANN401 - protobuf
