@@ -17,7 +17,8 @@ from paretopress.spaces.policy import Policy
 
 FULL = 0.75         # share of transferred seeds while the prior is believed
 DROPPED = 0.25      # share below which the prior is dropped
-TOLERANCE = 0.02    # of the hypervolume: transferred seeds may do that much worse than cold ones
+TOLERANCE = 0.1     # of the hypervolume: transferred seeds may do that much worse than cold ones, by chance
+FEWEST = 3          # seeds of either kind that are compared
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def volumes(
 
 def judged(mix: SeedMix, found: tuple[float, float, int] | None) -> SeedMix:
     """The mix for the next round: a prior that loses against cold seeds counts for half of what it did."""
-    if found is None:
+    if found is None or found[2] < FEWEST:
         return mix
     transferred, cold, _ = found
     share = mix.share / 2.0 if transferred < cold * (1.0 - TOLERANCE) else min(FULL, mix.share * 1.5)

@@ -51,7 +51,7 @@ def test_seeds_of_both_origins_judge_nothing():
 def judged_by(warm_accuracy, cold_accuracy, mix=MIX):
     records = [record(0, DENSE, 0.9, 100.0)]
     records += [record(1 + index, one, warm_accuracy, 50.0) for index, one in enumerate(WARM[:3])]
-    records += [record(4, COLD[0], cold_accuracy, 50.0)]
+    records += [record(4 + index, one, cold_accuracy, 50.0) for index, one in enumerate(COLD[:3])]
     return judged(mix, volumes(mix, records, OBJECTIVES))
 
 
@@ -82,3 +82,4 @@ def test_without_both_kinds_or_the_dense_model_nothing_is_judged():
     assert volumes(MIX, [record(0, DENSE, 0.9, 100.0), record(1, WARM[0], 0.9, 10.0)], OBJECTIVES) is None
     assert volumes(MIX, [record(1, WARM[0], 0.9, 10.0), record(2, COLD[0], 0.9, 10.0)], OBJECTIVES) is None
     assert judged(MIX, None) is MIX
+    assert judged(MIX, (0.1, 0.9, 2)) is MIX   # too few to say
