@@ -73,6 +73,8 @@ def join_search(
         settings = settings_from_plain(joined.settings, str(url))
         problem = prepare_problem(model, data, settings)
         fingerprints = {**problem.fingerprints(), "versions": version_fingerprint()}
+        if "library" in joined.fingerprints:   # where the coordinator starts from: no business of an evaluation
+            fingerprints["library"] = joined.fingerprints["library"]
         store.join(Study(joined.name, fingerprints, problem.objectives, joined.settings))
         with torch_threads(THREADS), torch.random.fork_rng(devices=[]):
             evaluator = prepare_evaluator(problem, watcher)

@@ -195,9 +195,9 @@ def _along(document: Mapping[str, Any], cost: str, *, share: bool) -> Any:  # no
     layers.sort(key=lambda layer: min(found for point in points if (found := rate(point, layer)) is not None))
     rows = [[layer, *("–" if (found := rate(point, layer)) is None else f"{found:.2g}" for point in points)]
             for layer in layers[:RATES_SHOWN]]
-    headings = ("layer or group", *(f"at #{point['point']}" for point in points))
+    headings = ("along the front", *(f"at #{point['point']}" for point in points))
     what = "pp" if known else "nats"
-    title = f"Exchange rates along the front: {what} per {unit} of {cost}"
+    title = f"{what} per {unit} of {cost}"
     return plain_table(title, headings, rows, right=headings[1:])
 
 

@@ -23,6 +23,15 @@ DOCUMENT = {
         {"unit": "b/channels", "before": "dense", "after": "keep 0.5", "loss": 0.01, "drop": None,
          "costs": {"latency@x": -1.0, "size": 10.0}},
     ],
+    "rates_along": [
+        {"point": 1, "loss": 0.01, "layers": {
+            "b": {"latency@x": {"unit": "b/channels", "after": "keep 0.5", "saves": 1.0, "nats": 0.01, "drop": 0.0025}},
+            "a": {"latency@x": {"unit": "a/weights", "after": "4 bits", "saves": 0.5, "nats": 0.04, "drop": 0.01},
+                  "size": {"unit": "a/weights", "after": "4-bit weights", "saves": 9.0, "nats": 2e-4, "drop": None}}}},
+        {"point": 2, "loss": 0.5, "layers": {
+            "a": {"latency@x": {"unit": "a/weights", "after": "keep 0.5", "saves": 0.5, "nats": 0.4, "drop": 0.1}}}},
+    ],
+    "pins": {"c/weights": "dense"}, "shared": [["d/weights", "e/weights"]],
 }
 
 
@@ -39,6 +48,15 @@ def test_the_text_says_what_is_predicted_and_what_it_would_take():
     assert "0.04" in latency
     size = text[text.index("What would it take? size"):]
     assert "0.2" in size   # 0.02 nats for 0.1 KB
+    along = text[text.index("pp per ms of latency@x"):].splitlines()
+    rows = [line.split() for line in along]
+    cells = {row[0]: row[1:] for row in rows if row and row[0] in ("a", "b")}
+    assert "at #1" in text
+    assert "at #2" in text
+    assert any("0.25" in cell for cell in cells["b"])    # 0.0025 of a share per ms
+    assert any("–" in cell for cell in cells["b"])       # at the second point b has no change that saves time
+    assert "nats per KB of size" in text                  # nothing says what a nat is worth there
+    assert "kept to: c/weights: dense; d/weights = e/weights" in text
 
 
 @pytest.mark.slow

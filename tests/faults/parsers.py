@@ -3,6 +3,7 @@
 `test_fuzz.py` and the scripts of `benchmarks/faults` share them.
 """
 
+import functools
 import json
 import math
 import random
@@ -135,12 +136,19 @@ def onnx_file(content, folder):
     onnx_kernels(written(content, folder / "network.onnx"))
 
 
+@functools.cache
+def known_profile():
+    """A profile to compare tables with, read once."""
+    from paretopress.hardware_profiles.catalogue import load_profile
+
+    return load_profile("stm32-h7a3")
+
+
 @guarded
 def measured_table(content, folder):
-    from paretopress.hardware_profiles.catalogue import load_profile
     from paretopress.hardware_profiles.measured import read_measured
 
-    read_measured(written(content, folder / "measured.csv"), load_profile("stm32-h7a3"))
+    read_measured(written(content, folder / "measured.csv"), known_profile())
 
 
 @guarded

@@ -44,15 +44,15 @@ def test_an_index_that_is_stale_or_gone_is_not_believed(tmp_path):
 
 
 def test_what_is_no_source_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"no file or folder resnet21; .*resnet20"):
-        read_source("resnet21")
+    with pytest.raises(ConfigError, match=r"no file or folder digts; .*digits"):
+        read_source("digts")
     with pytest.raises(ConfigError, match="neither a run directory nor a folder with recipes"):
         read_source(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
         read_index(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("name", ["digits", "ds_cnn", "resnet20"])
+@pytest.mark.parametrize("name", ["digits", "ds_cnn"])
 def test_shipped_recipes_are_small_and_whole(name):
     path = shipped_recipes()[name]
     assert path.stat().st_size < 60_000
