@@ -154,9 +154,9 @@ class Recipe:
         write_text(path, recipe_text(self))
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
+    def load(cls, path: str | Path) -> Recipe:
         """Return the recipe in a file. Raises `ConfigError` or `PolicyError` with the file's name."""
-        return cls.from_plain(read_document(path), str(path))
+        return cls.from_plain(read_document(Path(path)), str(path))
 
 
 def recipe_text(recipe: Recipe) -> str:
