@@ -137,6 +137,10 @@ class Metric:
     def sample_scores(self, outputs: Any, targets: Tensor) -> Array | None:  # noqa: ANN401
         """Return one value per sample whose mean is the metric, `(n,)`, None where none are known.
 
+        Args:
+            outputs: What the model returned for all samples, on the CPU.
+            targets: `(n, ...)`.
+
         Raises:
             DataError: The user's function returned what no sample values can be; the message names the metric.
         """

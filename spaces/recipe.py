@@ -69,7 +69,12 @@ class Recipe:
 
     @classmethod
     def of_policy(cls, policy: Policy, name: str) -> Recipe:
-        """A recipe that knows one policy and nothing of the model it was made for."""
+        """Return a recipe that knows one policy and nothing of the model it was made for.
+
+        Args:
+            policy: The policy.
+            name: Of the recipe and of the policy in it.
+        """
         provenance = {"model": policy.model} if policy.model else {}
         return cls(name, provenance, policies=(RecipePolicy(name, policy, {}, verified=False),))
 
@@ -112,7 +117,11 @@ class Recipe:
 
     @classmethod
     def from_plain(cls, value: object, source: str = "recipe") -> Recipe:
-        """Read plain data written by `to_plain`.
+        """Return the recipe that plain data describe, as `to_plain` writes them.
+
+        Args:
+            value: A mapping with the key `schema`.
+            source: What error messages start with, such as the name of a file.
 
         Raises:
             PolicyError: Another schema, an unknown key, or a value that makes no sense; the message starts with
@@ -145,9 +154,9 @@ class Recipe:
         write_text(path, recipe_text(self))
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
-        """Read a recipe file. Raises `ConfigError` or `PolicyError` with the file's name."""
-        return cls.from_plain(read_document(path), str(path))
+    def load(cls, path: str | Path) -> Recipe:
+        """Return the recipe in a file. Raises `ConfigError` or `PolicyError` with the file's name."""
+        return cls.from_plain(read_document(Path(path)), str(path))
 
 
 def recipe_text(recipe: Recipe) -> str:
