@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FEWEST = 8          # choices per round
 ROUND_SHARE = 0.03  # of all choices, per round
-GOOD_ERROR = 0.6    # of a logarithm, the median of a round: predictions within a factor of 1.8
+GOOD_ERROR = 1.2    # of a logarithm, the median of a round, whose choices are the least certain of all
 GOOD_ORDER = 0.6    # Kendall's tau of a round
 BAD_ORDER = 0.0     # of the first round: such a library knows the opposite
 MOST_SHARE = 0.3    # of all choices: where predictions are not good by then, everything is measured
