@@ -68,9 +68,9 @@ class Fusion:
 def fuse(graph: Graph, layers: tuple[Layer, ...], foldable: Collection[str] | None = None) -> Fusion:
     """Group the operators of a graph into kernels.
 
-    A convolution, and a linear layer on one row per sample, absorbs a following batch normalisation and
-    ReLU-like activation; other linear layers and a residual sum absorb a following ReLU-like activation; each only
-    where nothing else reads the value in between.
+    A convolution absorbs a following batch normalisation and ReLU-like activation; a linear layer and
+    a residual sum absorb a following ReLU-like activation; each only where nothing else reads the
+    value in between.
 
     Args:
         graph: The captured model, or what is left of it.
@@ -148,7 +148,7 @@ def _only_user(graph: Graph, name: str) -> Node | None:
 
 def foldable_normalisation(graph: Graph, layer: Layer) -> Node | None:
     """The batch normalisation that can be folded into a layer, or None."""
-    if layer.frozen or not (layer.window or _makes_a_row_per_sample(graph, layer)):
+    if not layer.window or layer.frozen:
         return None
     user = _only_user(graph, layer.node)
     if user is None or user.short_op != "batch_norm" or user.arguments.get("training"):
@@ -159,11 +159,6 @@ def foldable_normalisation(graph: Graph, layer: Layer) -> Node | None:
     affine = [graph.parameter(user, argument) for argument in ("weight", "bias")]
     shared = any(parameter is not None and len(graph.users[parameter.name]) != 1 for parameter in affine)
     return None if shared else user
-
-
-def _makes_a_row_per_sample(graph: Graph, layer: Layer) -> bool:
-    """Whether a layer is linear, may have a bias, and makes what a normalisation behind it knows as channels."""
-    return layer.kind is LayerKind.LINEAR and layer.takes_bias and len(graph.by_name[layer.node].shape) == 2
 
 
 def family_of(graph: Graph, node: Node, layer: Layer | None) -> Family:
