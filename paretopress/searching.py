@@ -94,7 +94,7 @@ class Search:
             self._source, plain, stem = str(settings), read_settings(Path(settings)), Path(settings).stem
         targets = [target] if isinstance(target, str) else list(target or ())
         limits = {objective: given[keyword] for keyword, objective in LIMITS.items()}
-        library = _in_memory(search.get("warm_start"))
+        library = recipes_in_memory(search.get("warm_start"))
         if library:
             search = {**search, "warm_start": None}
         elif search.get("warm_start") is not None:
@@ -240,7 +240,7 @@ class Search:
         return default_run_path(prepare_problem(self.model, self.data, settings))
 
 
-def _in_memory(source: object) -> tuple[Recipe, ...]:
+def recipes_in_memory(source: object) -> tuple[Recipe, ...]:
     """A policy or recipe that is in memory, as recipes."""
     from paretopress.spaces.policy import Policy
     from paretopress.spaces.recipe import Recipe

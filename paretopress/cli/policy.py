@@ -47,6 +47,7 @@ def list_command(library: Path | None, as_json: bool) -> int:
         print_json(rows)
     else:
         click.echo(list_text(rows, terminal_width()), nl=False)
+        next_command(f"paretopress policy show {shlex.quote(str(rows[0]['name'])) if rows else 'RECIPE'}")
     return 0
 
 
@@ -63,6 +64,7 @@ def show_command(source: str, as_json: bool) -> int:
         print_json(found)
     else:
         click.echo(show_text(found, terminal_width()), nl=False)
+        next_command(f"paretopress search --warm-start {shlex.quote(source)} --model MODULE:FUNCTION --data …")
     return 0
 
 
@@ -80,6 +82,7 @@ def diff_command(first: str, second: str, as_json: bool) -> int:
         print_json({"first": first, "second": second, "differences": rows})
     else:
         click.echo(diff_text(first, second, rows, terminal_width()), nl=False)
+        next_command(f"paretopress policy apply {shlex.quote(second)} --model MODULE:FUNCTION --data … -o OUT")
     return 0
 
 

@@ -108,8 +108,8 @@ def test_a_policy_of_a_recipe_is_built_and_measured(finish, tiny_run, tmp_path):
 
 
 def test_a_policy_in_memory_starts_a_search():
-    from paretopress.api import _library
+    from paretopress.searching import recipes_in_memory
 
     policy = Policy.of({"a/rank": Factorised("svd", 2)})
-    assert _library(policy)[0].policies[0].policy == policy
-    assert _library("resnet20") == ()
+    assert recipes_in_memory(policy)[0].policies[0].policy == policy
+    assert recipes_in_memory("resnet20") == ()

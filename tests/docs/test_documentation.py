@@ -23,7 +23,7 @@ FENCE = re.compile(
     r"^(?:<!-- test: (?P<mark>[a-z]+)(?: (?P<why>[^>]*))? -->\n)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$",
     re.M | re.S,
 )
-MOST_SKIPPED = 25
+MOST_SKIPPED = 27
 # What a reader gives minutes, the tests give a few trials.
 SHORTER = (
     (r"--time \d+m", "--trials 3"),
