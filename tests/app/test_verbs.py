@@ -309,5 +309,7 @@ def test_packages_of_the_distribution_hold_the_command_line():
 
     declared = tomllib.loads(text)["tool"]["setuptools"]["packages"]
     folder = Path(__file__).parents[2] / "paretopress"
-    own = {"paretopress", *(f"paretopress.{entry.parent.name}" for entry in folder.glob("*/__init__.py"))}
+    found = [entry for pattern in ("*", "*/*") for entry in folder.glob(f"{pattern}/__init__.py")]
+    below = [entry.parent.relative_to(folder) for entry in found]
+    own = {"paretopress", *(".".join(("paretopress", *parent.parts)) for parent in below)}
     assert own == set(declared)
