@@ -27,8 +27,11 @@ MOST_SKIPPED = 27
 # What a reader gives minutes, the tests give a few trials.
 SHORTER = (
     (r"--time \d+m", "--trials 3"),
+    (r'resume\(time="\d+m"\)', "resume(trials=4)"),
     (r'time="\d+m"', "trials=3, workers=1"),
     (r"--workers 32", "--workers 1"),
+    (r'max_latency="-\d+%"', 'max_latency="-2%"'),   # the tiny network of the tests can save no more
+    (r"latency=-\d+%", "latency=-2%"),
 )
 LONG = re.compile(r"paretopress +(search|sensitivity|solve|verify|apply|policy)|compress\(|study\.optimize")
 MEASURING = ("sensitivity", "device", "demo")  # verbs whose --time is no number of trials
