@@ -128,7 +128,7 @@ def test_a_search_with_two_workers_evaluates_alike(tiny, tiny_settings, tiny_run
     from paretopress.search import session
     from paretopress.search.ledger import read_run
 
-    monkeypatch.setattr(session, "verify_finalists", lambda *_: None)
+    monkeypatch.setattr(session, "verify_finalists", lambda *_: [])
     settings = replace(tiny_settings, workers=WORKERS, executor="process")
     path = session.run_search(tiny.module.model(), tiny.module.data(), settings, tmp_path / "run")
     ours, theirs = read_run(path)[1], read_run(tiny_run.path)[1]

@@ -138,7 +138,7 @@ def test_the_input_model_is_as_it_was(tiny_run):
 def test_the_search_leaves_torch_s_generator_and_threads_alone(tiny, tiny_settings, tmp_path, monkeypatch):
     from paretopress.search import session
 
-    monkeypatch.setattr(session, "verify_finalists", lambda *_: None)
+    monkeypatch.setattr(session, "verify_finalists", lambda *_: [])
     model, data = tiny.module.model(), tiny.module.data()
     torch.manual_seed(7)
     threads, drawn = torch.get_num_threads(), torch.rand(3)

@@ -63,7 +63,7 @@ def searched(network, data, settings, path, library, trials):
 def test_a_warm_search_measures_less_and_can_be_interrupted(
     tiny, tiny_settings, tiny_run, wider, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("paretopress.search.session.verify_finalists", lambda *_, **__: None)
+    monkeypatch.setattr("paretopress.search.session.verify_finalists", lambda *_, **__: [])
     library = (recipe_of_run(tiny_run.path),)
     found, lines = searched(wider, tiny.module.data(), tiny_settings, tmp_path / "once", library, 30)
     cells = sum(len(row) - 1 for row in found["losses"].values())
@@ -83,7 +83,7 @@ def test_a_warm_search_measures_less_and_can_be_interrupted(
 
 @pytest.mark.slow
 def test_policies_of_nothing_known_are_tried_among_others(tiny, tiny_settings, wider, tmp_path, monkeypatch):
-    monkeypatch.setattr("paretopress.search.session.verify_finalists", lambda *_, **__: None)
+    monkeypatch.setattr("paretopress.search.session.verify_finalists", lambda *_, **__: [])
     bad = Recipe.of_policy(Policy.of({"first/channels": Keep(0.25), "second/weights": Weights(2)}), "bad")
     found, lines = searched(wider, tiny.module.data(), tiny_settings, tmp_path / "bad", (bad,), 30)
     assert not found["predicted"]
