@@ -347,5 +347,5 @@ def cases(models):
     """Every model under every policy; formats beside integers on all but a few models are slow tests."""
     for name in models:
         for index, policy in enumerate(POLICIES):
-            slow = index >= 8 and name not in ("resnet", "depthwise", "gpt2")
+            slow = index >= 8 and name not in ("resnet", "depthwise")
             yield pytest.param(name, policy, marks=[pytest.mark.slow] if slow else [], id=f"{name}-{policy}")

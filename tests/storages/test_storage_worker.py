@@ -244,6 +244,15 @@ def test_patience_ends(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_signal_gives_back_what_takes_long(tmp_path, number):
+    for attempt in range(3):   # a copy of a process in which other tests have loaded gRPC and trackers may crash
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        if gives_back(folder, number) != -signal.SIGSEGV:
+            return
+    pytest.fail("every copy of this process crashed")
+
+
+def gives_back(tmp_path, number):
     store = driver.store_of("sqlite", tmp_path)
     store.join(driver.study({"accuracy": "max"}))
     store.enqueue(store.lead("coordinator", 600.0), [proposal_of(0, DENSE)])
@@ -253,12 +262,16 @@ def test_a_signal_gives_back_what_takes_long(tmp_path, number):
         time.sleep(0.01)
     os.kill(pid, number)
     start = time.monotonic()
-    assert driver.ended(pid) == 143
+    code = driver.ended(pid)
+    if code == -signal.SIGSEGV:
+        return code
+    assert code == 143
     assert time.monotonic() - start < 60.0     # an evaluation that ends only when it is killed
     row, = store.trials([0])
     assert (row.status, row.owner, row.losses) == (Status.WAITING, None, 0)
     assert store.workers() == []
     store.close()
+    return code
 
 
 def test_names_of_processes():
