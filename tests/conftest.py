@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,11 @@ def tiny_run(tiny, tiny_settings, tmp_path_factory):
     return SimpleNamespace(path=path, before=before, after=after)
 
 
+def interruptible():
+    """Undo what shells do to commands in the background: they ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def start(tiny):
     """Start the command line in its own process, in the tiny project's folder."""
@@ -145,6 +151,7 @@ def start(tiny):
     def start_process(*arguments, **options):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         prefix = options.pop("prefix", [])
+        options.setdefault("preexec_fn", interruptible)
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", "paretopress.cli", *map(str, arguments)],
             cwd=Path(tiny.folder),
