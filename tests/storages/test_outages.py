@@ -23,7 +23,7 @@ def search(tmp_path):
     def start(url):
         evaluator = Logged(run, 0.1)
         started.append(driver.forked(driver.coordinate, url, run, TRIALS, "random", local=False, lease=1.0))
-        started.extend(driver.forked(driver.work, url, run, evaluator, idle=3.0, lease=1.0) for _ in range(2))
+        started.extend(driver.forked(driver.work, url, run, evaluator, idle=9.0, lease=1.0) for _ in range(2))
         return run
 
     def finish(url):
