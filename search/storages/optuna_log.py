@@ -29,6 +29,8 @@ class OptunaLog:
     """A `Log` in an Optuna study of the proxy's storage."""
 
     def __init__(self, url: StorageUrl, study: str) -> None:
+        # Processes that evaluate begin as copies of this one, and gRPC's own preparations for that abort them.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
         try:
             import grpc  # noqa: F401
         except ImportError:
