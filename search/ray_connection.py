@@ -1,6 +1,6 @@
 """Joining a Ray cluster, or starting one on this machine: safe defaults, and one line where it is not there.
 
-A local instance listens on the loopback address alone, without dashboard and without usage statistics, and only
+A local instance listens on the loopback address alone, asks for no dashboard and no usage statistics, and only
 takes whoever has its token: one of its own, that ends with it, or yours. Joining needs the cluster's token too.
 """
 

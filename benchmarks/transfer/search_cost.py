@@ -6,7 +6,7 @@ Cold: the whole table, the exact seeds, and the default sampler. Warm: the same 
 (its table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: an
 accuracy no more than 10 points below the dense model, predicted time and bytes below the dense model's, on the search
 samples. The final one is the larger of both searches' at their last trial. `--library` instead of `--source` names
-recipe files, such as those of `wrong_libraries.py`; SEED in a name becomes the seed.
+recipe files; SEED in a name becomes the seed.
 """
 
 from __future__ import annotations
