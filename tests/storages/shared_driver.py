@@ -1,6 +1,7 @@
 """Coordinators and workers of a shared toy search, as functions that tests run in processes to be killed."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -110,6 +111,7 @@ def forked(action, *arguments, **options):
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
+        gc.freeze()   # what others left for the collector, such as channels of gRPC, is not for a copy to close
         code = 1
         try:
             action(*arguments, **options)
