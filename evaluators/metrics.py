@@ -26,8 +26,8 @@ PRIMARY = "accuracy"
 COST_NAMES = frozenset({"latency", "relative", "size", "macs", "peak_memory", "energy", "robust"})
 RESERVED = COST_NAMES | {
     "divergence", "feasible", "knee", "why_not", "id", "name", "policy", "policy_hash", "tier", "host", "device",
-    "latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_baseline_iqr", "speedup", "runs", "parity",
-    "size_bytes", "size_bytes_baseline", "disk_bytes", "onnx_bytes", "peak_memory_bytes",
+    "latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_baseline_iqr", "slowdown", "speedup",
+    "runs", "parity", "size_bytes", "size_bytes_baseline", "disk_bytes", "onnx_bytes", "peak_memory_bytes",
     "accuracy_baseline", "accuracy_drop", "accuracy_drop_interval", "accuracy_interval", "accuracy_search",
     "accuracy_stitched",
 }

@@ -27,6 +27,7 @@ class Timing:
         baseline: Median of the dense baseline, timed in turn with the candidate.
         baseline_quartiles: Its quartiles.
         runs: Counted runs of each.
+        slowdown: What all times of the series were divided by (`at_one_speed`).
     """
 
     median: float
@@ -34,6 +35,7 @@ class Timing:
     baseline: float
     baseline_quartiles: tuple[float, float]
     runs: int
+    slowdown: float = 1.0
 
     @property
     def spread(self) -> float:
@@ -55,6 +57,29 @@ def time_steadily(candidate: Any, baseline: Any, inputs: Sequence[Tensor], runs:
     while series[-1].spread > UNSTEADY and len(series) < SERIES:
         series.append(time_alternately(candidate, baseline, inputs, runs))
     return min(series, key=lambda timing: timing.spread)
+
+
+def at_one_speed(timings: Sequence[Timing | str]) -> list[Timing | str]:
+    """Bring series that were taken one after the other to one speed of the machine.
+
+    A machine that others share has minutes in which everything takes half as long again. What is timed in turn meets
+    the same minutes, so that its ratio stays; times of different series do not compare. Every series is divided by
+    what the dense model took in it over what it took in the median series.
+
+    Args:
+        timings: The series, or reasons why there is none, which stay.
+    """
+    beside = [timing.baseline for timing in timings if isinstance(timing, Timing)]
+    usual = float(np.median(beside)) if beside else 1.0
+    return [timing if isinstance(timing, str) else _slowed(timing, timing.baseline / usual) for timing in timings]
+
+
+def _slowed(timing: Timing, slowdown: float) -> Timing:
+    (low, high), (dense_low, dense_high) = timing.quartiles, timing.baseline_quartiles
+    return Timing(
+        timing.median / slowdown, (low / slowdown, high / slowdown), timing.baseline / slowdown,
+        (dense_low / slowdown, dense_high / slowdown), timing.runs, timing.slowdown * slowdown,
+    )
 
 
 def time_alternately(candidate: Any, baseline: Any, inputs: Sequence[Tensor], runs: int = 200) -> Timing:  # noqa: ANN401

@@ -317,6 +317,7 @@ def measured_plain(verified: Verified) -> dict[str, Any]:
         "latency_ms_iqr": list(timing.quartiles) if timing else None,
         "latency_ms_baseline": timing.baseline if timing else None,
         "latency_ms_baseline_iqr": list(timing.baseline_quartiles) if timing else None,
+        "slowdown": timing.slowdown if timing else None,
         "speedup": timing.baseline / timing.median if timing else None,
         "runs": timing.runs if timing else 0,
         "parity": asdict(verified.parity),

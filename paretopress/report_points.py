@@ -20,7 +20,7 @@ Figure = list[float | None]
 _FILES = {"onnx_bytes": "onnx_bytes", "disk_bytes": "disk_bytes"}   # measured only, and never searched for
 _KNOWN = {
     "accuracy", "accuracy_baseline", "accuracy_drop", "accuracy_search", "accuracy_stitched", "latency_ms",
-    "latency_ms_baseline", "speedup", "size_bytes", "size_bytes_baseline", "runs", "macs", "robust",
+    "latency_ms_baseline", "slowdown", "speedup", "size_bytes", "size_bytes_baseline", "runs", "macs", "robust",
     "peak_memory_bytes", "seconds",
 }
 

@@ -42,7 +42,7 @@ class SearchSection(_Strict):
     trials: Annotated[int, Field(ge=1, le=10**9)] | None = None
     time: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    sampler: Literal["pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"] = "nsga2"
+    sampler: Literal["pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"] = "pareto"
     encoding: Literal["auto", "reweighted", "full"] = "auto"
     importance: Literal["obs", "taylor", "fisher", "hessian", "fpgm", "bn_scale", "l2", "l1"] = "obs"
     ranges: Literal["mse", "minmax", "percentile"] = "mse"

@@ -33,7 +33,7 @@ ROUNDS = 8                 # a round builds an eighth of what may be built, or w
 DISTILLATION_SHARE = 0.8   # of the time for building
 WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
 LONGER = 3.0               # times as many steps for what short training left farther off
-LEAST_SHARE = 2            # thirds of the finalists that are built even then: a front needs its points
+LEAST_SHARE = 2            # thirds of the finalists that time is divided among at least: a front needs its points
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 TRAINING_GAIN = 2.0        # by which the whole training divides the divergence that a rehearsal leaves
 REHEARSED_AT_ONCE = 3      # of a round, for each worker
@@ -88,7 +88,8 @@ class BuildSettings:
             return self, None
         seconds = DISTILLATION_SHARE * max(0.0, self.deadline - time.monotonic()) * workers
         builds = int(seconds / self.enough) if self.enough else named + self.finalists
-        finalists = min(self.finalists, max(self.fewest, builds - named))
+        least = max(self.fewest, LEAST_SHARE * self.finalists // 3)
+        finalists = min(self.finalists, max(least, builds - named))
         return replace(self, finalists=finalists), seconds / (named + finalists)
 
     def in_time(self) -> bool:
@@ -235,10 +236,8 @@ def _schedule(
         return first
     for policy in probes:
         workshop.forget(policy)
-    least = max(settings.fewest, LEAST_SHARE * settings.finalists // 3)
-    patient = replace(settings, enough=LONGER * settings.enough, fewest=least)
-    longer, workshop.seconds = patient.within(len(named), capacity)
-    return replace(longer, fewest=settings.fewest)
+    longer, workshop.seconds = replace(settings, enough=LONGER * settings.enough).within(len(named), capacity)
+    return longer
 
 
 def _next_round(

@@ -94,7 +94,7 @@ class SearchSettings:
     scheduler: str = "fifo"
     storage_path: str | None = None
     tune_callbacks: tuple[Any, ...] = field(default=(), compare=False)
-    sampler: str = "nsga2"
+    sampler: str = "pareto"
     encoding: str = "auto"
     importance: str = "obs"
     ranges: RangeMethod = "mse"

@@ -18,7 +18,9 @@ from paretopress.search.records import TrialRecord
 from paretopress.spaces.choices import choice_to_plain
 from paretopress.spaces.documents import finite, write_json, write_text
 
-_TIMED = ("latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_baseline_iqr", "speedup", "runs")
+_TIMED = (
+    "latency_ms", "latency_ms_iqr", "latency_ms_baseline", "latency_ms_baseline_iqr", "slowdown", "speedup", "runs",
+)
 
 
 def write_front(

@@ -37,7 +37,7 @@ class ExplorationSettings:
             `"auto"`: what is better for the sampler.
     """
 
-    sampler: str = "nsga2"
+    sampler: str = "pareto"
     trials: int | None = None
     seconds: float | None = None
     seed: int = 0

@@ -20,7 +20,7 @@ from paretopress.compressors.realise import realise
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.data import Data, prepare
 from paretopress.evaluators.primary_metric import PrimaryMetric
-from paretopress.evaluators.timing import Timing, host_description
+from paretopress.evaluators.timing import Timing, at_one_speed, host_description
 from paretopress.evaluators.verification import (
     ONNX,
     Task,
@@ -245,7 +245,7 @@ def _time(
         ([tasks[index].folder for index in sound], str(baseline), inputs, problem.settings.timing_runs),
         on_report=lambda folder: observer.advance(1, f"#{Path(folder).name}"),
     )
-    for index, timing in zip(sound, timings, strict=True):
+    for index, timing in zip(sound, at_one_speed(timings), strict=True):
         result = results[index]
         if isinstance(result, Verified):
             results[index] = timing if isinstance(timing, str) else replace(result, timing=timing)

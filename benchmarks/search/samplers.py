@@ -4,7 +4,7 @@
                                          [--memory FILE]
 
 Everybody searches the same space for the same device (`x86-zen4-vnni-onnxruntime`) and objectives (metric, predicted
-time, bytes), without budgets. `ours` proposes with `--sampler pareto`, `present default` with `--sampler nsga2`; the
+time, bytes), without budgets. `ours` proposes with `--sampler pareto`, the default, `nsga2 with moves` with `--sampler nsga2`; the
 others are Optuna's samplers in plain studies with one categorical parameter per unit, once with our seeds enqueued,
 once without. Costs count in images forwarded: every candidate is one pass over the samples that tune it and, unless its
 divergence screens it out, one over the search set. The seeds need the sensitivity table, whose images are stated; it is
@@ -46,7 +46,7 @@ from paretopress.spaces.policy import Policy
 DEVICE = "x86-zen4-vnni-onnxruntime"
 WORST_DROP = 0.2
 STATES = {TrialState.COMPLETE: State.COMPLETE, TrialState.PRUNED: State.SCREENED, TrialState.FAIL: State.FAILED}
-OURS = {"ours": "pareto", "present default": "nsga2"}
+OURS = {"ours": "pareto", "nsga2 with moves": "nsga2"}
 PLAIN = ("nsga2", "tpe", "gp")
 NAMES = (*OURS, *(f"{name}, seeded" for name in PLAIN), *(f"{name}, unseeded" for name in PLAIN))
 

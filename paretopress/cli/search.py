@@ -168,7 +168,7 @@ def demo_command(
 @click.option(
     "--sampler",
     shell_complete=words("pareto", "nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg"),
-    help="How trials are proposed: pareto, nsga2, nsga3, tpe, gp, random, evolution or ddpg.  [default: nsga2]",
+    help="How trials are proposed: pareto, nsga2, nsga3, tpe, gp, random, evolution or ddpg.  [default: pareto]",
 )
 @click.option(
     "--importance",

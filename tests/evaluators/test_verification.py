@@ -1,6 +1,7 @@
 """Verification's parts: parity with broken outputs, times in turn, intervals of a drop."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from paretopress.compressors.exports import agreeing
 from paretopress.evaluators import timing
-from paretopress.evaluators.timing import SERIES, WARM_UP, Timing, time_alternately, time_steadily
+from paretopress.evaluators.timing import SERIES, WARM_UP, Timing, at_one_speed, time_alternately, time_steadily
 from paretopress.evaluators.verification import Parity, _largest_difference, drop_interval, output_digest
 
 
@@ -125,6 +126,16 @@ def test_a_series_that_was_disturbed_is_taken_again_and_the_steadiest_counts(spr
     monkeypatch.setattr(timing, "time_alternately", lambda *_: next(waiting))
     assert time_steadily(None, None, (), 5) is made[chosen]
     assert len(list(waiting)) == len(spreads) - (1 if spreads[0] < 0.1 else 2 if spreads[1] < 0.1 else SERIES)
+
+
+def test_series_that_a_machine_took_at_different_speeds_are_brought_to_the_usual_one():
+    usual, slow = Timing(4.0, (3.0, 5.0), 10.0, (9.0, 11.0), 5), Timing(6.0, (5.4, 6.6), 15.0, (13.5, 18.0), 5)
+    found = at_one_speed([usual, "it broke", slow, replace(usual, median=8.0)])
+    assert found[:2] == [usual, "it broke"]
+    assert found[2] == Timing(4.0, pytest.approx((3.6, 4.4)), 10.0, pytest.approx((9.0, 12.0)), 5, 1.5)
+    assert (found[2].spread, slow.spread) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert found[3].median == 8.0
+    assert at_one_speed([]) == []
 
 
 def test_the_baseline_disturbs_a_series_too():

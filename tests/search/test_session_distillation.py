@@ -104,10 +104,10 @@ def test_what_a_trial_scored_is_not_scored_again(workload, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("left", "builds", "seconds"),
-    [(1000.0, 22, 0.8 * 1000.0 * 2 / 25), (200.5, 13, 20.0), (100.0, 8, 0.8 * 100.0 * 2 / 11), (0.0, 8, 0.0)],
+    [(1000.0, 22, 0.8 * 1000.0 * 2 / 25), (238.0, 16, 20.0), (100.0, 14, 0.8 * 100.0 * 2 / 17), (0.0, 14, 0.0)],
 )
 def test_time_is_shared_among_the_builds(left, builds, seconds):
-    """Each gets its 20 s at least, unless fewer than 8 candidates would be built."""
+    """Each gets its 20 s at least, unless fewer than two thirds of the 22 candidates would be built."""
     import time
 
     settings = BuildSettings({}, None, 0, 22, 8, time.monotonic() + left, distilled=True, enough=20.0)
