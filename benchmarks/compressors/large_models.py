@@ -29,15 +29,15 @@ from paretopress.compressors.network import Network, forward
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.refit import refit
 from paretopress.compressors.tuning import tune
-from paretopress.spaces.choices import Choice, Factorised, Half, Keep, Sparse, Weights
-from paretopress.spaces.methods import factorisation, pruning
+from paretopress.spaces.choices import Factorised, Half, Keep, Weights, WeightFormat
+from paretopress.spaces.methods import factorisation, pruning, sparsification
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 
 LENGTH, CALIBRATION, SCORED, BATCH = 128, 64, 16, 16
-FORMATS: dict[str, Choice] = {
+FORMATS: dict[str, WeightFormat] = {
     "W8": Weights(8, 32), "W4": Weights(4, 32), "W4 in groups of 32": Weights(4, 32, "asymmetric", 32),
-    "W3": Weights(3, 32), "fp16": Half(), "2:4": Sparse(0.5, "2:4"),
+    "W3": Weights(3, 32), "fp16": Half(),
 }
 
 
@@ -110,6 +110,7 @@ def policies(program: Program) -> list[tuple[str, Policy, bool]]:
     """`(name, policy, whether layers are solved again on their compressed inputs)`."""
     structure = program.structure
     found = [(name, Policy.of(structure.takers(form)), False) for name, form in FORMATS.items()]
+    found.append(("2:4", sparsification("2:4").assign(structure).policy, False))
     inner = {group.name: 0.75 for group in structure.coupling.groups if not group.frozen
              and not any("embed" in layer or "wte" in layer for layer in group.producers)}
     pruned = pruning(inner).assign(structure).policy

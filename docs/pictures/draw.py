@@ -27,7 +27,7 @@ TABLES = {
     "table-inspect": ["inspect", *DEMO, *ZEN4, "--max", "latency=-50%"],
     "table-doctor": ["doctor"],
 }
-LONGEST_LINE, MOST_LINES = 118, 60
+LONGEST_LINE, MOST_LINES = 118, 68
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         write(given.out, "table-front", terminal("paretopress front runs/NAME", text))
         solve = ["solve", str(given.run), *DEMO, "--max", "latency=-40%"]
         command = f"paretopress {' '.join(solve)}".replace(str(given.run), "runs/NAME")
-        write(given.out, "table-solve", terminal(command, output_of(solve)))
+        write(given.out, "table-solve", terminal(command, output_of(solve).replace(str(given.run), "runs/NAME")))
     if given.tables:
         for name, command in TABLES.items():
             write(given.out, name, terminal(f"paretopress {' '.join(command)}", output_of(command)))
