@@ -24,6 +24,7 @@ _SCALE_GRID = 80
 _SMALLEST_SHRINK = 0.2
 _RANGE_GRID = 64
 _BINS = 2048
+_CACHED_VALUES = 1 << 17   # float32 values of a block of rows that the grid of scales is searched on
 TOP = 255   # the highest code of 8 bits
 RANGE_VALUES = 1 << 16   # values that a range is searched on: more changed no range by more than a step
 OUTLIERS = 1e-3   # of the values at either end, which a range by percentiles leaves out
@@ -55,20 +56,35 @@ def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor
     Returns:
         `(out,)` positive scales, float32. Rows of zeros get 1.
     """
+    importance = None if G_diagonal is None else G_diagonal.float().reshape(-1, W.shape[1])
+    size = max(1, _CACHED_VALUES // max(1, W.shape[1]))
+    blocks = [
+        _block_scales(W[start : start + size].float(), bits, _rows_of(importance, start, size))
+        for start in range(0, len(W), size)
+    ]
+    return torch.cat(blocks) if blocks else W.new_zeros(0, dtype=torch.float32)
+
+
+def _rows_of(importance: Tensor | None, start: int, size: int) -> Tensor | None:
+    return importance if importance is None or len(importance) == 1 else importance[start : start + size]
+
+
+def _block_scales(W: Tensor, bits: int, importance: Tensor | None) -> Tensor:
+    """Scales of a few rows, few enough for the grid search to stay in the cache."""
     level = largest_level(bits)
-    W = W.float()
-    importance = torch.ones_like(W[:1]) if G_diagonal is None else G_diagonal.float().reshape(-1, W.shape[1])
     full = W.abs().amax(dim=1) / level
     full = torch.where(full > 0.0, full, torch.ones_like(full))
     best = full.clone()
     lowest = torch.full_like(full, torch.inf)
     for shrink in torch.linspace(1.0, _SMALLEST_SHRINK, _SCALE_GRID).tolist():
         scales = full * shrink
-        rounded = (W / scales.unsqueeze(1)).round_().clamp_(-level, level).mul_(scales.unsqueeze(1))
-        error = rounded.sub_(W).square_().mul_(importance).sum(dim=1)
-        better = error < lowest
+        error = (W / scales.unsqueeze(1)).round_().clamp_(-level, level).mul_(scales.unsqueeze(1)).sub_(W).square_()
+        if importance is not None:
+            error.mul_(importance)
+        total = error.sum(dim=1)
+        better = total < lowest
         best = torch.where(better, scales, best)
-        lowest = torch.where(better, error, lowest)
+        lowest = torch.where(better, total, lowest)
     return best
 
 
