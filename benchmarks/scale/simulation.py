@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.1, help="processor time of the check's evaluations")
     parser.add_argument("--spread", type=float, default=0.5)
     parser.add_argument("--plan", action="store_true")
-    parser.add_argument("--payload", type=float, default=20.0, help="MB of the evaluator that every node fetches once")
+    parser.add_argument("--payload", type=float, default=140.0, help="MB of the evaluator that every node fetches once")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     if not given.measure and given.constants is None:

@@ -48,7 +48,7 @@ class Trivial:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=40, help="policies of each measurement")
+    parser.add_argument("--trials", type=int, default=48, help="policies of a measurement at two workers")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--bare", nargs=3, metavar=("PAYLOAD", "SHARE", "OF"), help=argparse.SUPPRESS)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluate, policies = material(given.trials)
     found = joining(evaluate)
     with running_ray(2):
-        rounds = [measured_round(evaluate, policies) for _ in range(given.rounds)]
+        rounds = [measured_round(evaluate, policies, number) for number in range(given.rounds)]
         overhead = overheads()
     result = {
         "trials": given.trials, "rounds": rounds, "ratios": ratios(rounds), "overhead_ms": overhead,
@@ -123,31 +123,44 @@ def material(count: int) -> tuple[Any, list[Policy]]:
     return replace(evaluator, entries=entries), list(policies.values())
 
 
-def measured_round(evaluate: Any, policies: Sequence[Policy]) -> dict[str, float]:  # noqa: ANN401
-    """Trials per second of the ceilings and of every executor, in turn."""
+def measured_round(evaluate: Any, policies: Sequence[Policy], number: int) -> dict[str, float]:  # noqa: ANN401
+    """Trials per second of the ceilings and of every executor, in turn, the other way round in odd rounds."""
     from paretopress.search.ray_executor import RayExecutor
 
-    rates = {}
-    for workers in (1, 2):
-        rates[f"bare x{workers}"] = bare_rate(evaluate, policies, workers)
-        rates[f"processes x{workers}"] = rate(lambda n=workers: ProcessExecutor(evaluate, n), policies)
-        rates[f"ray x{workers}"] = rate(lambda n=workers: RayExecutor(evaluate, n), policies)
     copy = from_payload(to_payload(evaluate))
-    rates["serial x1"] = rate(lambda: SerialExecutor(copy), policies)
+    measurements: dict[str, Callable[[], float]] = {
+        "serial x1": lambda: rate(lambda: SerialExecutor(copy), policies[: len(policies) // 2]),
+    }
+    for workers in (1, 2):
+        own = policies[: workers * len(policies) // 2]   # as many for each worker
+        measurements |= {
+            f"bare x{workers}": lambda n=workers, own=own: bare_rate(evaluate, own, n),
+            f"processes x{workers}": lambda n=workers, own=own: rate(lambda: ProcessExecutor(evaluate, n), own),
+            f"ray x{workers}": lambda n=workers, own=own: rate(lambda: RayExecutor(evaluate, n), own),
+        }
+    rates = dict.fromkeys(measurements, 0.0)
+    for name in reversed(measurements) if number % 2 else measurements:
+        rates[name] = measurements[name]()
+        print(f"round {number + 1}, {name}: {rates[name]:.2f} trials/s", file=sys.stderr, flush=True)
     return rates
 
 
 def rate(make: Callable[[], Executor], policies: Sequence[Policy]) -> float:
-    """Trials per second from the first submission to the last result; starting is measured apart."""
+    """Trials per second while there is work for every worker: starting and the last ones' ends are left out."""
     with make() as executor:
         warm_up(executor)
         start = time.perf_counter()
-        waiting = list(enumerate(policies))[::-1]
-        while waiting or executor.pending:
+        waiting, finished = list(enumerate(policies))[::-1], 0
+        while True:
             while waiting and executor.pending < executor.capacity:
                 executor.submit(*waiting.pop())
+            if not waiting:
+                seconds = time.perf_counter() - start
+                break
+            finished += executor.next_result() is not None
+        while executor.pending:
             executor.next_result()
-        return len(policies) / (time.perf_counter() - start)
+        return finished / seconds
 
 
 def warm_up(executor: Executor) -> None:

@@ -1,17 +1,20 @@
-"""Optuna's relational storage, with finished trials written in a few statements.
+"""Optuna's storages, with finished trials written in a few statements, and read back only where somebody reads them.
 
 Optuna 5.0 asks the database three times for every parameter of a trial that is added whole (does the trial exist, which
-distribution had the parameter before, insert it): 450 statements at 150 parameters. Here they are one insert.
+distribution had the parameter before, insert it): 450 statements at 150 parameters. Here they are one insert. The
+trials of a journal it parses again as soon as they are written; a mirror that reads nothing leaves that to readers.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
+from optuna.storages.journal._storage import JournalOperation
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -84,3 +87,39 @@ class FinishedTrials(optuna.storages.RDBStorage):  # type: ignore[misc]  # Optun
         for table, rows in zip(tables, (parameters, values, *attributes), strict=True):
             if rows:
                 session.connection().execute(table.__table__.insert(), rows)
+
+
+class FinishedTrialsJournal(optuna.storages.JournalStorage):  # type: ignore[misc]  # Optuna is not typed for us
+    """Appends finished trials without reading them back; whoever asks for trials reads what has been appended."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - Optuna's own
+        super().__init__(*arguments, **options)
+        self._texts: dict[str, tuple[BaseDistribution, str]] = {}
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Add a trial; returns its id, -1 of finished ones: nobody knows it before the journal is read."""
+        if template_trial is None or template_trial.datetime_complete is None:
+            found: int = super().create_new_trial(study_id, template_trial)
+            return found
+        own = template_trial.distributions
+        if any(name not in self._texts or self._texts[name][0] is not one for name, one in own.items()):
+            self._texts = {name: (one, distribution_to_json(one)) for name, one in own.items()}
+        values = template_trial.values
+        single = values is None or len(values) == 1
+        log = {
+            "study_id": study_id, "state": template_trial.state,
+            "value": template_trial.value if single else None, "values": None if single else values,
+            "datetime_start": _written(template_trial.datetime_start),
+            "datetime_complete": _written(template_trial.datetime_complete),
+            "distributions": {name: self._texts[name][1] for name in own},
+            "params": {name: own[name].to_internal_repr(value) for name, value in template_trial.params.items()},
+            "user_attrs": template_trial.user_attrs, "system_attrs": template_trial.system_attrs,
+            "intermediate_values": template_trial.intermediate_values,
+        }
+        with self._thread_lock:
+            self._write_log(JournalOperation.CREATE_TRIAL, log)
+        return -1
+
+
+def _written(moment: datetime.datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(datetime.UTC).isoformat(timespec="microseconds")

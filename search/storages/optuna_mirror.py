@@ -118,8 +118,10 @@ def optuna_storage(url: StorageUrl) -> optuna.storages.BaseStorage:
             case "journal":
                 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+                from paretopress.search.storages.finished_trials import FinishedTrialsJournal
+
                 path = f"{url.path}.optuna"
-                return optuna.storages.JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+                return FinishedTrialsJournal(JournalFileBackend(path, JournalFileOpenLock(path)))
             case "grpc":
                 host, port = url.address
                 return optuna.storages.GrpcStorageProxy(host=host, port=port)

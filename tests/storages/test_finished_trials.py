@@ -47,20 +47,34 @@ def read_back(url, name):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
-    if request.param == "sqlite":
-        return StorageUrl.parse("sqlite", tmp_path)
+    if request.param != "postgresql":
+        return StorageUrl.parse(request.param, tmp_path)
     return StorageUrl.parse(request.getfixturevalue("postgresql").create(f"finished{tmp_path.name[-3:]}"), tmp_path)
 
 
+@pytest.mark.parametrize("url", ["sqlite", "postgresql", "journal"], indirect=True)
 def test_optuna_reads_what_it_would_have_written(url, monkeypatch):
     space = space_of(5, 8, 4)
     OptunaMirror(url, "fast", OBJECTIVES, space).catch_up(records(space))
     monkeypatch.setattr("paretopress.search.storages.finished_trials.has_known_tables", lambda: False)
+    monkeypatch.delattr("paretopress.search.storages.finished_trials.FinishedTrialsJournal.create_new_trial")
     OptunaMirror(url, "plain", OBJECTIVES, space).catch_up(records(space))
     found = read_back(url, "fast")
     assert found == read_back(url, "plain")
     assert [one[0] for one in found] == list(range(5))
     assert found[4][3]["layer4/weights"] == space.labels["layer4/weights"][1]
+
+
+def test_a_journal_is_read_by_whoever_reads(tmp_path):
+    """The writer itself sees what it has written, in the order of the journal."""
+    url, space = StorageUrl.parse("journal", tmp_path), space_of(4, 8)
+    mirror = OptunaMirror(url, "own", OBJECTIVES, space)
+    mirror.catch_up(records(space)[:2])
+    mirror.catch_up(records(space))
+    assert [one.user_attrs["number"] for one in mirror._study.get_trials()] == list(range(5))
+    trial = mirror._study.ask()
+    mirror._study.tell(trial, [0.5, 1.0])
+    assert read_back(url, "own")[5][2] == [0.5, 1.0]
 
 
 @contextlib.contextmanager
