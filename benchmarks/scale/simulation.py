@@ -248,7 +248,8 @@ def check(constants: Constants, counts: Sequence[int], seconds: float, spread: f
         trials = max(60, 12 * workers)
         before = available_cores(workers)
         real = real_rate(workers, seconds, spread, trials)
-        available = (before + available_cores(workers)) / 2.0
+        # Children do not start at the same moment: together they may claim a little more than there is.
+        available = min(cores, (before + available_cores(workers)) / 2.0)
         setup = Setup(workers, available, seconds, spread, trials, shares_coordinator=True)
         simulated = statistics.median(simulate(constants, setup, seed).rate for seed in range(5))
         rows.append({"workers": workers, "cores": cores, "available": available, "real": real, "simulated": simulated,

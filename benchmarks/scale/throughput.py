@@ -2,23 +2,20 @@
 
     python benchmarks/scale/throughput.py --output benchmarks/scale/throughput.json
 
-The ceiling is measured in the same run, in turn with the executors: independent processes that each evaluate a share of
-the same policies with nothing around them; their rates, each over its own time, are added. All of them start with an
-empty memory of compressed layers, as the workers of a search do. Overhead is the time of a trial whose evaluation does
-nothing. Load average and rounds are recorded; on a machine that others use the median of the ratios is what counts.
+The ceiling is independent processes that each evaluate a share of the same policies with nothing around them. They and
+the executors take turns, a few policies at a time, each with workers that stay, because the rates of a virtual machine
+drift by a tenth within minutes. Ray's own processes run all the while, and slow the ceiling as they slow the others;
+what they use is said beside it. Overhead is the time of a trial whose evaluation does nothing.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import pickle
 import platform
 import random
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import storage_writes
+from contestants import BareCopies, Contestant, Searching, seconds_of_ray
 
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.executors import Executor, SerialExecutor, from_payload, to_payload
@@ -36,6 +34,7 @@ from paretopress.spaces.policy import DENSE, Policy
 TRIVIAL = {"serial": 2000, "processes": 1000, "ray": 400, "tune": 60}
 RATIO = 0.9           # of the ceiling, what a search may not fall below
 RAY_OVERHEAD = 20.0   # ms of a trivial trial
+OWN = "cores that Ray's own processes use"
 
 
 class Trivial:
@@ -48,26 +47,23 @@ class Trivial:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=48, help="policies of a measurement at two workers")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=30, help="policies for each worker")
+    parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--bare", nargs=3, metavar=("PAYLOAD", "SHARE", "OF"), help=argparse.SUPPRESS)
     parser.add_argument("--join", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.join:
         first_answer(lambda: ProcessExecutor(material(1)[0], 1))
         return
-    if given.bare:
-        bare(Path(given.bare[0]), int(given.bare[1]), int(given.bare[2]))
-        return
     begin_load = os.getloadavg()
-    evaluate, policies = material(given.trials)
+    evaluate, policies = material(2 * given.trials)
     found = joining(evaluate)
     with running_ray(2):
-        rounds = [measured_round(evaluate, policies, number) for number in range(given.rounds)]
+        compared = {f"{workers} workers": comparison(evaluate, policies[: workers * given.trials], workers, given.turns)
+                    for workers in (1, 2)}
         overhead = overheads()
     result = {
-        "trials": given.trials, "rounds": rounds, "ratios": ratios(rounds), "overhead_ms": overhead,
+        "trials": given.trials, "turns": given.turns, "compared": compared, "overhead_ms": overhead,
         "joining": found, "storage_ms": storage_writes.storage_writes(150, given.trials),
         "machine": {
             "cpu": processor(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
@@ -123,117 +119,30 @@ def material(count: int) -> tuple[Any, list[Policy]]:
     return replace(evaluator, entries=entries), list(policies.values())
 
 
-def measured_round(evaluate: Any, policies: Sequence[Policy], number: int) -> dict[str, float]:  # noqa: ANN401
-    """Trials per second of the ceilings and of every executor, in turn, the other way round in odd rounds."""
+def comparison(evaluate: Any, policies: Sequence[Policy], workers: int, turns: int) -> dict[str, Any]:  # noqa: ANN401
+    """Rates of so many bare copies and of executors with so many workers, and the executors' share of the former."""
     from paretopress.search.ray_executor import RayExecutor
 
-    copy = from_payload(to_payload(evaluate))
-    measurements: dict[str, Callable[[], float]] = {
-        "serial x1": lambda: rate(lambda: SerialExecutor(copy), policies[: len(policies) // 2]),
+    competing: dict[str, Contestant] = {
+        "bare": BareCopies(evaluate, policies, workers),
+        "processes": Searching(ProcessExecutor(evaluate, workers), policies),
+        "ray": Searching(RayExecutor(evaluate, workers), policies),
     }
-    for workers in (1, 2):
-        own = policies[: workers * len(policies) // 2]   # as many for each worker
-        measurements |= {
-            f"bare x{workers}": lambda n=workers, own=own: bare_rate(evaluate, own, n),
-            f"processes x{workers}": lambda n=workers, own=own: rate(lambda: ProcessExecutor(evaluate, n), own),
-            f"ray x{workers}": lambda n=workers, own=own: rate(lambda: RayExecutor(evaluate, n), own),
-        }
-    rates = dict.fromkeys(measurements, 0.0)
-    for name in reversed(measurements) if number % 2 else measurements:
-        rates[name] = measurements[name]()
-        print(f"round {number + 1}, {name}: {rates[name]:.2f} trials/s", file=sys.stderr, flush=True)
-    return rates
-
-
-def rate(make: Callable[[], Executor], policies: Sequence[Policy]) -> float:
-    """Trials per second while there is work for every worker: starting and the last ones' ends are left out."""
-    with make() as executor:
-        warm_up(executor)
-        start = time.perf_counter()
-        waiting, finished = list(enumerate(policies))[::-1], 0
-        while True:
-            while waiting and executor.pending < executor.capacity:
-                executor.submit(*waiting.pop())
-            if not waiting:
-                seconds = time.perf_counter() - start
-                break
-            finished += executor.next_result() is not None
-        while executor.pending:
-            executor.next_result()
-        return finished / seconds
-
-
-def warm_up(executor: Executor) -> None:
-    """Wait until all workers are there, and let each of them evaluate the dense model once."""
-    while True:
-        ready = are_ready(executor)
-        for number in range(executor.capacity):
-            executor.submit(number, Policy())
-        while executor.pending:
-            executor.next_result()
-        if ready:
-            return
-
-
-def are_ready(executor: Executor) -> bool:
-    """Whether all workers have loaded the evaluator, so that none of them does it while the clock runs."""
-    if isinstance(executor, ProcessExecutor):
-        return all(worker.ready for worker in executor._workers)
-    return all(slot.starting is None for slot in getattr(executor, "_slots", ()))
-
-
-def bare_rate(evaluate: Any, policies: Sequence[Policy], copies: int) -> float:  # noqa: ANN401
-    """Evaluations per second of independent processes with nothing around them, each over its own time, added."""
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "payload"
-        path.write_bytes(pickle.dumps((to_payload(evaluate), list(policies))))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        children = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--bare", str(path), str(share), str(copies)], text=True, env=environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            )
-            for share in range(copies)
-        ]
-        for child in children:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.write("go\n")
-            child.stdin.flush()
-        rates = []
-        for child in children:
-            assert child.stdout is not None
-            rates.append(float(child.stdout.readline()))
-            child.wait()
-        return sum(rates)
-
-
-def bare(path: Path, share: int, of: int) -> None:
-    """A child of `bare_rate`: evaluate every `of`-th policy, and say at which rate."""
-    import torch
-
-    torch.set_num_threads(1)
-    payload, policies = pickle.loads(path.read_bytes())  # our own parent's
-    evaluate = from_payload(payload)
-    evaluate(Policy())
-    print("ready", flush=True)
-    sys.stdin.readline()
-    mine = policies[share::of]
-    start = time.perf_counter()
-    for policy in mine:
-        evaluate(policy)
-    print(len(mine) / (time.perf_counter() - start), flush=True)
-    os._exit(0)
-
-
-def ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Median over the rounds of each executor's rate by that of as many bare copies."""
-    names = [name for name in rounds[0] if not name.startswith("bare")]
-    return {
-        name: statistics.median(one[name] / one[f"bare x{name[-1]}"] for one in rounds) for name in names
-    }
+    if workers == 1:
+        competing["serial"] = Searching(SerialExecutor(from_payload(to_payload(evaluate))), policies)
+    names, seconds = list(competing), {name: list[float]() for name in competing}
+    start, before = time.perf_counter(), seconds_of_ray()
+    for turn in range(turns):
+        first, end = (len(policies) * number // turns for number in (turn, turn + 1))
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            seconds[name].append(competing[name].seconds(first, end))
+            print(f"{workers} workers, turn {turn + 1}, {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    ray = (seconds_of_ray() - before) / (time.perf_counter() - start)
+    for one in competing.values():
+        one.close()
+    rates = {name: workers * len(policies) / sum(spans) for name, spans in seconds.items()}
+    shares = {name: rates[name] / rates["bare"] for name in names if name != "bare"}
+    return {"rates": rates, "shares": shares, "seconds": seconds, OWN: ray}
 
 
 def overheads() -> dict[str, float]:
@@ -245,7 +154,12 @@ def overheads() -> dict[str, float]:
         "serial": lambda: SerialExecutor(Trivial()), "processes": lambda: ProcessExecutor(Trivial(), 1),
         "ray": lambda: RayExecutor(Trivial(), 1), "tune": lambda: TuneExecutor(Trivial(), 1),
     }
-    return {name: 1000.0 / rate(make, [DENSE] * TRIVIAL[name]) for name, make in made.items()}
+    found = {}
+    for name, make in made.items():
+        with make() as executor:
+            spans = Searching(executor, [DENSE] * TRIVIAL[name])
+            found[name] = 1000.0 * spans.seconds(0, TRIVIAL[name]) / TRIVIAL[name]
+    return found
 
 
 def joining(evaluate: Any) -> dict[str, float]:  # noqa: ANN401
@@ -275,10 +189,12 @@ def first_answer(make: Callable[[], Executor]) -> float:
 
 
 def text(result: dict[str, Any]) -> str:
-    lines = [f"{name:14} {statistics.median(one[name] for one in result['rounds']):8.2f} trials/s"
-             + (f"   {result['ratios'][name]:.2f} of the ceiling (at least {RATIO})" if name in result["ratios"]
-                else "   ceiling")
-             for name in result["rounds"][0]]
+    lines = []
+    for workers, found in result["compared"].items():
+        for name, rate in found["rates"].items():
+            share = f"{found['shares'][name]:.2f} of the ceiling (at least {RATIO})" if name != "bare" else "ceiling"
+            lines.append(f"{workers}, {name:10} {rate:6.2f} trials/s   {share}")
+        lines.append(f"{workers}, Ray's own processes use {found[OWN]:.2f} of a core meanwhile")
     allowed = {"ray": f" (at most {RAY_OVERHEAD:g})"}
     lines += [f"overhead of a trivial trial, {name}: {value:.2f} ms{allowed.get(name, '')}"
               for name, value in result["overhead_ms"].items()]
@@ -286,7 +202,7 @@ def text(result: dict[str, Any]) -> str:
     lines += storage_writes.lines(result["storage_ms"])
     machine = result["machine"]
     lines.append(f"{machine['cores']} cores, load {machine['load_before'][0]:.1f} to {machine['load_after'][0]:.1f}, "
-                 f"{result['trials']} trials, {len(result['rounds'])} rounds")
+                 f"{result['trials']} trials for each worker, {result['turns']} turns")
     return "\n".join(lines)
 
 
