@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -120,7 +121,10 @@ def material(count: int) -> tuple[Any, list[Policy]]:
 
 
 def comparison(evaluate: Any, policies: Sequence[Policy], workers: int, turns: int) -> dict[str, Any]:  # noqa: ANN401
-    """Rates of so many bare copies and of executors with so many workers, and the executors' share of the former."""
+    """Rates of so many bare copies and of executors with so many workers, and the executors' share of the former.
+
+    The share is the median over the turns, which a disturbance of one of them does not change.
+    """
     from paretopress.search.ray_executor import RayExecutor
 
     competing: dict[str, Contestant] = {
@@ -141,7 +145,8 @@ def comparison(evaluate: Any, policies: Sequence[Policy], workers: int, turns: i
     for one in competing.values():
         one.close()
     rates = {name: workers * len(policies) / sum(spans) for name, spans in seconds.items()}
-    shares = {name: rates[name] / rates["bare"] for name in names if name != "bare"}
+    shares = {name: statistics.median(bare / own for bare, own in zip(seconds["bare"], seconds[name], strict=True))
+              for name in names if name != "bare"}
     return {"rates": rates, "shares": shares, "seconds": seconds, OWN: ray}
 
 

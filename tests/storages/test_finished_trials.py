@@ -67,7 +67,7 @@ def test_optuna_reads_what_it_would_have_written(url, monkeypatch):
 
 def test_a_journal_is_read_by_whoever_reads(tmp_path):
     """The writer itself sees what it has written, in the order of the journal."""
-    url, space = StorageUrl.parse("journal", tmp_path), space_of(4, 8)
+    url, space = StorageUrl.parse("journal", tmp_path), space_of(4, 8, 4)
     mirror = OptunaMirror(url, "own", OBJECTIVES, space)
     mirror.catch_up(records(space)[:2])
     mirror.catch_up(records(space))
