@@ -20,7 +20,7 @@ class ForkedProcess:
         if self.pid:
             return
         try:
-            gc.freeze()                  # objects of native libraries may only be destroyed by the process that made them
+            gc.freeze()              # objects of native libraries are for the process that made them to destroy
             os.closerange(3, keep)   # locks and connections are the parent's
             os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
             for number in (signal.SIGTERM, signal.SIGINT):

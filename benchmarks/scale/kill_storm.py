@@ -1,13 +1,15 @@
 """A search in a storm, and plain Optuna in the same one: what is lost, done twice, or left running for ever.
 
-    python benchmarks/scale/kill_storm.py --kills 1060 --trials 2200 --crashes 10 --storages postgresql
+    python benchmarks/scale/kill_storm.py --kills 1080 --trials 1500 --crashes 10 --storages postgresql
     python benchmarks/scale/kill_storm.py --kills 100 --trials 300 --rivals --output benchmarks/scale/kill_storm.json
 
 Four workers evaluate (predicted costs of the digits network, a few milliseconds of real arithmetic) while processes are
 killed with SIGKILL, stopped and continued, and the database server crashes. Everything that an evaluation finished is
 in a history that the storm does not touch; the checks (`tests/storages/history.py`, I1 to I8) compare it with what the
-storage and the run directory hold in the end. Optuna is used as its documentation says: `study.optimize` in every
-worker, with heartbeats and `RetryHeartbeatStaleTrialCallback` where the storage has them.
+storage and the run directory hold in the end. With `--folder` a storm lasts `--piece` seconds at a time: then all
+are killed and the server crashed at once, and the same command goes on with the storm. Optuna is used as its
+documentation says: `study.optimize` in every worker, with heartbeats and `RetryHeartbeatStaleTrialCallback` where the
+storage has them.
 """
 
 import argparse
@@ -49,13 +51,51 @@ def our_storm(
             storm.start()
             begin = time.monotonic()
             storm.rage(kills, crashes if server else 0, deadline)
-            storm.calm(deadline)
-            seconds = time.monotonic() - begin
-            broken, figures = storm.verdict()
+            return ending(storm, kind, lambda: time.monotonic() - begin, deadline)
         finally:
             storm.stop()
-    return {"system": "paretopress", "storage": kind, "trials": trials, "seconds": round(seconds, 1), **figures,
+
+
+def ending(storm: Storm, kind: str, seconds: Callable[[], float], deadline: float) -> Figures:
+    """Let a search end in calm; figures and what is broken."""
+    storm.calm(deadline)
+    passed = seconds()
+    broken, figures = storm.verdict()
+    return {"system": "paretopress", "storage": kind, "trials": storm.trials, "seconds": round(passed, 1), **figures,
             "broken promises": len(broken), "first of them": broken[:5]}
+
+
+def piece_of_storm(
+    folder: Path, piece: float, kills: int, trials: int, crashes: int, every: int, seed: int, deadline: float
+) -> Figures | None:
+    """Some seconds of a storm over PostgreSQL that goes on in `folder`; figures once it has ended.
+
+    The pause is part of the storm: every process is killed and the server crashes, as when a host fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    begin, path = time.monotonic(), folder / "storm.json"
+    said: Figures = json.loads(path.read_text()) if path.exists() else {
+        "next": 0, "seconds": 0.0, "counts": {}, "loads": []}
+    server = PostgresqlServer(durable=True, folder=folder / "server")
+    url = server.database("storm") if path.exists() else server.create("storm")
+    path.write_text(json.dumps(said))
+    storm = Storm(url, folder / "run", trials, WORKERS, server, seed, every=every, counts=said["counts"])
+    try:
+        storm.start()
+        said["next"] = storm.rage(kills, crashes, deadline, said["next"], begin + piece)
+        said["loads"].append(round(os.getloadavg()[0], 1))
+        if said["next"] == kills:
+            found = ending(storm, "postgresql", lambda: said["seconds"] + time.monotonic() - begin, deadline)
+            return {**found, "loads": said["loads"]}
+    finally:
+        storm.stop()
+        server.crash()
+    storm.counts["pauses: all killed at once"] = storm.counts.get("pauses: all killed at once", 0) + 1
+    said["seconds"] += time.monotonic() - begin
+    path.write_text(json.dumps(said))
+    print(f"kill {said['next']} of {kills}, {said['seconds']:.0f} s, {storm.finished} evaluations", flush=True)
+    return None
 
 
 @contextlib.contextmanager
@@ -199,10 +239,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--deadline", type=float, default=1800.0, help="seconds for each")
     parser.add_argument("--rivals", action="store_true", help="plain Optuna too")
+    parser.add_argument("--folder", type=Path, help="of a storm over PostgreSQL that is done in pieces")
+    parser.add_argument("--piece", type=float, default=300.0, help="seconds of each")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     priced_demo.problem()
     rows = []
+    if given.folder:
+        found = piece_of_storm(given.folder, given.piece, given.kills, given.trials, given.crashes, given.every,
+                               given.seed, given.deadline)
+        if found is None:
+            return
+        rows, given.storages = [found], []
+        print(json.dumps(found), flush=True)
     for kind in given.storages:
         rows.append(our_storm(kind, given.kills, given.trials, given.crashes, given.every, given.seed, given.deadline))
         print(json.dumps(rows[-1]), flush=True)

@@ -248,7 +248,8 @@ def check(constants: Constants, counts: Sequence[int], seconds: float, spread: f
         trials = max(60, 12 * workers)
         before = available_cores(workers)
         real = real_rate(workers, seconds, spread, trials)
-        available = (before + available_cores(workers)) / 2.0
+        # Children do not start at the same moment: together they may claim a little more than there is.
+        available = min(cores, (before + available_cores(workers)) / 2.0)
         setup = Setup(workers, available, seconds, spread, trials, shares_coordinator=True)
         simulated = statistics.median(simulate(constants, setup, seed).rate for seed in range(5))
         rows.append({"workers": workers, "cores": cores, "available": available, "real": real, "simulated": simulated,
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.1, help="processor time of the check's evaluations")
     parser.add_argument("--spread", type=float, default=0.5)
     parser.add_argument("--plan", action="store_true")
-    parser.add_argument("--payload", type=float, default=20.0, help="MB of the evaluator that every node fetches once")
+    parser.add_argument("--payload", type=float, default=140.0, help="MB of the evaluator that every node fetches once")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     if not given.measure and given.constants is None:

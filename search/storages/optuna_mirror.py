@@ -32,6 +32,7 @@ class OptunaMirror:
         """Args are where to, the study's name, objectives with directions, and the options of the units."""
         self._url, self._name, self._objectives, self._space = url, name, dict(objectives), space
         self._study: optuna.Study | None = None
+        self._distributions: dict[str, optuna.distributions.CategoricalDistribution] = {}
         self._count = 0
 
     def catch_up(self, records: Sequence[TrialRecord]) -> int:
@@ -72,6 +73,8 @@ class OptunaMirror:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(self._objectives))
+            self._distributions = {unit: optuna.distributions.CategoricalDistribution(self._space.labels[unit])
+                                   for unit in self._space.units}
             self._count = len(study.get_trials(deepcopy=False))
             self._study = study
         return self._study
@@ -90,15 +93,16 @@ class OptunaMirror:
         if record.reason:
             attributes["reason"] = record.reason[:_LONGEST]
         complete = record.state is TrialState.COMPLETE
-        return optuna.trial.create_trial(
+        trial = optuna.trial.create_trial(
             state=state,
             values=[record.values[name] for name in self._objectives] if complete else None,
-            params={unit: labels[unit][index] for unit, index in zip(self._space.units, genome, strict=True)},
-            distributions={unit: optuna.distributions.CategoricalDistribution(labels[unit])
-                           for unit in self._space.units},
             user_attrs=attributes,
             constraints=dict(record.constraints) if record.state is not TrialState.FAIL else None,
         )
+        # `create_trial` compares every distribution with its own copy; `add_trial` checks the parameters all the same.
+        trial.params = {unit: labels[unit][index] for unit, index in zip(self._space.units, genome, strict=True)}
+        trial.distributions = dict(self._distributions)
+        return trial
 
 
 def optuna_storage(url: StorageUrl) -> optuna.storages.BaseStorage:
@@ -114,14 +118,20 @@ def optuna_storage(url: StorageUrl) -> optuna.storages.BaseStorage:
             case "journal":
                 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+                from paretopress.search.storages.finished_trials import FinishedTrialsJournal
+
                 path = f"{url.path}.optuna"
-                return optuna.storages.JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+                return FinishedTrialsJournal(JournalFileBackend(path, JournalFileOpenLock(path)))
             case "grpc":
                 host, port = url.address
                 return optuna.storages.GrpcStorageProxy(host=host, port=port)
             case "postgresql":
-                return optuna.storages.RDBStorage(url.secret.replace("postgresql://", "postgresql+psycopg://", 1))
+                from paretopress.search.storages.finished_trials import FinishedTrials
+
+                return FinishedTrials(url.secret.replace("postgresql://", "postgresql+psycopg://", 1))
             case _:
-                return optuna.storages.RDBStorage(
+                from paretopress.search.storages.finished_trials import FinishedTrials
+
+                return FinishedTrials(
                     f"sqlite:///{url.path}", engine_kwargs={"connect_args": {"timeout": 20.0}}
                 )

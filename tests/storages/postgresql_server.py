@@ -23,21 +23,24 @@ def binaries():
 class PostgresqlServer:
     """Starts with `start`, crashes with `crash`; `url` stays the same."""
 
-    def __init__(self, *, durable=False):
+    def __init__(self, *, durable=False, folder=None):
         self.bin = binaries()
         if self.bin is None:
             raise FileNotFoundError("no PostgreSQL server programs (Debian: postgresql)")
-        self.folder = Path(tempfile.mkdtemp(prefix="pg"))
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="pg"))
+        self.folder.mkdir(exist_ok=True)
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
         self._prefix = []
+        earlier = self.data.exists()   # a server that crashed here before goes on
         if os.getuid() == 0:   # the server refuses to run as root
             user = next(name for name in UNPRIVILEGED if _exists(name))
-            self.data.mkdir(mode=0o700)
+            self.data.mkdir(mode=0o700, exist_ok=True)
             shutil.chown(self.folder, user)
             shutil.chown(self.data, user)
             self._prefix = ["setpriv", f"--reuid={user}", "--clear-groups", f"--regid={pwd.getpwnam(user).pw_gid}"]
-        self._run("initdb", "-D", self.data, "-U", "paretopress", "--auth=trust", "-N")
+        if not earlier:
+            self._run("initdb", "-D", self.data, "-U", "paretopress", "--auth=trust", "-N")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]

@@ -96,6 +96,8 @@ def work(url, run, evaluator=None, idle=1.0, lease=LEASE, timeout=60.0, outbox=N
     executor = ProcessExecutor(evaluator or toys.ToyEvaluator(budget=70.0), slots, tries=1, fork=True)
     worker = StorageWorker(store, Outbox(Path(outbox or run)), executor, name or process_name(), patience,
                            lease_seconds=lease)
+    while patience.attempt(store.study) is None:   # nobody has begun the search yet, or the storage is away
+        time.sleep(0.05)
     worker.recover()
     last = time.monotonic()
     try:

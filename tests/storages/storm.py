@@ -1,6 +1,7 @@
 """A storm: workers, coordinators and servers are killed, stopped and crashed in one search."""
 
 import contextlib
+import math
 import os
 import random
 import secrets
@@ -85,17 +86,29 @@ class Storm:
         """Whether a coordinator has ended the search."""
         return b"complete\n" in (self.run / "history").read_bytes()
 
-    def rage(self, kills, crashes=0, deadline=600.0):
+    def rage(self, kills, crashes=0, deadline=600.0, first=0, until=math.inf):
         """Kill `kills` times, spread evenly over the search, and crash the server `crashes` times.
+
+        Args:
+            kills: How many there are in all.
+            crashes: The server's, among them.
+            deadline: Seconds that all this may take.
+            first: Number of the first kill, where others were dealt before.
+            until: When to pause, by the monotonic clock.
+
+        Returns:
+            The number of the next kill, `kills` after the last one.
 
         Raises:
             TimeoutError: The search does not go on.
         """
-        chance, end = random.Random(self.seed), time.monotonic() + deadline
+        chance, end = random.Random(self.seed + first), time.monotonic() + deadline
         crash_at = {round((index + 1) * kills / (crashes + 1)) for index in range(crashes)}
-        for number in range(kills):
+        for number in range(first, kills):
             while self.finished < 0.85 * number * self.trials / kills and not self.complete:
                 self._live(end)
+            if time.monotonic() >= until:
+                return number
             time.sleep(chance.uniform(0.0, 0.05))
             if number in crash_at:
                 self._count("server crashes")
@@ -104,6 +117,7 @@ class Storm:
                 self.server.start()
             self._strike(number, chance)
             self._live(end)
+        return kills
 
     def _strike(self, number, chance):
         if number % self.every == 5 % self.every:
