@@ -76,7 +76,9 @@ def solve_front(
     bounds are carried along, and the gap is what the two differ by in the end, or what the Lagrangian relaxation
     proves where that is less. Bound sets drop partial assignments that cannot matter (see `bounds`); from 256 buckets
     on a coarse solve sharpens them first, and the pruned sets may grow to four times `buckets`. Where every term
-    depends on one unit, the coarse solve is the plain recursion over cost (see `separable`).
+    depends on one unit, sets are merged without rounding instead (see `merging`) as long as they have at most sixteen
+    times as many entries as `buckets`; the coarse solve, tried first where there is a tolerance, is the plain recursion
+    over cost (see `separable`).
 
     Args:
         problem: The problem.
