@@ -225,7 +225,8 @@ def _separable(problem: ExactProblem, buckets: int, tolerance: float) -> tuple[F
                 break
         whole = merged_front(problem, LONGEST * buckets)
         if whole is not None:
-            return *_front(problem, whole, (), exact=True), []
+            points, gap = _front(problem, whole, (), exact=True)
+            return points, gap, []
     return points, gap, floors
 
 

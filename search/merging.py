@@ -71,7 +71,8 @@ class _Optima:
         """Costs between neighbouring windows, rising: where two multipliers' excesses are equal, `(groups, k - 1)`."""
         least = self.least
         edges = (least[:, :-1] - least[:, 1:]) / (self.multipliers[:-1] - self.multipliers[1:])
-        return np.clip(np.maximum.accumulate(edges, axis=1), self.cost[:, :1], self.cost[:, -1:])
+        within: FloatArray = np.clip(np.maximum.accumulate(edges, axis=1), self.cost[:, :1], self.cost[:, -1:])
+        return within
 
     def merged(self) -> _Optima:
         """Return the optima of pairs of neighbouring groups; a last one without a neighbour stays."""
@@ -114,7 +115,8 @@ class _Staircase:
         corner_loss = np.append(self.loss[:-1], np.where(before >= 0, self.loss[before], -np.inf))
         slack = np.full(len(multipliers), -np.inf)
         np.maximum.at(slack, window, corner_loss + multipliers[window] * corner_cost - least[window])
-        return slack + NOISE * (self.loss[0] + multipliers * self.cost[-1])
+        slack += NOISE * (self.loss[0] + multipliers * self.cost[-1])
+        return slack
 
     def below(self, cost: FloatArray) -> FloatArray:
         """Return the known loss at no more than each cost, infinity where there is none."""
@@ -197,7 +199,8 @@ def _on_unit(costs: FloatArray) -> FloatArray:
     unit = float(distinct @ steps / (steps @ steps))
     if steps[-1] >= EXACT_INTEGER or np.abs(distinct - unit * steps).max() > 1e-11 * distinct[-1]:
         return costs
-    return np.rint(costs / unit)
+    whole_costs: FloatArray = np.rint(costs / unit)
+    return whole_costs
 
 
 def _optima(sets: _Sets) -> _Optima:

@@ -150,7 +150,8 @@ class _Fit:
     def at(self, places: IntArray, last: Array) -> Array:
         """Values of rows that are 1 at some places, shape `(n, units)`, and end in `last`, shape `(n,)`."""
         found: Array = self.mean - self.centre @ self.weights + np.multiply.outer(last, self.weights[-1])
-        return found + self.weights[places].sum(axis=1)
+        found += self.weights[places].sum(axis=1)
+        return found
 
 
 def descend(
@@ -181,7 +182,8 @@ def descend(
     value, costs = float(surrogate.divergences(current[None])[0]), price(start)
     best: tuple[float, Genome] | None = None
     for _ in range(ROUNDS):
-        for row, predicted in zip(*_promising(surrogate, space, current, costs, limits, generator), strict=True):
+        rows, values = _promising(surrogate, space, current, costs, limits, generator)
+        for row, predicted in zip(rows, values, strict=True):
             genome = tuple(row.tolist())
             found = price(genome)
             if not all(cost <= limit and math.isfinite(cost) for cost, limit in zip(found, limits, strict=True)):
