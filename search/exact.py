@@ -46,6 +46,7 @@ __all__ = [
     "ExactFront",
     "ExactProblem",
     "FrontPoint",
+    "FrontPoints",
     "cheapest",
     "evaluate",
     "exchange_rates",
