@@ -26,6 +26,7 @@ from paretopress.search.factors import (
     ExactProblem,
     FloatArray,
     FrontPoint,
+    FrontPoints,
     IntArray,
     as_points,
     as_row,
@@ -33,6 +34,7 @@ from paretopress.search.factors import (
     factors_of,
 )
 from paretopress.search.lagrangian import lagrangian_front
+from paretopress.search.merging import merged_front
 from paretopress.search.pareto import non_dominated
 from paretopress.search.pareto_sets import Grid, SetTable, trace
 from paretopress.search.restrictions import restrict
@@ -44,6 +46,7 @@ __all__ = [
     "ExactFront",
     "ExactProblem",
     "FrontPoint",
+    "FrontPoints",
     "cheapest",
     "evaluate",
     "exchange_rates",
@@ -55,6 +58,8 @@ __all__ = [
 # many times more: pruned sets are short, so that most fronts come out exact.
 COARSER = 4
 FINER = 4
+# Where nothing couples units, sets may have this many times more entries than buckets and are still not rounded.
+LONGEST = 16
 
 
 Floor = Callable[[FloatArray], FloatArray]
@@ -72,7 +77,9 @@ def solve_front(
     bounds are carried along, and the gap is what the two differ by in the end, or what the Lagrangian relaxation
     proves where that is less. Bound sets drop partial assignments that cannot matter (see `bounds`); from 256 buckets
     on a coarse solve sharpens them first, and the pruned sets may grow to four times `buckets`. Where every term
-    depends on one unit, the coarse solve is the plain recursion over cost (see `separable`).
+    depends on one unit, sets are merged without rounding instead (see `merging`) as long as they have at most sixteen
+    times as many entries as `buckets`; the coarse solve, tried first where there is a tolerance, is the plain recursion
+    over cost (see `separable`).
 
     Args:
         problem: The problem.
@@ -110,9 +117,9 @@ def solve_budget(
     if least.cost > max_cost:
         return None
     front = _solve(problem, buckets, max_table, max_cost, 0.0)
-    affordable = [point for point in front.points if point.cost <= max_cost]
-    best = min([*affordable, least], key=lambda point: (point.loss, point.cost))
-    return restricted.lifted([best])[0]
+    affordable = int(np.searchsorted(front.points.costs, max_cost, side="right"))
+    best = min([*front.points[:affordable][-1:], least], key=lambda point: (point.loss, point.cost))
+    return restricted.lifted(as_points(problem, as_row(problem, best.assignment)[None]))[0]
 
 
 def cheapest(problem: ExactProblem, *, max_table: int = 1 << 22) -> FrontPoint:
@@ -162,23 +169,24 @@ def _rate(move: tuple[str, int, float, float]) -> tuple[bool, float]:
 def _solve(
     problem: ExactProblem, buckets: int, max_table: int, budget: float | None, tolerance: float
 ) -> ExactFront:
-    order, cells = elimination_order(problem.options, [scope for scope, _, _ in factors_of(problem)])
-    if not order:
+    if not problem.options:
         return ExactFront(as_points(problem, np.zeros((1, 0), dtype=np.int64)), 0.0, None, "elimination")
     sizes: tuple[int, ...] = (buckets,)
+    points: FrontPoints | None = None
+    floors: list[Floor] = []
     if is_separable(problem):
-        rows, steps, exact = separable_front(problem, buckets)
-        floors: list[Floor] = [step.below for step in steps]
-        found, gap = _front(problem, rows, floors, exact=exact)
+        points, gap, floors = _separable(problem, buckets, tolerance)
         if gap <= tolerance:
-            return ExactFront(as_points(problem, found), gap, buckets if gap > 0 else None, "elimination")
+            return ExactFront(points, gap, buckets if gap > 0 else None, "elimination")
+    order, cells = elimination_order(problem.options, [scope for scope, _, _ in factors_of(problem)])
+    if points is not None:
+        found = points.assignments
         ends = found[[0, -1]]
         if buckets >= 64 * COARSER:
             sizes = (buckets * FINER,)
     else:
         if max(cells, default=1) > max_table:
             return lagrangian_front(problem, order, max_table)
-        floors, gap = [], math.inf
         extremes = [_extreme(problem, order, max_table, cost_first=first) for first in (True, False)]
         found = ends = np.stack([as_row(problem, end.assignment) for end in extremes])
         if buckets >= 64 * COARSER:
@@ -197,12 +205,30 @@ def _solve(
         traced = _traced(problem, whole)
         if whole.rounded:
             floors.append(_floor(problem, whole, traced))
-        found, gap = _front(problem, np.concatenate([traced, found]), floors, exact=not whole.rounded)
+        points, gap = _front(problem, np.concatenate([traced, found]), floors, exact=not whole.rounded)
+        found = points.assignments
         if gap <= tolerance:
             break
         if bounds is not None:
             bounds = with_known(problem, bounds, found)
-    return ExactFront(as_points(problem, found), gap, buckets if gap > 0 else None, "elimination")
+    assert points is not None
+    return ExactFront(points, gap, buckets if gap > 0 else None, "elimination")
+
+
+def _separable(problem: ExactProblem, buckets: int, tolerance: float) -> tuple[FrontPoints, float, list[Floor]]:
+    """Return the whole front of a separable problem, or, where that is too long, one with a gap and what bounds it."""
+    for last in (False, True):
+        if last or tolerance > 0.0:
+            rows, steps, exact = separable_front(problem, buckets)
+            floors: list[Floor] = [step.below for step in steps]
+            points, gap = _front(problem, rows, floors, exact=exact)
+            if last or gap <= tolerance:
+                break
+        whole = merged_front(problem, LONGEST * buckets)
+        if whole is not None:
+            points, gap = _front(problem, whole, (), exact=True)
+            return points, gap, []
+    return points, gap, floors
 
 
 def _extreme(problem: ExactProblem, order: Sequence[str], max_table: int, *, cost_first: bool) -> FrontPoint:
@@ -255,7 +281,7 @@ def _floor(problem: ExactProblem, whole: SetTable, traced: IntArray) -> Floor:
     return CostFloor(np.minimum.accumulate(losses), lows, linear=False).below
 
 
-def _front(problem: ExactProblem, rows: IntArray, floors: Sequence[Floor], *, exact: bool) -> tuple[IntArray, float]:
+def _front(problem: ExactProblem, rows: IntArray, floors: Sequence[Floor], *, exact: bool) -> tuple[FrontPoints, float]:
     """Return the non-dominated assignments by rising cost, and their certified gap.
 
     Args:
@@ -265,9 +291,12 @@ def _front(problem: ExactProblem, rows: IntArray, floors: Sequence[Floor], *, ex
         exact: Whether all of the front is among the assignments.
     """
     costs, losses = evaluate(problem, rows)
-    kept = np.flatnonzero(non_dominated(np.stack([costs, losses], axis=1)))
-    kept = kept[np.argsort(costs[kept], kind="stable")]
-    return rows[kept], 0.0 if exact else _gap(costs[kept], losses[kept], floors)
+    if (np.diff(costs) <= 0.0).any() or (np.diff(losses) >= 0.0).any():
+        kept = np.flatnonzero(non_dominated(np.stack([costs, losses], axis=1)))
+        kept = kept[np.argsort(costs[kept], kind="stable")]
+        costs, losses, rows = costs[kept], losses[kept], rows[kept]
+    gap = 0.0 if exact else _gap(costs, losses, floors)
+    return FrontPoints(problem.options, costs, losses, rows), gap
 
 
 def _gap(costs: FloatArray, losses: FloatArray, floors: Sequence[Floor]) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,42 @@ class FrontPoint:
     assignment: Mapping[str, int]
 
 
+class FrontPoints(Sequence[FrontPoint]):
+    """The points of a front, made when they are looked at: fronts have thousands of them.
+
+    Attributes:
+        units: Names of the columns of `assignments`.
+        costs: Shape `(n,)`.
+        losses: Shape `(n,)`.
+        assignments: Shape `(n, units)`, option numbers.
+    """
+
+    def __init__(self, units: Iterable[str], costs: FloatArray, losses: FloatArray, assignments: IntArray) -> None:
+        """Args are the attributes."""
+        self.units = tuple(units)
+        self.costs, self.losses, self.assignments = costs, losses, assignments
+        self._column = {unit: place for place, unit in enumerate(self.units)}
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    @overload
+    def __getitem__(self, index: int) -> FrontPoint: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FrontPoints: ...
+
+    def __getitem__(self, index: int | slice) -> FrontPoint | FrontPoints:
+        if isinstance(index, slice):
+            return FrontPoints(self.units, self.costs[index], self.losses[index], self.assignments[index])
+        assignment = Assignment(self._column, self.assignments[index])
+        return FrontPoint(float(self.costs[index]), float(self.losses[index]), assignment)
+
+    def __iter__(self) -> Iterator[FrontPoint]:
+        rows = zip(self.costs.tolist(), self.losses.tolist(), self.assignments, strict=True)
+        return (FrontPoint(cost, loss, Assignment(self._column, row)) for cost, loss, row in rows)
+
+
 @dataclass(frozen=True)
 class ExactFront:
     """The two-objective front and how far it can be from the true one.
@@ -111,7 +148,7 @@ class ExactFront:
         method: `"elimination"` or `"lagrangian"`.
     """
 
-    points: tuple[FrontPoint, ...]
+    points: FrontPoints
     gap: float
     buckets: int | None
     method: str
@@ -153,12 +190,9 @@ def as_row(problem: ExactProblem, assignment: Mapping[str, int]) -> IntArray:
     return np.array([assignment[unit] for unit in problem.options], dtype=np.int64)
 
 
-def as_points(problem: ExactProblem, assignments: IntArray) -> tuple[FrontPoint, ...]:
+def as_points(problem: ExactProblem, assignments: IntArray) -> FrontPoints:
     """Return one point per row of `assignments`, evaluated on the problem's tables."""
-    costs, losses = evaluate(problem, assignments)
-    column = {unit: place for place, unit in enumerate(problem.options)}
-    rows = zip(costs.tolist(), losses.tolist(), assignments, strict=True)
-    return tuple(FrontPoint(cost, loss, Assignment(column, row)) for cost, loss, row in rows)
+    return FrontPoints(problem.options, *evaluate(problem, assignments), assignments)
 
 
 def factors_of(problem: ExactProblem) -> list[tuple[tuple[str, ...], FloatArray, FloatArray]]:

@@ -59,7 +59,7 @@ def lagrangian_front(problem: ExactProblem, order: Sequence[str], max_table: int
     archive = _pruned(problem, np.concatenate([found, *shifted, np.array(starts, dtype=np.int64)]))
     archive = _pruned(problem, np.concatenate([archive, *walk_between(problem, archive)]))
     points = as_points(problem, archive)
-    gap = _gap(np.array([(p.cost, p.loss) for p in points]), multipliers, np.array(bounds))
+    gap = _gap(np.stack([points.costs, points.losses], axis=1), multipliers, np.array(bounds))
     return ExactFront(points, gap, None, "lagrangian")
 
 

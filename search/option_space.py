@@ -109,6 +109,15 @@ class OptionSpace:
                 found.append((index, other, frozenset(clashing)))
         return tuple(found)
 
+    @cached_property
+    def _clashes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """`_conflicts` as arrays: the two positions, shape (n,), and which options exclude, shape (n, options)."""
+        places = np.array([(one, other) for one, other, _ in self._conflicts], dtype=np.int64).reshape(-1, 2)
+        clashes = np.zeros((len(places), max(map(len, self.options), default=1)), dtype=bool)
+        for row, (_, _, clashing) in zip(clashes, self._conflicts, strict=True):
+            row[list(clashing)] = True
+        return places[:, 0], places[:, 1], clashes
+
     def canonical(self, genome: Genome) -> Genome:
         """Return the genome of a network that can be built, whose units inside dropped branches are dense.
 
@@ -128,8 +137,8 @@ class OptionSpace:
         """`canonical` for all rows of an array, shape (n, units), at once; the array itself is changed."""
         for position, drops, inside in self._droppers:
             rows[np.ix_(rows[:, position] == drops, inside)] = 0
-        for sparsity, weights, clashing in self._conflicts:
-            rows[np.isin(rows[:, weights], list(clashing)), sparsity] = 0
+        sparsity, weights, clashes = self._clashes
+        rows[:, sparsity] *= ~clashes[np.arange(len(weights)), rows[:, weights]]
         return rows
 
     def policy(self, genome: Genome) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import threading
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
+from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 _DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 _LOCAL_ATTEMPTS = 64
+
+
+class _Distributions(dict[str, BaseDistribution]):
+    """Distributions that all trials share. They never change: a deep copy of a trial, as `tell` makes, holds them."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> dict[str, BaseDistribution]:
+        return dict(self)
 
 
 class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
@@ -94,6 +103,10 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._distributions: dict[str, BaseDistribution] = {
             unit: CategoricalDistribution(labels) for unit, labels in space.labels.items()
         }
+        self._recorded_distributions = _Distributions(self._distributions)
+        self._asked = {unit: one for unit, one in self._distributions.items() if not one.single()}
+        self._places = {unit: {label: place for place, label in enumerate(labels)}
+                        for unit, labels in space.labels.items()}
         self._known: set[Genome] = set()
         self._next = 0                      # trials below this number were looked at
         self._waiting: dict[int, Genome] = {}   # of those, the unfinished ones
@@ -120,7 +133,7 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """Record what was proposed for a live trial, unit by unit, and return it; None where it was asked otherwise.
 
         That is what as many calls of `suggest_categorical` do, which compare every choice of every unit five times:
-        for 60 units they take as long as the proposal itself.
+        for 60 units they take as long as the proposal itself. Each write to a storage in memory copies the trial.
         """
         known = getattr(trial, "_cached_frozen_trial", None)
         if trial.study.sampler is not self or known is None or known.params or getattr(trial, "_fixed_params", True):
@@ -129,11 +142,29 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         genome: Genome | None = self._waiting.get(trial.number)
         if genome is None or not asked or asked != self._labelled(genome, asked):
             return None
-        labels, storage = self.space.labels, trial.storage
-        for unit, index in zip(self.space.units, genome, strict=True):
-            storage.set_trial_param(trial._trial_id, unit, float(index), self._distributions[unit])
-            known.distributions[unit], known.params[unit] = self._distributions[unit], labels[unit][index]
+        params = {unit: self.space.labels[unit][index] for unit, index in zip(self.space.units, genome, strict=True)}
+        if type(trial.storage) is InMemoryStorage:
+            self._record_in_memory(trial.storage, trial._trial_id, params)
+        else:
+            for unit, index in zip(self.space.units, genome, strict=True):
+                trial.storage.set_trial_param(trial._trial_id, unit, float(index), self._distributions[unit])
+        known.params.update(params)
+        known.distributions.update(self._distributions)
         return genome
+
+    def _record_in_memory(self, storage: InMemoryStorage, number: int, params: dict[str, Any]) -> None:
+        """Record all parameters of a trial at once; their distributions are stored once for all trials."""
+        with storage._lock:
+            stored = copy.copy(storage._get_trial(number))
+            storage.check_trial_is_updatable(number, stored.state)
+            study, _ = storage._trial_id_to_study_id_and_number[number]
+            earlier = storage._studies[study].param_distribution
+            for unit, one in self._distributions.items():
+                if earlier.setdefault(unit, one) is not one:
+                    check_distribution_compatibility(earlier[unit], one)
+                    earlier[unit] = one
+            stored.params, stored.distributions = params, self._recorded_distributions
+            storage._set_trial(number, stored)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial  # noqa: ARG002 - as in Optuna
@@ -142,7 +173,7 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if study.directions != self.directions:
             wanted = ", ".join(f"{name} ({direction})" for name, direction in self.objectives.items())
             raise ConfigError(f"the study's directions do not fit the sampler's objectives: {wanted}")
-        return {unit: one for unit, one in self._distributions.items() if not one.single()}
+        return self._asked.copy()
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -218,13 +249,11 @@ class ParetoSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
     def _genome_of(self, trial: FrozenTrial) -> Genome | None:
         """The genome of a trial's parameters, None where it has others; units that were not asked for are dense."""
-        labels = self.space.labels
-        chosen = {unit: trial.params.get(unit, labels[unit][0]) for unit in self.space.units}
-        if not any(unit in trial.params for unit in self.space.units):
+        params = trial.params
+        if not any(unit in params for unit in self.space.units):
             return None
-        if any(chosen[unit] not in labels[unit] for unit in self.space.units):
-            return None
-        return self.space.canonical(self.space.genome_of_labels(chosen))
+        genome = tuple(places.get(params[unit], -1) if unit in params else 0 for unit, places in self._places.items())
+        return None if -1 in genome else self.space.canonical(genome)
 
     def _told(self, trial: FrozenTrial, genome: Genome) -> Told:
         complete = trial.state is TrialState.COMPLETE

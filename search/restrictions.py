@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from paretopress.search.factors import (
-    Assignment,
     CostTerm,
     ExactProblem,
     FloatArray,
-    FrontPoint,
+    FrontPoints,
     IntArray,
 )
 from paretopress.spaces.errors import ConfigError, unknown_name
@@ -34,19 +33,15 @@ class Restricted:
     stands_in: Mapping[str, str]
     restricts: bool = True
 
-    def lifted(self, points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
+    def lifted(self, points: FrontPoints) -> FrontPoints:
         """Return points of the smaller problem as points of the whole one."""
-        if not points or not self.restricts:
-            return tuple(points)
-        column = {unit: place for place, unit in enumerate(self.stands_in)}
-        small = np.array([[point.assignment[unit] for unit in self.options] for point in points], dtype=np.int64)
-        place = {unit: number for number, unit in enumerate(self.options)}
-        rows = np.empty((len(points), len(column)), dtype=np.int64)
-        for unit, number in column.items():
-            left = self.stands_in[unit]
-            rows[:, number] = self.options[left][small[:, place[left]]]
-        return tuple(replace(point, assignment=Assignment(column, row))
-                     for point, row in zip(points, rows, strict=True))
+        if not self.restricts:
+            return points
+        place = {unit: number for number, unit in enumerate(points.units)}
+        rows = np.empty((len(self.stands_in), len(points)), dtype=np.int64)
+        for row, left in zip(rows, self.stands_in.values(), strict=True):
+            row[:] = self.options[left][points.assignments[:, place[left]]]
+        return FrontPoints(self.stands_in, points.costs, points.losses, rows.T)
 
 
 def restrict(
@@ -69,6 +64,8 @@ def restrict(
         for number in numbers:
             if not 0 <= number < problem.options[unit]:
                 raise ConfigError(f"unit {unit!r} has options 0..{problem.options[unit] - 1}, got {number}")
+    if not allowed and not equal:
+        return Restricted(problem, {}, {}, restricts=False)
     stands_in = _leaders(problem, equal)
     options: dict[str, IntArray] = {}
     for unit, leader in stands_in.items():

@@ -20,7 +20,7 @@ from paretopress.evaluators.price_tables import kernel_costs
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.search.conditions import NO_CONDITIONS, Conditions
-from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, solve_front
+from paretopress.search.exact import CostTerm, ExactFront, ExactProblem, FrontPoint, FrontPoints, solve_front
 from paretopress.spaces.choices import Choice, Keep, Weights, activation_bits, compatible
 from paretopress.spaces.cost_view import kernels_of, merged_sums
 from paretopress.spaces.fusion import FusedKernel
@@ -204,10 +204,11 @@ def exact_fronts(
         scaled += [_term(units, (1.0 - mix) * values, runnable) for units, values in size if mix < 1.0]
         problem = ExactProblem(options=options, losses=losses, costs=tuple(scaled))
         front = solve_front(problem, equal=conditions.shared)
-        fronts[mix] = replace(front, points=tuple(
-            replace(point, assignment={unit: runnable[unit][n] for unit, n in point.assignment.items()})
-            for point in front.points
-        ))
+        rows = np.empty_like(front.points.assignments)
+        for place, unit in enumerate(front.points.units):
+            rows[:, place] = np.array(runnable[unit])[front.points.assignments[:, place]]
+        points = FrontPoints(front.points.units, front.points.costs, front.points.losses, rows)
+        fronts[mix] = replace(front, points=points)
     return fronts
 
 

@@ -69,7 +69,7 @@ def separable_front(problem: ExactProblem, buckets: int) -> tuple[IntArray, list
         Assignments, shape `(n, units)`; bounds on the cost of whatever loses less than a value; and whether nothing
         was rounded, so that the whole front is among the assignments.
     """
-    columns = [_column(cost, loss) for _, cost, loss in factors_of(problem)]
+    columns = [column_of(cost, loss) for _, cost, loss in factors_of(problem)]
     least = sum(float(column.cost[0]) for column in columns)
     base = least + problem.constant_cost
     span = sum(float(column.cost[-1]) for column in columns) - least
@@ -92,7 +92,8 @@ def separable_front(problem: ExactProblem, buckets: int) -> tuple[IntArray, list
     return np.concatenate(found), floors, False
 
 
-def _column(cost: FloatArray, loss: FloatArray) -> Column:
+def column_of(cost: FloatArray, loss: FloatArray) -> Column:
+    """Return the column of a unit's costs and losses, shape `(options,)` each."""
     order = np.lexsort((loss, cost))
     falling = loss[order]
     kept = np.ones(len(order), dtype=bool)
@@ -114,7 +115,7 @@ def _relaxation(columns: Sequence[Column], base: float) -> tuple[IntArray, CostF
 
     Greedily by loss saved per cost, each unit climbs its own lower convex hull.
     """
-    hulls = [_hull(column) for column in columns]
+    hulls = [hull_of(column.cost, column.loss) for column in columns]
     unit = np.repeat(np.arange(len(columns)), [len(hull) - 1 for hull in hulls])
     cost = np.concatenate([np.diff(column.cost[hull]) for column, hull in zip(columns, hulls, strict=True)])
     loss = np.concatenate([np.diff(column.loss[hull]) for column, hull in zip(columns, hulls, strict=True)])
@@ -134,10 +135,10 @@ def _relaxation(columns: Sequence[Column], base: float) -> tuple[IntArray, CostF
     return rows, CostFloor(losses, base + np.append(0.0, np.cumsum(cost[order])), linear=True)
 
 
-def _hull(column: Column) -> IntArray:
-    """Return the places of a column on its lower convex hull, the cheapest first."""
+def hull_of(costs: FloatArray, losses: FloatArray) -> IntArray:
+    """Return the places of a column's rising costs and falling losses on its lower convex hull, the cheapest first."""
     places: list[int] = []
-    cost, loss = column.cost.tolist(), column.loss.tolist()
+    cost, loss = costs.tolist(), losses.tolist()
     for place in range(len(cost)):
         while len(places) > 1:
             one, two = places[-2], places[-1]

@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from paretopress.search.factors import CostTerm
 from paretopress.search.option_space import Genome, OptionSpace
 from paretopress.spaces.policy import Policy
 
 Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 FEWEST = 24              # trials that a first fit needs
 MOST = 3000              # trials, the latest, that a fit uses
 RIDGE = 1.0              # squared error of a logarithm that speaks against one unit of a coefficient
@@ -97,13 +98,17 @@ class Surrogate:
             self._known += math.isfinite(found[0])
             self._fits = None
 
-    def divergences(self, genomes: Sequence[Genome]) -> Array:
-        """Logarithms of the divergences to be expected, shape (n,)."""
-        return self._fitted()[0].at(self._rows(genomes))[:, 0]
+    def divergences(self, genomes: ArrayLike) -> Array:
+        """Logarithms of the divergences to be expected of genomes, shape `(n, units)` to `(n,)`."""
+        return self._at(0, genomes)[:, 0]
 
-    def costs(self, genomes: Sequence[Genome]) -> Array:
-        """Logarithms of the costs to be expected, shape (n, costs)."""
-        return self._fitted()[1].at(self._rows(genomes))
+    def costs(self, genomes: ArrayLike) -> Array:
+        """Logarithms of the costs to be expected of genomes, shape `(n, units)` to `(n, costs)`."""
+        return self._at(1, genomes)
+
+    def _at(self, fit: int, genomes: ArrayLike) -> Array:
+        places = np.asarray(genomes, dtype=np.int64) + self._offsets
+        return self._fitted()[fit].at(places, np.log(self._losses[places].sum(axis=1) + SMALLEST))
 
     def _fitted(self) -> tuple[_Fit, _Fit]:
         if self._fits is None:
@@ -142,8 +147,10 @@ class _Fit:
             weights = np.asarray(scaled.T @ np.linalg.solve(rows @ scaled.T + np.eye(len(rows)), values), np.float64)
         return cls(centre, mean, weights)
 
-    def at(self, rows: Array) -> Array:
-        found: Array = self.mean + (rows - self.centre) @ self.weights
+    def at(self, places: IntArray, last: Array) -> Array:
+        """Values of rows that are 1 at some places, shape `(n, units)`, and end in `last`, shape `(n,)`."""
+        found: Array = self.mean - self.centre @ self.weights + np.multiply.outer(last, self.weights[-1])
+        found += self.weights[places].sum(axis=1)
         return found
 
 
@@ -171,10 +178,13 @@ def descend(
         The unseen genome within the limits of the lowest predicted divergence that was met; None if there was none.
     """
     generator = np.random.default_rng(rng.getrandbits(64))
-    current, value, costs = start, float(surrogate.divergences([start])[0]), price(start)
+    current = np.array(start, dtype=np.int64)
+    value, costs = float(surrogate.divergences(current[None])[0]), price(start)
     best: tuple[float, Genome] | None = None
     for _ in range(ROUNDS):
-        for genome, predicted in _promising(surrogate, space, current, costs, limits, generator):
+        rows, values = _promising(surrogate, space, current, costs, limits, generator)
+        for row, predicted in zip(rows, values, strict=True):
+            genome = tuple(row.tolist())
             found = price(genome)
             if not all(cost <= limit and math.isfinite(cost) for cost, limit in zip(found, limits, strict=True)):
                 continue   # a device that cannot execute it has no finite time for it
@@ -185,26 +195,33 @@ def descend(
             break
         if predicted >= value:
             break
-        current, value, costs = genome, predicted, found
+        current, value, costs = row, predicted, found
     return None if best is None else best[1]
 
 
 def _promising(
-    surrogate: Surrogate, space: OptionSpace, genome: Genome, costs: Sequence[float], limits: Sequence[float],
+    surrogate: Surrogate, space: OptionSpace, current: IntArray, costs: Sequence[float], limits: Sequence[float],
     generator: np.random.Generator,
-) -> list[tuple[Genome, float]]:
-    """Changes of a genome that should stay within limits, with their predicted divergence, the lowest first."""
+) -> tuple[IntArray, list[float]]:
+    """Changes of a genome that should stay within limits, and their predicted divergences, the lowest first."""
     sizes = np.array([len(choices) for choices in space.options])
-    rows = np.tile(np.array(genome, dtype=np.int64), (CHANGES, 1))
+    rows = np.tile(current, (CHANGES, 1))
     for change in range(LARGEST_CHANGE):
         changed = np.flatnonzero(generator.integers(LARGEST_CHANGE, size=CHANGES) >= change)
         units = generator.integers(len(sizes), size=len(changed))
         rows[changed, units] = generator.integers(sizes[units])
-    found = list(dict.fromkeys(space.canonical(tuple(row)) for row in rows.tolist()))
-    found = [one for one in found if one != genome]
+    rows = _distinct(space.canonical_rows(rows))
+    rows = rows[(rows != current).any(axis=1)]
     # How costs change is predicted better than what they are: those of the genome itself are known.
-    expected = np.log(np.maximum(costs, SMALLEST)) + surrogate.costs(found) - surrogate.costs([genome])
-    within = np.flatnonzero((expected <= np.log(np.maximum(limits, SMALLEST)) + INEXACT).all(axis=1))
-    values = surrogate.divergences(found)
-    order = within[np.argsort(values[within], kind="stable")][:PRICED]
-    return [(found[index], float(values[index])) for index in order]
+    expected = np.log(np.maximum(costs, SMALLEST)) + surrogate.costs(rows) - surrogate.costs(current[None])
+    rows = rows[(expected <= np.log(np.maximum(limits, SMALLEST)) + INEXACT).all(axis=1)]
+    values = surrogate.divergences(rows)
+    order = np.argsort(values, kind="stable")[:PRICED]
+    return rows[order], values[order].tolist()
+
+
+def _distinct(rows: IntArray) -> IntArray:
+    """Return the first of all equal rows, in their order."""
+    narrow = np.ascontiguousarray(rows, dtype=np.int32)
+    _, first = np.unique(narrow.view(np.dtype((np.void, narrow.itemsize * rows.shape[1]))), return_index=True)
+    return rows[np.sort(first)]

@@ -16,12 +16,14 @@ def values_of(front):
     return [(point.cost, point.loss) for point in front.points]
 
 
-def test_two_hundred_small_problems_equal_brute_force_with_ties():
+@pytest.mark.parametrize("tolerance", [0.0, 1.0])
+def test_two_hundred_small_problems_equal_brute_force_with_ties(tolerance):
+    """By merging sets, and by the recursion over a grid of all costs, which a tolerance tries first."""
     tied = 0
     for seed in range(200):
         problem = separable_problem(seed)
         rows = all_rows(problem)
-        front = solve_front(problem)
+        front = solve_front(problem, tolerance=tolerance)
         assert values_of(front) == front_of(problem, rows), seed
         assert (front.gap, front.buckets) == (0.0, None)
         values = np.stack(evaluate(problem, rows), axis=1)
@@ -67,7 +69,7 @@ def test_real_costs_become_exact_without_tolerance():
 def test_a_large_front_is_certified_tightly_and_a_finer_one_lies_within_its_gap():
     problem = layers_by_choices(0)
     quick, fine = solve_front(problem, tolerance=0.05), solve_front(problem)
-    assert 0.0 < fine.gap < quick.gap < 0.02
+    assert 0.0 == fine.gap < quick.gap < 0.02
     points = np.array(values_of(quick))
     assert points[[0, -1]] == pytest.approx(np.array(values_of(fine))[[0, -1]])
     for cost, loss in values_of(fine):

@@ -136,6 +136,65 @@ def within(limits):
     return [tuple(options[unit] for unit in SPACE.units)]
 
 
+def one_by_one(surrogate, space, start, price, limits, seen, rng):
+    """The rule of a descent with a genome at a time, as it was before it worked on arrays."""
+    generator = np.random.default_rng(rng.getrandbits(64))
+    sizes = np.array([len(choices) for choices in space.options])
+    current, value, costs = start, float(surrogate.divergences([start])[0]), price(start)
+    best = None
+    for _ in range(12):
+        rows = np.tile(np.array(current), (384, 1))
+        for change in range(3):
+            changed = np.flatnonzero(generator.integers(3, size=384) >= change)
+            units = generator.integers(len(sizes), size=len(changed))
+            rows[changed, units] = generator.integers(sizes[units])
+        found = [one for one in dict.fromkeys(space.canonical(tuple(row)) for row in rows.tolist()) if one != current]
+        worth = []
+        for place, one in enumerate(found):
+            expected = np.log(costs) + surrogate.costs([one])[0] - surrogate.costs([current])[0]
+            if (expected <= np.log(limits) + 0.02).all():
+                worth.append((float(surrogate.divergences([one])[0]), place))
+        for predicted, place in sorted(worth)[:12]:
+            priced = price(found[place])
+            if all(cost <= limit for cost, limit in zip(priced, limits, strict=True)):
+                if found[place] not in seen and (best is None or predicted < best[0]):
+                    best = (predicted, found[place])
+                break
+        else:
+            break
+        if predicted >= value:
+            break
+        current, value, costs = found[place], predicted, priced
+    return None if best is None else best[1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_descent_on_arrays_is_the_descent_one_by_one(seed):
+    """Random tables, with branches that hide the units inside them."""
+    rng = np.random.default_rng(seed)
+    inside = {"layer1/channels": ("layer2/channels", "layer2/weights")}
+    options = {**OPTIONS, "layer1/channels": (None, Keep(0.75), Keep(0.0))}
+    space = OptionSpace.of(options, inside=inside)
+    effects = [rng.uniform(0.0, 1.0, len(choices)) for choices in space.options]
+    shares = [rng.uniform(0.2, 1.0, (2, len(choices))) for choices in space.options]
+
+    def priced(genome):
+        return sum(share[:, option] for share, option in zip(shares, genome, strict=True)).tolist()
+
+    table = {unit: effect.tolist() for unit, effect in zip(space.units, effects, strict=True)} if seed % 2 else {}
+    surrogate, draw = Surrogate(space, table, ("latency", "size")), random.Random(seed)
+    for _ in range(150):
+        genome = space.canonical(space.scattered(space.dense, draw))
+        values = dict(zip(("latency", "size"), priced(genome), strict=True))
+        effect = sum(one[option] for one, option in zip(effects, genome, strict=True))
+        surrogate.add(genome, {"divergence": math.exp(effect - 9.0), **values})
+    start = space.canonical(space.scattered(space.dense, draw))
+    for limits in (priced(start), [0.9 * priced(start)[0], math.inf]):
+        found = [rule(surrogate, space, start, priced, limits, {start}, random.Random(seed))
+                 for rule in (descend, one_by_one)]
+        assert found[0] == found[1]
+
+
 def test_nothing_is_proposed_where_nothing_unseen_is_affordable():
     surrogate = taught(100)
     start = SPACE.dense
