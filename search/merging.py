@@ -380,7 +380,7 @@ def _runs(begin: IntArray, count: IntArray) -> tuple[IntArray, IntArray]:
 
 def _undominated(cost: FloatArray, loss: FloatArray) -> IntArray:
     """Return the places of the front by rising cost, one of equal points."""
-    order = np.argsort(cost)
+    order = np.argsort(cost, kind="stable")   # the same of equal points on every processor
     falling = loss[order]
     kept = np.ones(len(order), dtype=bool)
     kept[1:] = falling[1:] < np.minimum.accumulate(falling)[:-1]

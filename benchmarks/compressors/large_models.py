@@ -29,7 +29,7 @@ from paretopress.compressors.network import Network, forward
 from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.refit import refit
 from paretopress.compressors.tuning import tune
-from paretopress.spaces.choices import Factorised, Half, Keep, Weights, WeightFormat
+from paretopress.spaces.choices import Factorised, Half, Keep, WeightFormat, Weights
 from paretopress.spaces.methods import factorisation, pruning, sparsification
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
