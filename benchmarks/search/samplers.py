@@ -6,9 +6,9 @@
 Everybody searches the same space for the same device (`x86-zen4-vnni-onnxruntime`) and objectives (metric, predicted
 time, bytes), without budgets. `ours` proposes with `--sampler pareto`, the default, `nsga2 with moves` with `--sampler
 nsga2`; the others are Optuna's samplers in plain studies with one categorical parameter per unit, once with our seeds
-enqueued, once without. Costs count in images forwarded: every candidate is one pass over the samples that tune it and, unless its
-divergence screens it out, one over the search set. The seeds need the sensitivity table, whose images are stated; it is
-given to all seeded ones.
+enqueued, once without. Costs count in images forwarded: every candidate is one pass over the samples that tune it and,
+unless its divergence screens it out, one over the search set. The seeds need the sensitivity table, whose images are
+stated; it is given to all seeded ones.
 
 The hypervolume has the reference (dense fp32 costs, dense metric - 20 points) and is divided by that of the union of
 all runs. `closed` is the share of the gap between the seeds and that union which a run closed. The evaluations are the
