@@ -227,7 +227,7 @@ def search(path, guide, trials):
 
     seeds = [DENSE, Policy.of({f"{unit}/channels": Keep(0.5) for unit in UNITS})]
     with Run.open(path, {}, {}) as run, SerialExecutor(evaluate, None) as executor:
-        return explore(OPTIONS, OBJECTIVES, seeds, executor, run, ExplorationSettings(trials=trials),
+        return explore(OPTIONS, OBJECTIVES, seeds, executor, run, ExplorationSettings("nsga2", trials),
                        constraints=("latency",), guide=guide)
 
 

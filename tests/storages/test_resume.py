@@ -82,7 +82,7 @@ def changes():
             {"importance": name} for name in ("taylor", "fisher", "l2", "l1", "fpgm", "bn_scale", "hessian")
         ] + [{"ranges": name} for name in ("minmax", "percentile")]
         + [{"distil": "calibration"}, {"distil": "off"}]
-        + [{"sampler": name} for name in ("pareto", "nsga3", "tpe", "gp", "random", "evolution", "ddpg")]
+        + [{"sampler": name} for name in ("nsga2", "nsga3", "tpe", "gp", "random", "evolution", "ddpg")]
         + [{"encoding": name} for name in ("reweighted", "full")]
         + [{"proxy": name} for name in ("divergence", "output_error", "snr", "taylor", "fisher", "hessian")]
         + [{"finalists": 3}, {"executor": "process"}, {"trials": None, "seconds": 60.0}],
