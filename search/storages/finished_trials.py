@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -41,12 +42,14 @@ class FinishedTrials(optuna.storages.RDBStorage):  # type: ignore[misc]  # Optun
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - Optuna's own
         super().__init__(*arguments, **options)
-        self._checked: dict[str, tuple[BaseDistribution, str]] = {}
+        self._checked: dict[str, tuple[BaseDistribution, str]] | None = None
         self._known = has_known_tables()
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:  # noqa: ANN401
         """Add a trial inside a transaction. Optuna calls this once it has locked the study."""
-        if template_trial is None or template_trial.intermediate_values or not self._is_checked(template_trial):
+        checked = self._checked
+        if (template_trial is None or checked is None or template_trial.intermediate_values
+                or not _are_checked(template_trial, checked)):
             found = super()._get_prepared_new_trial(study_id, template_trial, session)
             if template_trial is not None and self._known:
                 self._checked = {name: (one, distribution_to_json(one))
@@ -59,34 +62,38 @@ class FinishedTrials(optuna.storages.RDBStorage):  # type: ignore[misc]  # Optun
         session.add(trial)
         session.flush()   # gives it its id
         trial.number = trial.count_past_trials(session)
-        self._insert(session, trial.trial_id, template_trial)
+        _insert(session, trial.trial_id, template_trial, checked)
         return trial
 
-    def _is_checked(self, trial: FrozenTrial) -> bool:
-        """Whether Optuna has compared this trial's distributions with the study's already."""
-        return trial.distributions.keys() == self._checked.keys() and all(
-            self._checked[name][0] is one for name, one in trial.distributions.items()
-        )
 
-    def _insert(self, session: Any, trial_id: int, trial: FrozenTrial) -> None:  # noqa: ANN401 - SQLAlchemy's session
-        values = []
-        for objective, value in enumerate(trial.values or ()):
-            stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-            values.append({"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind})
-        parameters = [
-            {"trial_id": trial_id, "param_name": name, "distribution_json": self._checked[name][1],
-             "param_value": self._checked[name][0].to_internal_repr(value)}
-            for name, value in trial.params.items()
-        ]
-        attributes = [
-            [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in own.items()]
-            for own in (trial.user_attrs, trial.system_attrs)
-        ]
-        tables = (models.TrialParamModel, models.TrialValueModel, models.TrialUserAttributeModel,
-                  models.TrialSystemAttributeModel)
-        for table, rows in zip(tables, (parameters, values, *attributes), strict=True):
-            if rows:
-                session.connection().execute(table.__table__.insert(), rows)
+def _are_checked(trial: FrozenTrial, checked: Mapping[str, tuple[BaseDistribution, str]]) -> bool:
+    """Whether Optuna has compared this trial's distributions with the study's already."""
+    return trial.distributions.keys() == checked.keys() and all(
+        checked[name][0] is one for name, one in trial.distributions.items()
+    )
+
+
+def _insert(
+    session: Any, trial_id: int, trial: FrozenTrial, checked: Mapping[str, tuple[BaseDistribution, str]]  # noqa: ANN401
+) -> None:
+    values = []
+    for objective, value in enumerate(trial.values or ()):
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        values.append({"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind})
+    parameters = [
+        {"trial_id": trial_id, "param_name": name, "distribution_json": checked[name][1],
+         "param_value": checked[name][0].to_internal_repr(value)}
+        for name, value in trial.params.items()
+    ]
+    attributes = [
+        [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in own.items()]
+        for own in (trial.user_attrs, trial.system_attrs)
+    ]
+    tables = (models.TrialParamModel, models.TrialValueModel, models.TrialUserAttributeModel,
+              models.TrialSystemAttributeModel)
+    for table, rows in zip(tables, (parameters, values, *attributes), strict=True):
+        if rows:
+            session.connection().execute(table.__table__.insert(), rows)
 
 
 class FinishedTrialsJournal(optuna.storages.JournalStorage):  # type: ignore[misc]  # Optuna is not typed for us

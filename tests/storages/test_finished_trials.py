@@ -65,6 +65,18 @@ def test_optuna_reads_what_it_would_have_written(url, monkeypatch):
     assert found[4][3]["layer4/weights"] == space.labels["layer4/weights"][1]
 
 
+def test_tables_that_are_not_known_are_written_by_optuna_alone(tmp_path, monkeypatch):
+    """Also trials without parameters, which have nothing that would have to be checked first."""
+    from paretopress.search.storages import finished_trials
+
+    monkeypatch.setattr(finished_trials, "has_known_tables", lambda: False)
+    monkeypatch.setattr(finished_trials, "_insert", lambda *_: pytest.fail("written past Optuna"))
+    url = StorageUrl.parse("sqlite", tmp_path)
+    failed = [TrialRecord.of(number, Policy(), Evaluation(State.FAILED, reason="x"), 0.1) for number in range(3)]
+    OptunaMirror(url, "none", OBJECTIVES, OptionSpace.of({})).catch_up(failed)
+    assert len(read_back(url, "none")) == 3
+
+
 def test_a_journal_is_read_by_whoever_reads(tmp_path):
     """The writer itself sees what it has written, in the order of the journal."""
     url, space = StorageUrl.parse("journal", tmp_path), space_of(4, 8, 4)
