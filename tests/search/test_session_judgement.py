@@ -5,6 +5,7 @@ import io
 import itertools
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -338,6 +339,22 @@ def test_front_csv_is_a_function_of_finalists_and_measured(tiny_run):
         assert float(row["accuracy_drop"]) == float(finalists["0"]["accuracy"]) - float(finalist["accuracy"])
         assert float(row["macs"]) == float(finalist["predicted_macs"])
     assert sum(row["knee"] == "True" for row in front) == 1
+
+
+def test_what_is_timed_after_a_search_is_brought_to_one_speed(problem_of, monkeypatch):
+    from paretopress.search import verified as verification
+    from paretopress.search.observer import Silent
+
+    series = [Timing(10.0, (10.0, 10.0), 10.0, (10.0, 10.0), 5), "it broke",
+              Timing(6.0, (6.0, 6.0), 15.0, (15.0, 15.0), 5), Timing(5.0, (5.0, 5.0), 10.0, (10.0, 10.0), 5)]
+    monkeypatch.setattr(verification, "call_in_clean_process", lambda *_, **__: series)
+    results = [candidate(*DENSE).verified, candidate(1, 0.9, 5.0, 500).verified, "not built",
+               candidate(2, 0.9, 5.0, 500).verified, candidate(3, 0.9, 5.0, 500).verified]
+    tasks = [SimpleNamespace(folder=str(number)) for number in range(5)]
+    verification._time(problem_of(), tasks, results, "dense.onnx", Silent())
+    assert results[1:3] == ["it broke", "not built"]
+    assert [one.timing.baseline for one in results if not isinstance(one, str)] == [10.0, 10.0, 10.0]
+    assert (results[3].timing.median, results[3].timing.slowdown) == (4.0, 1.5)
 
 
 def test_files_repeat_byte_for_byte_what_they_are_made_of(tiny_run, problem_of, tmp_path):
