@@ -15,7 +15,7 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
-from paretopress.search.finalists import MARGINS, SURE, choose, next_builds, surest
+from paretopress.search.finalists import CHEAPER, MARGINS, choose, next_builds, surest
 from paretopress.search.outlook import AccuracyCurve, expected_after_refit, outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
@@ -314,11 +314,14 @@ def test_the_least_divergent_that_beat_what_people_try_by_hand_are_built_first(t
                  if one.values["size"] < max(other.values["size"] for other in records))
     known = prospects([one for one in records if one != rival], {}, LIMITS)
     sure = surest(known, [rival], OBJECTIVES, LIMITS)
-    cheaper = [one.record for one in known if one.record.values["size"] <= 0.95 * rival.values["size"]]
-    assert [one.record for one in sure] == sorted(cheaper, key=lambda one: one.values["divergence"])[:SURE]
+    beating = []
+    for share in CHEAPER:
+        cheaper = [one.record for one in known if one.record.values["size"] <= share * rival.values["size"]]
+        beating.append(min((one for one in cheaper if one not in beating), key=lambda one: one.values["divergence"]))
+    assert [one.record for one in sure] == beating
     builder = Builder(records)
     build_finalists(workshop(tmp_path, builder), [DENSE, rival.policy], records, settings_of())
-    assert builder.order[:2 + SURE] == [DENSE.hash, rival.policy.hash, *(one.record.policy.hash for one in sure)]
+    assert builder.order[:2 + len(CHEAPER)] == [DENSE.hash, rival.policy.hash, *(one.record.policy.hash for one in sure)]
 
 
 @pytest.mark.parametrize("each", [1, 2])
