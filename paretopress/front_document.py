@@ -58,7 +58,7 @@ def _check_facts(plain: Mapping[str, object], source: str) -> None:
         value is None or isinstance(value, str) or _is_number(value) for value in error.values()
     ):
         raise ArtifactError(f"{source}: latency_error: expected names with numbers, got {error!r:.60}")
-    for key in ("median_abs_pct", "spearman"):
+    for key in ("median_abs_pct", "speedup_median_abs_pct", "spearman"):
         if isinstance(error.get(key), str):
             raise ArtifactError(f"{source}: latency_error.{key}: expected a number, got {error[key]!r:.60}")
     for key in ("target", "budgets"):

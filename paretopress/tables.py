@@ -282,7 +282,7 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
     if error.get("spearman") is not None:
         parts.append(
             f"predicted against measured: Spearman {error['spearman']:.2f}, "
-            f"median error {error.get('median_abs_pct', float('nan')):.1f} %"
+            f"median error {error.get('median_abs_pct', float('nan')):.1f} %{_speedup_error(error)}"
         )
     lines.append("; ".join(parts))
     lines += _accuracy_facts(front)
@@ -293,6 +293,12 @@ def facts(front: Front, hidden: int = 0) -> list[str]:
         noun = "point" if hidden == 1 else "points"
         lines.append(f"{hidden} verified {noun} off the front not shown (--all shows why)")
     return [plain_text(line) for line in lines]
+
+
+def _speedup_error(error: Mapping[str, object]) -> str:
+    """Return what predicted speed-ups are off by, which the speed of the machine at that moment does not change."""
+    found = error.get("speedup_median_abs_pct")
+    return f", of speed-ups {found:.1f} %" if isinstance(found, float) else ""
 
 
 def _accuracy_facts(front: Front) -> list[str]:

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 NEARLY_AS_GOOD = 1.5     # times the lowest divergence
 MOST_WEIGHED = 1000      # candidates; what many others dominate is not worth the memory
 SMALLEST_COST = 1e-12    # a model without weights has no bytes
-# Of a cost: less of a difference is not worth a point of the front; and how accurate a candidate turns out to be elsewhere
+# Of a cost: less of a difference is not worth a point of the front. How accurate a candidate turns out to be elsewhere
 # is partly luck, as is by how much its predicted time errs.
 CHEAPER = (0.95, 0.8, 0.65)
 MARGINS = (1.0, 0.97, 0.94, 0.91, 0.88)   # of a budget on costs: predicted times err by several percent

@@ -265,22 +265,31 @@ def _knee(front: Sequence[Sequence[float]]) -> int:
 
 
 def _latency_error(problem: Problem, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Predicted against measured latency of the verified points on the target that runs here."""
+    """Predicted against measured latency of the verified points on the target that runs here.
+
+    Times also err by how fast the machine happens to be while finalists are timed. Speed-ups over the dense baseline,
+    which is timed in turn with each, do not.
+    """
     device = next((d for d in problem.costs.devices if d.runs_here() and d.tier != "T0"), None)
-    pairs = [
-        (candidate.predicted[f"latency@{device.id}"], candidate.verified.timing.median)
+    name = "" if device is None else f"latency@{device.id}"
+    timed = [
+        (candidate.predicted[name], candidate.verified.timing, candidate.finalist.name == DENSE_NAME)
         for candidate in candidates
         if device is not None and isinstance(candidate.verified, Verified) and candidate.verified.timing is not None
-        and math.isfinite(candidate.predicted[f"latency@{device.id}"])
+        and math.isfinite(candidate.predicted[name])
     ]
-    if device is None or not pairs:
+    if device is None or not timed:
         return {"device": None, "points": 0, "spearman": None, "median_abs_pct": None}
-    errors = np.array([(predicted / measured - 1.0) * 100.0 for predicted, measured in pairs])
+    errors = np.array([(predicted / timing.median - 1.0) * 100.0 for predicted, timing, _ in timed])
     low, middle, high = np.percentile(errors, [5, 50, 95])
+    dense = candidates[0].predicted[name]
+    ratios = [(dense / predicted) / (timing.baseline / timing.median) for predicted, timing, own in timed if not own]
     return {
-        "device": device.id, "points": len(pairs), "spearman": spearman([p for p, _ in pairs], [m for _, m in pairs]),
+        "device": device.id, "points": len(timed),
+        "spearman": spearman([predicted for predicted, _, _ in timed], [timing.median for _, timing, _ in timed]),
         "median_abs_pct": float(np.median(np.abs(errors))), "median_pct": float(middle), "p5_pct": float(low),
         "p95_pct": float(high), "within_15_pct": float(np.mean(np.abs(errors) <= 15.0)),
+        "speedup_median_abs_pct": float(np.median(np.abs(np.array(ratios) - 1.0))) * 100.0 if ratios else None,
     }
 
 

@@ -54,6 +54,10 @@ function proxyRows(data) {
   if (typeof error.spearman === "number") {
     rows.push(h("tr", {}, h("td", {}, "predicted time, with measured time"), h("td", { class: "number" }, plural(error.points, "point")), cell(null), cell(error.spearman),
       h("td", {}, error.median_abs_pct === undefined ? "" : `median error ${error.median_abs_pct.toFixed(1)} %`)));
+    if (typeof error.speedup_median_abs_pct === "number") {
+      rows.push(h("tr", {}, h("td", {}, "predicted speed-up, with measured one"), h("td", { class: "number" }, plural(error.points - 1, "point")), cell(null), cell(null),
+        h("td", {}, `median error ${error.speedup_median_abs_pct.toFixed(1)} %`)));
+    }
   }
   return rows;
 }

@@ -284,6 +284,19 @@ def test_predicted_and_measured_latency_are_compared_where_the_target_runs(probl
     assert error["within_15_pct"] == 1.0
 
 
+@pytest.mark.parametrize("slower", [1.0, 1.3])
+def test_errors_of_predicted_speedups_do_not_depend_on_the_speed_of_the_machine(problem_of, slower):
+    points = []
+    for number, (measured, predicted) in enumerate([(10.0, 10.0), (5.0, 5.5), (4.0, 3.8), (2.0, 2.0)]):
+        one = candidate(number, 0.9, slower * measured, 1000 - 100 * number, name="dense" if number == 0 else None)
+        timing = replace(one.verified.timing, baseline=slower * 10.0)
+        points.append(replace(one, predicted={**one.predicted, f"latency@{HERE}": predicted},
+                              verified=replace(one.verified, timing=timing)))
+    error = judge(problem_of(), points).latency_error
+    assert error["speedup_median_abs_pct"] == pytest.approx(100 / 0.95 - 100)   # of -9.1, 5.3 and 0 percent
+    assert (error["median_abs_pct"] == pytest.approx(2.5)) == (slower == 1.0)
+
+
 def test_the_knee_beats_what_people_would_try_by_hand_where_a_point_does(problem_of):
     """By ratios alone the small and slow point is the knee; it is slower than uniform int8."""
     problem = problem_of(("accuracy", "10pp"))
