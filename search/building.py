@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import State
 from paretopress.search.executors import Executor
-from paretopress.search.finalists import choose, next_builds, surest
+from paretopress.search.finalists import choose, next_builds, surest, widest_gaps
 from paretopress.search.outlook import outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.rehearsal import Allowance, Rehearsals, rehearse
@@ -243,7 +243,10 @@ def _schedule(
 def _next_round(
     workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
 ) -> list[Policy]:
-    """The candidates that add most to the front by the present knowledge, as many as a round builds."""
+    """The candidates that add most to the front by the present knowledge, as many as a round builds.
+
+    The surest first; then one half fills the front's widest gaps, the other adds most by what is expected.
+    """
     size = max(settings.most // ROUNDS, workshop.executor.capacity)
     size = min(size, settings.most - workshop.tried(named))
     if size <= 0:
@@ -253,6 +256,8 @@ def _next_round(
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
     first = surest(sound, _rivals(named, records), settings.objectives, settings.limits, 2 if settings.distilled else 1)
     picked = [one for one in first if not one.built][:size]
+    view = replace(view, prospects=sound)
+    picked += widest_gaps(view, settings.objectives, (size - len(picked)) // 2, picked)
     left = tuple(one for one in sound if one not in picked)
     picked += next_builds(replace(view, prospects=left), settings.objectives, settings.limits, size - len(picked),
                           settings.samples)

@@ -23,6 +23,7 @@ SMALLEST_COST = 1e-12    # a model without weights has no bytes
 # Of a cost: less of a difference is not worth a point of the front. How accurate a candidate turns out to be elsewhere
 # is partly luck, as is by how much its predicted time errs.
 CHEAPER = (0.95, 0.8, 0.65)
+SMALLEST_GAP = 0.05      # of the range of an objective: what lies nearer to what is built fills no gap
 MARGINS = (1.0, 0.97, 0.94, 0.91, 0.88)   # of a budget on costs: predicted times err by several percent
 
 
@@ -77,6 +78,45 @@ def next_builds(
         waiting = [one for one in view.prospects if not one.built and one not in picked]
         picked += choose(waiting, objectives, limits, count - len(picked), samples)
     return picked
+
+
+def widest_gaps(
+    view: Outlook, objectives: Mapping[str, str], count: int, picked: Sequence[Prospect] = ()
+) -> list[Prospect]:
+    """Pick what lies farthest from everything that is built, on the front that is expected.
+
+    Of many candidates at the cheap end one may always turn out better than expected, so that improvements alone would
+    be looked for there again and again, and the front would have a cluster and a hole. Distances are in the
+    objectives' ranges, of the logarithms of costs and of the roots of divergences.
+
+    Args:
+        view: What is known of the candidates.
+        objectives: Names and directions.
+        count: How many to pick.
+        picked: Candidates that will be built anyway.
+
+    Returns:
+        At most `count`, none where nothing is built or picked yet, or where there is no gap.
+    """
+    pool = [one for one in view.prospects if one.excess == 0.0 and one.divergence <= view.worst_divergence]
+    known = np.array([one.built or one in picked for one in pool], dtype=bool)
+    names = {name: way for name, way in objectives.items() if name != "accuracy"}
+    if not known.any() or known.all() or not names:
+        return []
+    costs = np.log(np.maximum(costs_of([one.record for one in pool], names), SMALLEST_COST))
+    places = np.column_stack([np.sqrt([one.divergence for one in pool]), costs])
+    waiting = non_dominated(places) & ~known
+    shown = places[waiting | known]
+    places = places / np.maximum(np.ptp(shown, axis=0), SMALLEST_COST)
+    distances = np.linalg.norm(places[:, None] - places[known][None], axis=2).min(axis=1)
+    found: list[Prospect] = []
+    while len(found) < count:
+        farthest = int(np.argmax(np.where(waiting, distances, 0.0)))
+        if not waiting[farthest] or distances[farthest] < SMALLEST_GAP:
+            break
+        found.append(pool[farthest])
+        distances = np.minimum(distances, np.linalg.norm(places - places[farthest], axis=1))
+    return found
 
 
 def surest(

@@ -68,9 +68,9 @@ class Fusion:
 def fuse(graph: Graph, layers: tuple[Layer, ...], foldable: Collection[str] | None = None) -> Fusion:
     """Group the operators of a graph into kernels.
 
-    A convolution absorbs a following batch normalisation and ReLU-like activation; a linear layer and
-    a residual sum absorb a following ReLU-like activation; each only where nothing else reads the
-    value in between.
+    A convolution, and a linear layer of one row per sample, absorb a following batch normalisation and ReLU-like
+    activation; other linear layers and a residual sum a following ReLU-like activation; each only where nothing else
+    reads the value in between.
 
     Args:
         graph: The captured model, or what is left of it.
@@ -147,8 +147,12 @@ def _only_user(graph: Graph, name: str) -> Node | None:
 
 
 def foldable_normalisation(graph: Graph, layer: Layer) -> Node | None:
-    """The batch normalisation that can be folded into a layer, or None."""
-    if not layer.window or layer.frozen:
+    """The batch normalisation that can be folded into a layer, or None.
+
+    Of linear layers that of one row per sample: of tokens it would normalise positions, not features.
+    """
+    one_row = layer.kind is LayerKind.LINEAR and len(graph.by_name[layer.node].shape) == 2
+    if layer.frozen or not (layer.window or one_row):
         return None
     user = _only_user(graph, layer.node)
     if user is None or user.short_op != "batch_norm" or user.arguments.get("training"):

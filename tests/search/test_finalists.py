@@ -15,7 +15,7 @@ from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
-from paretopress.search.finalists import CHEAPER, MARGINS, choose, next_builds, surest
+from paretopress.search.finalists import CHEAPER, MARGINS, choose, next_builds, surest, widest_gaps
 from paretopress.search.outlook import AccuracyCurve, expected_after_refit, outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.tasks import Construction
@@ -343,3 +343,30 @@ def test_nothing_is_sure_where_nothing_is_cheaper_than_what_people_try():
     known = prospects(records, {}, LIMITS)
     assert surest(known, [min(records, key=lambda one: one.values["size"])], OBJECTIVES, LIMITS) == []
     assert surest(known, [], OBJECTIVES, LIMITS) == []
+
+
+def built_as(record, divergence):
+    accuracy = accuracy_of(divergence)
+    return Built("refit", accuracy, accuracy, divergence, 1, "")
+
+
+def test_the_widest_gap_of_the_expected_front_is_filled_first():
+    """Candidates on a line, its ends built: the middle is first, then the quarters; what is dominated never is."""
+    line = [trial(number, 10.0 * 2.0**number, 0.01 * (9 - number) ** 2) for number in range(9)]
+    worse = trial(9, 330.0, 0.3)
+    built = {one.policy.hash: built_as(one, one.values["divergence"]) for one in (line[0], line[8])}
+    records = [*line, worse]
+    view = outlook(records, built, Limits((), 0.5, "max"))
+    found = [one.record for one in widest_gaps(view, OBJECTIVES, 3)]
+    assert found[0] == line[4]
+    assert {line.index(one) for one in found[1:]} == {2, 6}
+    assert worse not in [one.record for one in widest_gaps(view, OBJECTIVES, 20)]
+    first = next(one for one in view.prospects if one.record == line[4])
+    assert {line.index(one.record) for one in widest_gaps(view, OBJECTIVES, 2, [first])} == {2, 6}
+
+
+def test_where_nothing_is_built_or_no_candidate_is_far_from_it_there_is_no_gap():
+    records = trials(20)
+    assert widest_gaps(outlook(records, {}, LIMITS), OBJECTIVES, 5) == []
+    everything = {one.policy.hash: built_as(one, one.values["divergence"]) for one in records}
+    assert widest_gaps(outlook(records, everything, LIMITS), OBJECTIVES, 5) == []
