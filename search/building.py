@@ -74,27 +74,26 @@ class BuildSettings:
         """How many are built at most, besides the named ones."""
         return self.finalists if self.distilled else BUILDS_PER_FINALIST * self.finalists
 
-    def within(self, named: int, workers: int) -> tuple[BuildSettings, float | None]:
-        """These settings with as many builds as can be distilled well, and the time for each distillation.
+    def seconds_each(self, named: int, workers: int) -> float | None:
+        """The time for each distillation, so that as many builds as possible are distilled well.
 
         Args:
             named: How many builds there are besides the candidates.
             workers: How many are under way at a time.
 
         Returns:
-            The settings, and seconds, None where there is no limit.
+            Seconds, None where there is no limit.
         """
         if self.deadline is None or not self.distilled:
-            return self, None
+            return None
         seconds = DISTILLATION_SHARE * max(0.0, self.deadline - time.monotonic()) * workers
         builds = int(seconds / self.enough) if self.enough else named + self.finalists
         least = max(self.fewest, LEAST_SHARE * self.finalists // 3)
-        finalists = min(self.finalists, max(least, builds - named))
-        return replace(self, finalists=finalists), seconds / (named + finalists)
+        return seconds / (named + min(self.finalists, max(least, builds - named)))
 
-    def in_time(self) -> bool:
-        """Whether there is time to build another one."""
-        return self.deadline is None or time.monotonic() < self.deadline
+    def in_time(self, seconds: float | None = None) -> bool:
+        """Whether there is time to build another one, whose distillation takes so many seconds."""
+        return self.deadline is None or time.monotonic() + (seconds or 0.0) < self.deadline
 
 
 @dataclass
@@ -154,7 +153,7 @@ class Workshop:
         waiting = list(enumerate(policies))
         while True:
             while waiting and self.executor.pending < self.executor.capacity:
-                if waiting[0][0] >= fewest and not settings.in_time():
+                if waiting[0][0] >= fewest and not settings.in_time(self.seconds):
                     waiting.clear()
                     break
                 number, policy = waiting.pop(0)
@@ -206,10 +205,10 @@ def build_finalists(
         raise ArtifactError(f"the dense baseline cannot be built: {workshop.failed[baseline]}")
     if settings.rehearsed:
         _rehearse(workshop, named, records, settings)
-    settings = _schedule(workshop, named, records, settings)
+    _schedule(workshop, named, records, settings)
     workshop.build(named[1:], settings, len(named))
     # Builds that fail count as tried: once the time is over nothing else is begun, and nothing is waited for.
-    while settings.in_time() or workshop.tried(named) < settings.fewest:
+    while settings.in_time(workshop.seconds) or workshop.tried(named) < settings.fewest:
         policies = _next_round(workshop, named, records, settings)
         if not policies:
             break
@@ -223,21 +222,20 @@ def build_finalists(
 
 def _schedule(
     workshop: Workshop, named: Sequence[Policy], records: Sequence[TrialRecord], settings: BuildSettings
-) -> BuildSettings:
+) -> None:
     """Decide how long each distillation takes: short ones first, where these are not enough fewer and longer ones."""
     capacity = workshop.executor.capacity
-    first, workshop.seconds = settings.within(len(named), capacity)
+    workshop.seconds = settings.seconds_each(len(named), capacity)
     if workshop.seconds is None or not settings.in_time():
-        return first
-    probes = _next_round(workshop, named, records, first)[:capacity]
-    workshop.build(probes, first, 0)
+        return
+    probes = _next_round(workshop, named, records, settings)[:capacity]
+    workshop.build(probes, settings, 0)
     losses = [workshop.built[policy.hash].divergence for policy in probes if policy.hash in workshop.built]
     if not losses or statistics.median(losses) <= WELL_TRAINED:
-        return first
+        return
     for policy in probes:
         workshop.forget(policy)
-    longer, workshop.seconds = replace(settings, enough=LONGER * settings.enough).within(len(named), capacity)
-    return longer
+    workshop.seconds = replace(settings, enough=LONGER * settings.enough).seconds_each(len(named), capacity)
 
 
 def _next_round(

@@ -152,7 +152,7 @@ def verification_seconds(problem: Problem, sample_seconds: float, named: int) ->
         named: How many finalists there are besides the candidates.
     """
     count = named + problem.settings.finalists
-    checked = count * (1.0 + 3.0 * sample_seconds * problem.data.holdout.count) / len(os.sched_getaffinity(0))
+    checked = count * (0.4 + 3.0 * sample_seconds * problem.data.holdout.count) / len(os.sched_getaffinity(0))
     timed = count * (0.2 + 2.5 * sample_seconds * problem.settings.timing_runs)
     return VERIFYING_RESERVE * (CLEAN_PROCESS_SECONDS + checked + timed)
 

@@ -5,6 +5,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
+from paretopress.search import building
 from paretopress.search.building import BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
 from paretopress.search.finalists import CHEAPER, MARGINS, choose, next_builds, surest, widest_gaps
@@ -188,7 +190,10 @@ def test_the_nearest_are_cheap_enough_first_then_little_divergent():
 
 @pytest.mark.parametrize(("divergence", "longer"), [(0.01, False), (0.4, True)])
 def test_what_short_training_leaves_far_off_is_trained_longer(tmp_path, divergence, longer):
-    """Two probes get the short time; where they stay far off they are built anew with all the others."""
+    """Two probes get the short time; where they stay far off they are built anew with all the others.
+
+    Nothing takes time here, so that all are built, also those that no time was set aside for.
+    """
     records = [trial(number, 50.0 + number, divergence + 0.001 * number) for number in range(30)]
     seconds = {}
 
@@ -202,7 +207,26 @@ def test_what_short_training_leaves_far_off_is_trained_longer(tmp_path, divergen
     (last,) = {times[-1] for policy, times in seconds.items() if policy != DENSE.hash}
     assert last == pytest.approx(0.8 * 1010.0 / (14 if longer else 21), rel=0.02)
     assert sum(len(times) == 2 for times in seconds.values()) == int(longer)
-    assert len(seconds) == 1 + (13 if longer else 20)
+    assert len(seconds) == 1 + 20
+
+
+def test_a_distillation_begins_only_where_it_can_end_in_time(tmp_path, monkeypatch):
+    """By a clock that only distillations move: a fifth of the time is left when those that were planned are done."""
+    records = [trial(number, 50.0 + number, 0.01 + 0.001 * number) for number in range(30)]
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(building, "time", clock)
+
+    class Slow(Builder):
+        def __call__(self, task):
+            clock.now += task.seconds or 0.0
+            return super().__call__(task)
+
+    plan = replace(settings_of(finalists=20, deadline=200.0), distilled=True, enough=10.0)
+    shop = workshop(tmp_path, Slow(records))
+    build_finalists(shop, [DENSE], records, plan)
+    assert shop.seconds == pytest.approx(80.0 / 14)
+    assert shop.tried([DENSE]) == 17   # 97.1 of 100 seconds: one more would not have ended in time
+    assert clock.now == pytest.approx(100.0 + 17 * 80.0 / 14)
 
 
 def test_what_the_samples_cannot_tell_from_the_budget_may_be_verified():
