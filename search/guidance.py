@@ -8,10 +8,13 @@ import numpy as np
 
 from paretopress.evaluators.costs import CostModel
 from paretopress.evaluators.sensitivity import SensitivityTable
+from paretopress.search.factor_graph import kernel_terms
 from paretopress.search.factors import CostTerm
 from paretopress.search.problem import Problem
-from paretopress.search.seeds import FactorGraph
 from paretopress.search.surrogate import Guide
+from paretopress.spaces.choices import Weights
+from paretopress.spaces.plan import plan
+from paretopress.spaces.policy import Policy
 from paretopress.spaces.structure import Structure
 
 STAGES = 4   # parts of equal depth
@@ -41,12 +44,11 @@ def cost_terms(problem: Problem) -> dict[str, tuple[CostTerm, ...]]:
     found: dict[str, tuple[CostTerm, ...]] = {}
     for device in problem.costs.devices:
         alone = CostModel((device,))
-        graph = FactorGraph(structure, space, alone)
-        time, size = graph.terms()
+        time, size = kernel_terms(structure, space, alone)
         for name in alone.latency_names:
             dense = problem.baseline[name]
             if not math.isfinite(dense):   # the terms are relative to the 8-bit model's time then
-                dense = alone.predict(graph.contexts[8])[name]
+                dense = alone.predict(plan(structure, Policy.of(structure.takers(Weights(8)))))[name]
             found[name] = _absolute(time, dense if math.isfinite(dense) else 1.0, problem.baseline[name])
         if "size" not in found:
             found["size"] = _absolute(size, problem.baseline["size"], problem.baseline["size"])

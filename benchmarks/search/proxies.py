@@ -35,11 +35,12 @@ sys.path.extend(str(Path(__file__).parents[2] / "examples" / folder) for folder 
 from paretopress.evaluators.proxies import Interactions, ProxyTable, interactions, local_tables
 from paretopress.evaluators.sensitivity import SensitivityTable, assemble, integer_choices, substitution_loss
 from paretopress.search.exact import CostTerm, ExactProblem, solve_front
+from paretopress.search.factor_graph import FactorGraph
 from paretopress.search.observer import Silent
 from paretopress.search.preparation import prepare_evaluator
 from paretopress.search.problem import Problem, SearchSettings, prepare_problem
 from paretopress.search.proxy_check import assess
-from paretopress.search.seeds import FactorGraph, policy_of
+from paretopress.search.seeds import policy_of
 from paretopress.spaces.policy import Policy
 
 TARGET = "x86-zen4-vnni-onnxruntime"

@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from paretopress.evaluators.costs import CostModel
 from paretopress.hardware_profiles.catalogue import load_profile
-from paretopress.search.seeds import FactorGraph
+from paretopress.search.factor_graph import FactorGraph
 from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.cost_view import cost_view

@@ -17,10 +17,11 @@ from paretopress.evaluators.budgets import parse_budget
 from paretopress.evaluators.costs import CostModel, drop_what_cannot_run, integer_policy, runs_everywhere
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.hardware_profiles.catalogue import load_profile
+from paretopress.search.factor_graph import UNKNOWN_PRICE, kernel_prices
 from paretopress.search.inspection import inspection
 from paretopress.search.problem import prepare_problem
 from paretopress.search.reachability import check_feasible, reachable
-from paretopress.search.seeds import UNKNOWN_PRICE, exact_seeds, kernel_prices
+from paretopress.search.seeds import exact_seeds
 from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.cost_view import cost_view
