@@ -151,7 +151,8 @@ class FactorGraph:
                 kept = self._kept[unit][grid[row[unit]]] if unit in row else self.dense.kept[segment.group]
                 size += kept * segment.inner * segment.outer
             digits.append(size)
-        droppable = dict.fromkeys(f"{name}/channels" for end in self._ends(fused) for name in self.droppable.get(end, ()))
+        groups = dict.fromkeys(group for end in self._ends(fused) for group in self.droppable.get(end, ()))
+        droppable = [f"{group}/channels" for group in groups]
         digits += [(self._kept[unit][grid[row[unit]]] == 0).astype(np.int64) for unit in droppable]
         return digits + [grid[row[unit]] for unit in units if not unit.endswith("/channels")]
 
