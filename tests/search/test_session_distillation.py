@@ -103,24 +103,21 @@ def test_what_a_trial_scored_is_not_scored_again(workload, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("left", "builds", "seconds"),
-    [(1000.0, 22, 0.8 * 1000.0 * 2 / 25), (238.0, 16, 20.0), (100.0, 14, 0.8 * 100.0 * 2 / 17), (0.0, 14, 0.0)],
+    ("left", "seconds"),
+    [(1000.0, 0.8 * 1000.0 * 2 / 25), (238.0, 20.0), (100.0, 0.8 * 100.0 * 2 / 17), (0.0, 0.0)],
 )
-def test_time_is_shared_among_the_builds(left, builds, seconds):
+def test_time_is_shared_among_the_builds(left, seconds):
     """Each gets its 20 s at least, unless fewer than two thirds of the 22 candidates would be built."""
     import time
 
     settings = BuildSettings({}, None, 0, 22, 8, time.monotonic() + left, distilled=True, enough=20.0)
-    found, each = settings.within(3, 2)
-    assert found.most == found.finalists == builds
-    assert each == pytest.approx(seconds, rel=0.01, abs=0.01)
+    assert settings.seconds_each(3, 2) == pytest.approx(seconds, rel=0.01, abs=0.01)
 
 
-def test_without_a_limit_or_distillation_everything_is_built():
+def test_without_a_limit_or_distillation_no_build_has_a_time_of_its_own():
     settings = BuildSettings({}, None, 0, 22, 8, None, distilled=True)
-    assert settings.within(3, 2) == (settings, None)
-    hasty = replace(settings, deadline=0.0, distilled=False)
-    assert hasty.within(3, 2) == (hasty, None)
+    assert settings.seconds_each(3, 2) is None
+    assert replace(settings, deadline=0.0, distilled=False).seconds_each(3, 2) is None
 
 
 def test_candidates_may_lose_more_before_distillation_than_finalists_after(workload):
