@@ -41,7 +41,9 @@ from paretopress.compressors.program import Program, Values
 from paretopress.compressors.tuning import with_integer_biases
 from paretopress.spaces.plan import LayerPlan
 
-__all__ = ["DistillationSettings", "Distilled", "Student", "computes_in_bfloat16", "distil", "output_divergence", "train"]
+__all__ = [
+    "DistillationSettings", "Distilled", "Student", "computes_in_bfloat16", "distil", "output_divergence", "train",
+]
 
 BLOCK_SAMPLES = 2048   # variations that blocks are trained on, again and again
 TIMED_SIZE, TIMED_PRODUCTS = 384, 8   # of the products that tell which type is faster
