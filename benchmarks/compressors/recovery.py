@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=DistillationSettings().learning_rate)
+    parser.add_argument("--features", type=float, default=FEATURES)
     parser.add_argument("--bfloat16", action="store_true", help="compute products in bfloat16 where that is faster")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
@@ -67,11 +68,12 @@ def measured(
     policy = Policy.of({unit: Keep(RATIO) for unit in WIDTHS})
     settings = DistillationSettings(
         steps=STEPS, seconds=arguments.seconds, held_out=0.02, augmentation=IMAGES, learning_rate=arguments.rate,
-        features=FEATURES, narrowed=False, temperature=arguments.temperature, bfloat16=arguments.bfloat16)
+        features=arguments.features, narrowed=False, temperature=arguments.temperature, bfloat16=arguments.bfloat16)
     begin = time.perf_counter()
     found = apply_policy(model, data, policy, distillation=settings, schedule=schedule, seed=seed)
     row = {"schedule": schedule, "seed": seed, "dense": dense, "accuracy": score(found), "tier": found.tier,
            "training_seconds": arguments.seconds, "temperature": arguments.temperature, "rate": arguments.rate,
+           "features": arguments.features,
            "bfloat16": arguments.bfloat16 and computes_in_bfloat16(), "seconds": time.perf_counter() - begin}
     print(f"{schedule}, seed {seed}: {100 * row['accuracy']:.2f}% ({100 * (row['accuracy'] - dense):+.2f} points) "
           f"after {arguments.seconds:.0f} s of training, {row['seconds']:.0f} s in all", flush=True)
