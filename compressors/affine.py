@@ -18,13 +18,14 @@ from torch import Tensor
 from paretopress.compressors.error_feedback import swept
 from paretopress.compressors.learned_rounding import learned_codes
 from paretopress.compressors.least_squares import centred
-from paretopress.compressors.quantisation import RoundingMethod
+from paretopress.compressors.quantisation import EXACT_COLUMNS, RoundingMethod
 from paretopress.compressors.sparse_storage import pack_unsigned
 from paretopress.spaces.choices import Weights
 
 SHRINKS = 40             # ranges that are tried of every group, from its whole range down
 SMALLEST_SHRINK = 0.4
 SMALLEST_SCALE = 1e-30
+CACHED_VALUES = 1 << 16  # weights whose ranges are tried together
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,12 @@ def affine(
     variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(out // len(covariance), dim=0)
     scales, zeros = _grids(W.double(), form, variances, group)
     shape = (len(covariance), -1, columns)
+    kind = torch.float64 if columns <= EXACT_COLUMNS or rounding == "learned" else torch.float32
     steps, offsets = (
-        spread(part, group, columns).double().expand(out, columns).reshape(shape) for part in (scales, zeros))
+        spread(part, group, columns).to(kind).expand(out, columns).reshape(shape) for part in (scales, zeros))
     least = 0.0 if form.scheme == "asymmetric" else 1.0   # codes are symmetric around the middle
     grid = _Grid(steps, offsets, least, float(most))
-    dense, kept = W.double().reshape(shape), None if mask is None else mask.reshape(shape)
+    dense, kept = W.to(kind).reshape(shape), None if mask is None else mask.reshape(shape)
     codes = grid.rounded(dense, steps, offsets)[0] if G is None else _fed_back(dense, grid, covariance, damping, kept)
     codes = codes if kept is None else torch.where(kept, codes, offsets)
     if rounding == "learned" and G is not None:
@@ -130,7 +132,7 @@ def affine(
 
 @dataclass(frozen=True)
 class _Grid:
-    """The grid of every weight: steps and zero points `(groups, rows, columns)` float64, least and largest code."""
+    """The grid of every weight: steps and zero points `(groups, rows, columns)`, least and largest code."""
 
     steps: Tensor
     offsets: Tensor
@@ -159,13 +161,21 @@ def _fed_back(dense: Tensor, grid: _Grid, covariance: Tensor, damping: float, ma
 
 def _errors(dense: Tensor, values: Tensor, mask: Tensor | None, covariance: Tensor) -> Tensor:
     difference = dense - (values if mask is None else values * mask)
-    return ((difference @ covariance) * difference).sum(dim=2)
+    return ((difference @ covariance.to(dense.dtype)) * difference).sum(dim=2)
 
 
 def _grids(W: Tensor, form: Weights, importance: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """Scales and zero points `(out, groups)`, or `(1, 1)`, with the least weighted squared error."""
     if form.scheme == "tensor":
         W, importance, group = W.reshape(1, -1), importance.expand(W.shape).reshape(1, -1), W.numel()
+    size = max(1, CACHED_VALUES // max(1, W.shape[1]))
+    parts = [_row_grids(W[start : start + size], form, importance[start : start + size], group)
+             for start in range(0, len(W), size)]
+    return torch.cat([scales for scales, _ in parts]), torch.cat([zeros for _, zeros in parts])
+
+
+def _row_grids(W: Tensor, form: Weights, importance: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Grids of a few rows, few enough for the search to stay in the cache."""
     out, columns = W.shape
     count = math.ceil(columns / group)
     blocks, weights = W.new_zeros(out, count * group), W.new_zeros(out, count * group)
@@ -181,12 +191,12 @@ def _grids(W: Tensor, form: Weights, importance: Tensor, group: int) -> tuple[Te
         if form.scheme == "asymmetric":
             step = ((high - low) * shrink / most).clamp_min(SMALLEST_SCALE)
             zero = torch.round(-low * shrink / step).clamp(0.0, most)
-            codes = torch.clamp((blocks / step.unsqueeze(2)).round() + zero.unsqueeze(2), 0.0, most)
+            codes = (blocks / step.unsqueeze(2)).round_().add_(zero.unsqueeze(2)).clamp_(0.0, most)
         else:
             step = (high * shrink / (middle - 1.0)).clamp_min(SMALLEST_SCALE)
             zero = torch.full_like(step, middle)
-            codes = torch.clamp((blocks / step.unsqueeze(2)).round() + middle, 1.0, most)
-        errors = (((codes - zero.unsqueeze(2)) * step.unsqueeze(2) - blocks).square() * weights).sum(dim=2)
+            codes = (blocks / step.unsqueeze(2)).round_().add_(middle).clamp_(1.0, most)
+        errors = codes.sub_(zero.unsqueeze(2)).mul_(step.unsqueeze(2)).sub_(blocks).square_().mul_(weights).sum(dim=2)
         better = errors < best
         best = torch.where(better, errors, best)
         scales, zeros = torch.where(better, step, scales), torch.where(better, zero, zeros)

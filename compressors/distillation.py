@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils import _pytree as pytree
 
-from paretopress.compressors.augmentation import Augmentation, Augmenter
+from paretopress.compressors.augmentation import Augmenter
 from paretopress.compressors.block_reconstruction import reconstruct
 from paretopress.compressors.calibration import base_network
 from paretopress.compressors.compressed_model import run_batches
@@ -33,67 +34,20 @@ from paretopress.compressors.distillation_latents import (
 from paretopress.compressors.distillation_loss import output_loss, relative_error, variance
 from paretopress.compressors.distillation_optimiser import Optimiser
 from paretopress.compressors.distillation_schedule import relative_step, schedule
+from paretopress.compressors.distillation_settings import DistillationSettings
 from paretopress.compressors.goals import layer_goals
 from paretopress.compressors.network import Network, Part, apply_parts, runner, select
 from paretopress.compressors.program import Program, Values
 from paretopress.compressors.tuning import with_integer_biases
-from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import LayerPlan
 
+__all__ = [
+    "DistillationSettings", "Distilled", "Student", "computes_in_bfloat16", "distil", "output_divergence", "train",
+]
+
 BLOCK_SAMPLES = 2048   # variations that blocks are trained on, again and again
+TIMED_SIZE, TIMED_PRODUCTS = 384, 8   # of the products that tell which type is faster
 COMPARED = 256   # variations of the samples that were held out, which before and after are compared on
-
-
-@dataclass(frozen=True)
-class DistillationSettings:
-    """How a network is distilled.
-
-    Attributes:
-        steps: Gradient steps.
-        batch_size: Samples per step; models captured for one batch size use that.
-        learning_rate: Peak step of the optimiser, relative to the size of each row of weights, for a network whose
-            layers' outputs start as far off as `distillation_schedule.FAR`; one that starts nearer takes smaller
-            steps. It rises over the first twentieth of the steps and falls to zero along a cosine.
-        temperature: Softens both distributions where outputs are class scores.
-        features: Weight of the mean relative squared error of the layers' outputs.
-        narrowed: Whether the outputs of layers that lost outputs are among these, compared with those that stayed. It
-            guides a short training; a long one finds better features where nothing holds them.
-        augmentation: How inputs are varied.
-        held_out: Fraction of the samples that training does not see; before and after are compared on variations
-            of them.
-        blocks: Fraction of the steps, and of the time, in which the blocks of the network are trained one after the
-            other (`block_reconstruction`), before all layers are trained together.
-        seconds: Time limit; the schedule then ends early, and the result depends on the machine's speed.
-        bfloat16: Whether products are computed in bfloat16 (`torch.autocast`) where the CPU has instructions for it,
-            else in 32 bits as everything else is. What is stored is trained in 32 bits either way.
-    """
-
-    steps: int = 1500
-    batch_size: int = 64
-    learning_rate: float = 0.03
-    temperature: float = 4.0
-    features: float = 10.0
-    narrowed: bool = True
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    held_out: float = 0.125
-    blocks: float = 0.0
-    seconds: float | None = None
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` for what cannot be trained with."""
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"distillation: {name}: got {getattr(self, name)!r} (allowed: from 1)")
-        for name in ("learning_rate", "temperature"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"distillation: {name}: got {getattr(self, name)!r} (allowed: above 0)")
-        if not 0.0 <= self.features < math.inf:
-            raise ConfigError(f"distillation: features: got {self.features!r} (allowed: from 0)")
-        if not 0.0 <= self.held_out < 1.0:
-            raise ConfigError(f"distillation: held_out: got {self.held_out!r} (allowed: from 0 to below 1)")
-        if not 0.0 <= self.blocks <= 1.0:
-            raise ConfigError(f"distillation: blocks: got {self.blocks!r} (allowed: from 0 to 1)")
 
 
 @dataclass(frozen=True)
@@ -260,9 +214,28 @@ class Student:
         return total / len(self.features)
 
 
+@cache
 def computes_in_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16; elsewhere they are slower than in 32 bits."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Whether products in bfloat16 are faster than in 32 bits on this CPU.
+
+    That takes instructions for them, and not every CPU that has them gains: some take twice as long.
+    """
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    wide, narrow = (_product_seconds(torch.ones(TIMED_SIZE, TIMED_SIZE, dtype=kind))
+                    for kind in (torch.float32, torch.bfloat16))
+    return narrow < wide
+
+
+@torch.no_grad()
+def _product_seconds(matrix: Tensor) -> float:
+    """The shortest time that the product of a matrix with itself takes."""
+    times = []
+    for _ in range(TIMED_PRODUCTS):
+        begin = time.perf_counter()
+        torch.mm(matrix, matrix)
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def in_32_bits(value: Any) -> Any:  # noqa: ANN401 - whatever a node of the graph computes

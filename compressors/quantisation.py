@@ -18,13 +18,12 @@ from torch import Tensor
 
 from paretopress.compressors.error_feedback import swept
 from paretopress.compressors.least_squares import centred
+from paretopress.compressors.scale_search import scales_at_levels
 from paretopress.spaces.errors import DataError
 
-_SCALE_GRID = 80
-_SMALLEST_SHRINK = 0.2
 _RANGE_GRID = 64
 _BINS = 2048
-_CACHED_VALUES = 1 << 17   # float32 values of a block of rows that the grid of scales is searched on
+EXACT_COLUMNS = 640   # of a matrix that is swept in 64 bits; wider ones take half of the time in 32
 TOP = 255   # the highest code of 8 bits
 RANGE_VALUES = 1 << 16   # values that a range is searched on: more changed no range by more than a step
 OUTLIERS = 1e-3   # of the values at either end, which a range by percentiles leaves out
@@ -43,7 +42,7 @@ def largest_level(bits: int) -> int:
 
 @torch.no_grad()
 def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor:
-    """Find each row's scale by a grid search on the (weighted) squared rounding error.
+    """Find each row's scale by a grid search on the (weighted) squared rounding error (`scale_search.py`).
 
     The largest representable value is searched between 0.2 and 1 times the row's largest weight.
 
@@ -56,36 +55,7 @@ def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor
     Returns:
         `(out,)` positive scales, float32. Rows of zeros get 1.
     """
-    importance = None if G_diagonal is None else G_diagonal.float().reshape(-1, W.shape[1])
-    size = max(1, _CACHED_VALUES // max(1, W.shape[1]))
-    blocks = [
-        _block_scales(W[start : start + size].float(), bits, _rows_of(importance, start, size))
-        for start in range(0, len(W), size)
-    ]
-    return torch.cat(blocks) if blocks else W.new_zeros(0, dtype=torch.float32)
-
-
-def _rows_of(importance: Tensor | None, start: int, size: int) -> Tensor | None:
-    return importance if importance is None or len(importance) == 1 else importance[start : start + size]
-
-
-def _block_scales(W: Tensor, bits: int, importance: Tensor | None) -> Tensor:
-    """Scales of a few rows, few enough for the grid search to stay in the cache."""
-    level = largest_level(bits)
-    full = W.abs().amax(dim=1) / level
-    full = torch.where(full > 0.0, full, torch.ones_like(full))
-    best = full.clone()
-    lowest = torch.full_like(full, torch.inf)
-    for shrink in torch.linspace(1.0, _SMALLEST_SHRINK, _SCALE_GRID).tolist():
-        scales = full * shrink
-        error = (W / scales.unsqueeze(1)).round_().clamp_(-level, level).mul_(scales.unsqueeze(1)).sub_(W).square_()
-        if importance is not None:
-            error.mul_(importance)
-        total = error.sum(dim=1)
-        better = total < lowest
-        best = torch.where(better, scales, best)
-        lowest = torch.where(better, total, lowest)
-    return best
+    return scales_at_levels(W, (largest_level(bits),), G_diagonal)[0]
 
 
 @torch.no_grad()
@@ -149,24 +119,23 @@ def gptq(
     groups = len(covariance)
     rows = out // groups
     variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(rows, dim=0)
-    scales = [row_scales(W, bits, variances) for bits in bits_list]
-    dense = W.double().reshape(groups, rows, columns)
-    levels = torch.tensor([largest_level(bits) for bits in bits_list], dtype=torch.float64)
-    grids = torch.cat([scale.double().reshape(groups, rows) for scale in scales], dim=1)
-    stacked = dense.repeat(1, len(bits_list), 1)
-    bounds = levels.repeat_interleave(rows)
+    levels = [largest_level(bits) for bits in bits_list]
+    weighted, plain = scales_at_levels(W, levels, variances), scales_at_levels(W, levels)
+    dense = W.to(torch.float64 if columns <= EXACT_COLUMNS else torch.float32).reshape(groups, rows, columns)
+    grids = torch.cat([scale.to(dense.dtype).reshape(groups, rows) for scale in weighted], dim=1)
+    bounds = torch.tensor(levels, dtype=dense.dtype).repeat_interleave(rows)
 
     def nearest(values: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         rounded = torch.clamp((values / grids).round_(), -bounds, bounds)
         return rounded, rounded * grids
 
     kept = None if mask is None else mask.reshape(groups, rows, columns).repeat(1, len(bits_list), 1)
-    found = swept(stacked, covariance, nearest, damping, actorder, kept)
+    found = swept(dense.repeat(1, len(bits_list), 1), covariance, nearest, damping, actorder, kept)
     quantised = {}
-    for index, (bits, weighted) in enumerate(zip(bits_list, scales, strict=True)):
+    for index, bits in enumerate(bits_list):
         rounded = found[:, index * rows : (index + 1) * rows].reshape(out, columns).to(torch.int8)
-        plain = [(round_to_nearest(W, scale, bits), scale) for scale in (weighted, row_scales(W, bits))]
-        quantised[bits] = best_rows(dense, [(rounded, weighted), *plain], covariance)
+        to_nearest = [(round_to_nearest(W, scale, bits), scale) for scale in (weighted[index], plain[index])]
+        quantised[bits] = best_rows(dense, [(rounded, weighted[index]), *to_nearest], covariance)
     return quantised
 
 
@@ -175,21 +144,26 @@ def best_rows(
 ) -> tuple[Tensor, Tensor]:
     """Give every candidate row its least-squares scale `(w C q) / (q C q)` and choose each row's best candidate.
 
+    All is reckoned from the error `w - s q`: the difference of two errors stays exact where both are tiny.
+
     Args:
-        dense: `(groups, rows, columns)` float64.
+        dense: `(groups, rows, columns)`; its type is computed in.
         candidates: Integers `(out, columns)` and scales `(out,)`; of equal rows the first is chosen.
-        covariance: `(groups, columns, columns)` of the inputs, float64.
+        covariance: `(groups, columns, columns)` of the inputs.
     """
+    covariance = covariance.to(dense.dtype)
     projected = dense @ covariance
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for integers, scales in candidates:
-        values = integers.double().reshape(dense.shape)
-        numerator = (projected * values).sum(dim=2).flatten()
-        denominator = ((values @ covariance) * values).sum(dim=2).flatten()
-        refitted = (numerator / denominator).float()
+        values = integers.to(dense.dtype).reshape(dense.shape)
+        missing = dense - values * scales.to(dense.dtype).reshape(*dense.shape[:2], 1)
+        image = missing @ covariance
+        agreement, left = ((image * one).sum(dim=2).flatten().double() for one in (values, missing))
+        size = ((projected * values).sum(dim=2).flatten().double() - agreement) / scales.double()
+        refitted = (scales.double() + agreement / size).float()
         chosen = torch.where(torch.isfinite(refitted) & (refitted > 0.0), refitted, scales)
-        errors = chosen.double() * (chosen.double() * denominator - 2.0 * numerator)
-        kept.append((integers, chosen, errors))
+        change = chosen.double() - scales.double()
+        kept.append((integers, chosen, left + change * (change * size - 2.0 * agreement)))
     best = torch.stack([errors for _, _, errors in kept]).argmin(dim=0)
     rows = torch.arange(len(best))
     return (

@@ -51,7 +51,7 @@ WORDS = {
     "distillation.narrowed": "Whether layers that lost outputs are among these; false pays in long trainings.",
     "distillation.held_out": "Fraction of the samples that before and after are compared on.",
     "distillation.blocks": "Fraction of the steps in which blocks are trained one after the other first.",
-    "distillation.bfloat16": "Products in 16 bits, where the CPU has instructions for it.",
+    "distillation.bfloat16": "Products in 16 bits, where the CPU is faster with them.",
     "distillation.augmentation": "How inputs are varied.",
     "distillation.augmentation.mixup": "Fraction of the samples that are mixed with another one.",
     "distillation.augmentation.noise": "Largest standard deviation of added noise, in those of each feature.",

@@ -1,6 +1,7 @@
 """Transformers of the size of BERT and GPT-2: what each method costs in time and memory, and how far it is off.
 
-    python benchmarks/compressors/large_models.py [--models bert gpt2] [--seeds 3] [--threads 2] [--out FOLDER]
+    python benchmarks/compressors/large_models.py [--models bert gpt2] [--methods 2:4 ...] [--seeds 3] [--threads 2]
+        [--out FOLDER]
 
 The networks are built from the configurations of `transformers` with random weights (nothing is downloaded), so that
 there is no accuracy to lose: the error is the mean squared difference of the last hidden states from the dense ones
@@ -16,7 +17,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def main() -> None:
     """Print and write one row per model and method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=["bert", "gpt2"], choices=["bert", "gpt2"])
+    parser.add_argument("--methods", nargs="*", help="names of methods; all where not given")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
@@ -71,12 +73,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in arguments.models:
         for seed in range(arguments.seeds):
-            rows += measured(name, seed)
+            rows += measured(name, seed, arguments.methods)
             (arguments.out / "large_models.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measured(name: str, seed: int) -> list[dict[str, Any]]:
-    """All rows of one network of random weights."""
+def measured(name: str, seed: int, methods: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one network of random weights, of all methods or of some."""
     torch.manual_seed(seed)
     model, tokens = Hidden(name).eval(), text(seed)
     program, capturing = timed(lambda: build_program(model, (tokens[:2],)))
@@ -89,6 +91,8 @@ def measured(name: str, seed: int) -> list[dict[str, Any]]:
           f"calibration {calibrating:.0f} s ({calibrating / running:.1f} times a forward pass)", flush=True)
     entries, rows = Entries(program, calibration), []
     for method, policy, solved in policies(program):
+        if methods is not None and method not in methods:
+            continue
         planned = plan(program.structure, policy)
 
         def build(planned: Any = planned, solved: bool = solved) -> Network:  # noqa: ANN401

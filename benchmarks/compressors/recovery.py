@@ -26,7 +26,7 @@ import cifar
 from paretopress import Data, Policy
 from paretopress.applying import apply_policy
 from paretopress.compressors.augmentation import Augmentation
-from paretopress.compressors.distillation import DistillationSettings
+from paretopress.compressors.distillation import DistillationSettings, computes_in_bfloat16
 from paretopress.spaces.choices import Keep
 
 RATIO, BATCH, STEPS = 0.484375, 250, 20_000   # the ratio of `methods.py` at 2.00 times fewer
@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=DistillationSettings().learning_rate)
-    parser.add_argument("--bfloat16", action="store_true", help="compute products in bfloat16")
+    parser.add_argument("--features", type=float, default=FEATURES)
+    parser.add_argument("--bfloat16", action="store_true", help="compute products in bfloat16 where that is faster")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -67,12 +68,13 @@ def measured(
     policy = Policy.of({unit: Keep(RATIO) for unit in WIDTHS})
     settings = DistillationSettings(
         steps=STEPS, seconds=arguments.seconds, held_out=0.02, augmentation=IMAGES, learning_rate=arguments.rate,
-        features=FEATURES, narrowed=False, temperature=arguments.temperature, bfloat16=arguments.bfloat16)
+        features=arguments.features, narrowed=False, temperature=arguments.temperature, bfloat16=arguments.bfloat16)
     begin = time.perf_counter()
     found = apply_policy(model, data, policy, distillation=settings, schedule=schedule, seed=seed)
     row = {"schedule": schedule, "seed": seed, "dense": dense, "accuracy": score(found), "tier": found.tier,
            "training_seconds": arguments.seconds, "temperature": arguments.temperature, "rate": arguments.rate,
-           "bfloat16": arguments.bfloat16, "seconds": time.perf_counter() - begin}
+           "features": arguments.features,
+           "bfloat16": arguments.bfloat16 and computes_in_bfloat16(), "seconds": time.perf_counter() - begin}
     print(f"{schedule}, seed {seed}: {100 * row['accuracy']:.2f}% ({100 * (row['accuracy'] - dense):+.2f} points) "
           f"after {arguments.seconds:.0f} s of training, {row['seconds']:.0f} s in all", flush=True)
     return row

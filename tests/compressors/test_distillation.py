@@ -387,6 +387,16 @@ def test_training_in_bfloat16_recovers_nearly_as_much_and_stores_32_bits(residua
     assert all(torch.equal(a, b) for a, b in zip(trained_tensors(found[False]), trained_tensors(exact), strict=True))
 
 
+@pytest.mark.parametrize(("avx", "amx", "narrow", "used"), [
+    (True, False, 0.5, True), (False, True, 0.5, True), (True, False, 2.0, False), (False, False, 0.5, False)])
+def test_products_are_in_bfloat16_only_where_that_is_faster(avx, amx, narrow, used, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(distillation, "_product_seconds",
+                        lambda matrix: narrow if matrix.dtype == torch.bfloat16 else 1.0)
+    assert distillation.computes_in_bfloat16.__wrapped__() is used
+
+
 def test_training_recovers_a_pruned_perceptron_on_samples_it_never_saw():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)).eval()

@@ -109,11 +109,21 @@ def test_gptq_is_near_the_best_integers_of_an_exhaustive_search():
 def test_block_updates_and_stacking_do_not_change_the_result(monkeypatch):
     W, G = _layer(columns=37, out=5)
     together = gptq(W, G, [3, 4])
-    monkeypatch.setattr("paretopress.compressors.error_feedback.BLOCK", 8)
+    monkeypatch.setattr("paretopress.compressors.error_feedback.LEAF", 2)
     for bits in (3, 4):
         integers, scales = gptq(W, G, [bits])[bits]
         assert torch.equal(integers, together[bits][0])
         torch.testing.assert_close(scales, together[bits][1])
+
+
+def test_wide_layers_swept_in_32_bits_have_the_errors_of_64(monkeypatch):
+    W, G = _layer(columns=300, out=40)
+    exact = gptq(W, G, [2, 4, 8])
+    monkeypatch.setattr("paretopress.compressors.quantisation.EXACT_COLUMNS", 0)
+    for bits, found in gptq(W, G, [2, 4, 8]).items():
+        wanted, errors = (_row_errors(W, G, dequantise(*one)).sum() for one in (exact[bits], found))
+        assert abs(errors / wanted - 1.0) < 0.01
+        assert float((found[0] == exact[bits][0]).double().mean()) > 0.9
 
 
 def test_grouped_layers_equal_their_groups_one_by_one():

@@ -13,6 +13,7 @@ from paretopress.compressors.sparsity import (
     block_mask,
     compensated_sparse,
     global_magnitude_masks,
+    largest,
     magnitude_mask,
     pattern_mask,
     refit_kept,
@@ -120,6 +121,40 @@ def test_pattern_and_block_masks_are_the_best_by_brute_force():
     assert int(blocks.sum()) == 8
     sums = scores.reshape(2, 2, 4).sum(dim=2).flatten()
     assert torch.equal(blocks.reshape(4, 4).all(dim=1), sums >= sums.sort(descending=True).values[1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.01, 0.3, 0.5, 1.0]), st.integers(1, 6))
+def test_of_equal_scores_the_first_are_kept(seed, density, values):
+    scores = torch.randint(values, (5, 12), generator=torch.Generator().manual_seed(seed)).float()
+    order = sorted(range(60), key=lambda place: (-float(scores.flatten()[place]), place))
+    expected = sorted(order[: max(1, round(60 * density))])
+    assert largest(scores, density).flatten().nonzero().flatten().tolist() == expected
+    mask = pattern_mask(scores, Pattern(2, 5))
+    for row, start in itertools.product(range(5), (0, 5, 10)):
+        group = scores[row, start:start + 5].tolist()
+        wanted = sorted(sorted(range(len(group)), key=lambda place: (-group[place], place))[:2])
+        assert mask[row, start:start + 5].nonzero().flatten().tolist() == wanted
+
+
+@pytest.mark.parametrize("choice", [{"pattern": Pattern(2, 4)}, {"density": 0.3}, {"density": 0.5, "block": (4, 1)}])
+def test_wide_layers_in_32_bits_have_the_errors_of_64(choice, monkeypatch):
+    W, G = layer(out=40, columns=300)   # 400 observations: the moments are nearly singular
+    exact = error(W, compensated_sparse(W, G, **choice)[0], G).sum()
+    monkeypatch.setattr("paretopress.compressors.sparsity.EXACT_COLUMNS", 0)
+    found, mask = compensated_sparse(W, G, **choice)
+    assert not bool(found[~mask].any())
+    assert error(W, found, G).sum() < 1.02 * exact
+
+
+def test_a_mask_that_cannot_win_is_given_up_early_and_the_best_one_is_returned():
+    """The winner is the best of the three masks when each of them is solved to the end."""
+    for seed in range(10):
+        W, G = layer(out=16, columns=48, seed=seed)
+        found, _ = compensated_sparse(W, G, 0.5)
+        scale = damped_covariance(G).diagonal().sqrt().float()
+        plain = (refit_kept(W, magnitude_mask(values, 0.5), G) for values in (W, W * scale))
+        assert error(W, found, G).sum() <= 1.0001 * min(error(W, one, G).sum() for one in plain)
 
 
 def test_a_global_budget_keeps_more_of_the_layer_with_the_heavier_tail_whatever_its_scale():
