@@ -3,11 +3,13 @@
 Every evaluation is counted in images forwarded, which does not depend on how busy a machine is: a choice of the table
 is one pass over the tuning samples, a candidate one over these and, where it is not screened, one over the search
 samples.
-Evaluations of one (model, seed) are kept in a file and not repeated; they count whether they are repeated or not.
+Evaluations of one (model, seed, data, device) are kept in a file and not repeated; they count whether they are repeated
+or not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -36,6 +38,7 @@ for folder in ("cifar", "kws"):
     sys.path.append(str(ROOT / "examples" / folder))
 
 TARGET = "x86-zen4-vnni-onnxruntime"
+CIFAR_CALIBRATION, CIFAR_SEARCH = 512, 500   # images: of a network that computes long, so that five seeds take minutes
 
 
 @dataclass
@@ -123,7 +126,8 @@ def case(name: str, seed: int, cache: Path, target: str = TARGET) -> Case:
             ready.append(Workload.of(problem, made.evaluator))
         return ready[0]
 
-    made = Case(name, problem, Counted(workload, cache / f"{name}-{target}-{seed}.jsonl"), seed, [])
+    digest = hashlib.sha256(json.dumps(problem.fingerprints(), sort_keys=True).encode()).hexdigest()[:8]
+    made = Case(name, problem, Counted(workload, cache / f"{name}-{target}-{seed}-{digest}.jsonl"), seed, [])
     return made
 
 
@@ -139,14 +143,14 @@ def measured(one: Case) -> Recipe:
 
 
 def cifar_data(seed: int) -> Data:
-    """Calibration on another 1,024 training images for each seed, search on 1,000 of the first 2,500 for each seed."""
+    """Calibration on other training images for each seed, search on other ones of the first 2,500 validation images."""
     import cifar
 
     train, (pixels, labels) = cifar.images("train"), cifar.images("validation")
-    rows = torch.randperm(cifar.SEARCH, generator=torch.Generator().manual_seed(seed))[:1000]
-    start = seed * cifar.CALIBRATION % (len(train[0]) - cifar.CALIBRATION)
+    rows = torch.randperm(cifar.SEARCH, generator=torch.Generator().manual_seed(seed))[:CIFAR_SEARCH]
+    start = seed * CIFAR_CALIBRATION % (len(train[0]) - CIFAR_CALIBRATION)
     return Data(
-        calibration=train[0][start:start + cifar.CALIBRATION], search=(pixels[rows], labels[rows]),
+        calibration=train[0][start:start + CIFAR_CALIBRATION], search=(pixels[rows], labels[rows]),
         holdout=(pixels[cifar.SEARCH:], labels[cifar.SEARCH:]),
     )
 
@@ -182,6 +186,12 @@ def _wide_kws() -> nn.Module:
     return wide_ds_cnn()
 
 
+def _plain() -> nn.Module:
+    from plain_cifar import plain
+
+    return plain()
+
+
 def _text(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import text
@@ -204,6 +214,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Data]]] = {
     "resnet56": (_cifar(56), cifar_data),
     "ds_cnn": (_kws, kws_data),
     "ds_cnn_wide": (_wide_kws, kws_data),
+    "plain": (_plain, cifar_data),
     "text_small": (_text("small"), text_data),
     "text_large": (_text("large"), text_data),
 }
