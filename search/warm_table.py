@@ -36,6 +36,7 @@ GOOD_ERROR = 1.2    # of a logarithm, the median of a round, whose choices are t
 GOOD_ORDER = 0.6    # Kendall's tau of a round
 BAD_ORDER = 0.0     # of the first round: such a library knows the opposite
 MOST_SHARE = 0.3    # of all choices: where predictions are not good by then, everything is measured
+REFINED_SHARE = 0.5   # of all choices, until which a predicted table goes on being corrected
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def _corrected(
 ) -> bool:
     """Measure rounds of choices until predictions are good, which is returned, or clearly are not."""
     among = measurable(space)
-    size, most = round_sizes(prior)
+    size = round_size(prior)
+    most = max(2 * size, math.ceil(MOST_SHARE * len(prior.cells)))
     first: list[Cell | None] = [None] if integer_choices(space) else []
     while len(run.measured) < most and not (should_stop is not None and should_stop()):
         cells = prior.next_cells(size, among)
@@ -149,10 +151,9 @@ def _corrected(
     return False
 
 
-def round_sizes(prior: SensitivityPrior) -> tuple[int, int]:
-    """How many choices are measured per round, and in all rounds."""
-    size = max(FEWEST, math.ceil(ROUND_SHARE * len(prior.cells)))
-    return size, max(2 * size, math.ceil(MOST_SHARE * len(prior.cells)))
+def round_size(prior: SensitivityPrior) -> int:
+    """How many choices are measured per round."""
+    return max(FEWEST, math.ceil(ROUND_SHARE * len(prior.cells)))
 
 
 @dataclass
@@ -189,9 +190,8 @@ class Refinement:
             observer: Hears about progress.
             should_stop: Ends the measurement early.
         """
-        size, most = round_sizes(self.prior)
-        cells = decisive(self.space, self.prior, best, measurable(self.space))[:size]
-        if not cells or len(self.run.measured) >= most:
+        cells = decisive(self.space, self.prior, best, measurable(self.space))[: round_size(self.prior)]
+        if not cells or len(self.run.measured) >= REFINED_SHARE * len(self.prior.cells):
             return False
         predicted, _ = self.prior.predict(cells)
         self.run.measured.update({cell: self.known[cell] for cell in cells if cell in self.known})

@@ -229,15 +229,16 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--source-trials", type=int, help="of the source's run, whose policies are carried")
     given = parser.parse_args()
-    rows = []
+    rows, source_trials = [], given.source_trials or given.trials
     for seed in given.seeds:
         library = [Recipe.load(Path(str(path).replace("SEED", str(seed)))) for path in given.library]
         if given.source:
-            library.append(source_recipe(given.source, seed, given.cache, given.trials))
+            library.append(source_recipe(given.source, seed, given.cache, source_trials))
         rows.append(compared(library, given.target, seed, given.cache, given.trials))
         plain = {"source": given.source or [path.name for path in given.library], "target": given.target,
-                 "trials": given.trials, "summary": summary(rows), "seeds": rows}
+                 "trials": given.trials, "trials of the source": source_trials, "summary": summary(rows), "seeds": rows}
         given.output.write_text(compact(plain))
         shown = {key: rows[-1][key] for key in ("seed", "final", "images_to_95", "ratio", "table")}
         print(json.dumps(shown), flush=True)
