@@ -166,7 +166,7 @@ def believed(
         explore: Evaluates seeds by a table until there are so many trials in all, and returns all records.
         executor: Measures choices: a few after each round, the rest of the table where the prior is dropped.
         observer: Hears about it.
-        seconds: When to stop measuring.
+        seconds: When to stop measuring, each time.
         earlier: The table that an earlier start of this run ended with.
         on_refined: Called when choices were measured.
     """
@@ -181,7 +181,7 @@ def believed(
             break
         if refinement is not None:
             best = promising(problem, table, cold_seeds(problem, table))[:BEST]
-            if refinement.step(best, executor, observer, stop):
+            if refinement.step(best, executor, observer, seconds, stop):
                 table = refinement.table()
                 mix = mix.renewed(promising(problem, table, cold_seeds(problem, table)))
                 if on_refined is not None:

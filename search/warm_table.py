@@ -179,7 +179,7 @@ class Refinement:
         return self.prior.table(self.run.together)
 
     def step(
-        self, best: Sequence[Policy], executor: Executor, observer: Observer,
+        self, best: Sequence[Policy], executor: Executor, observer: Observer, seconds: float | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> bool:
         """Measure the next choices that policies rest on; False where there is none, or enough is measured.
@@ -188,20 +188,20 @@ class Refinement:
             best: The policies that the table takes for the best.
             executor: Does `Substitution` tasks.
             observer: Hears about progress.
+            seconds: When to stop measuring.
             should_stop: Ends the measurement early.
         """
         cells = decisive(self.space, self.prior, best, measurable(self.space))[: round_size(self.prior)]
         if not cells or len(self.run.measured) >= REFINED_SHARE * len(self.prior.cells):
             return False
-        predicted, _ = self.prior.predict(cells)
         self.run.measured.update({cell: self.known[cell] for cell in cells if cell in self.known})
         missing = [cell for cell in cells if cell not in self.run.measured]
-        measure_cells(self.run, missing, executor, len(missing), None, observer.advance, should_stop)
+        measure_cells(self.run, missing, executor, 0, seconds, observer.advance, should_stop)
         found = {cell: self.run.measured[cell] for cell in cells if cell in self.run.measured}
-        if len(found) < len(cells):
+        if not found:
             return False
-        one = _round(predicted, [found[cell] for cell in cells], levelled=False)
-        self.rounds.append(replace(one, relied_on=True))
+        predicted, _ = self.prior.predict(list(found))
+        self.rounds.append(replace(_round(predicted, list(found.values()), levelled=False), relied_on=True))
         self.known.update(found)
         self.prior.learn(found)
         return True
