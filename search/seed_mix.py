@@ -1,13 +1,14 @@
 """Mixing seeds that another model's runs suggest with seeds that owe them nothing, and believing whichever do better.
 
-Transferred seeds are never alone: as long as they are believed fully every fourth seed is a cold one, and each time
-that they do worse than as many cold ones, their share halves. Below a quarter the prior is dropped.
+Transferred seeds are never alone. At first every second seed is a cold one, so that few trials say which do better; as
+long as the transferred ones do, every fourth is. Each time that they do worse than as many cold ones, their share
+halves, or is quartered where they do not reach half as much. Below a quarter the prior is dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from paretopress.search.live import relative_hypervolume
 from paretopress.search.records import TrialRecord
 from paretopress.spaces.policy import Policy
 
-FULL = 0.75         # share of transferred seeds while the prior is believed
+FIRST = 0.5         # share of transferred seeds before any is evaluated
+FULL = 0.75         # and while the prior is believed
 DROPPED = 0.25      # share below which the prior is dropped
+CLEARLY = 0.5       # of the hypervolume of cold seeds: what transferred ones must reach to be given another round
 TOLERANCE = 0.1     # of the hypervolume: transferred seeds may do that much worse than cold ones, by chance
 FEWEST = 3          # seeds of either kind that are compared
 
@@ -35,7 +38,7 @@ class SeedMix:
     common: tuple[Policy, ...]
     transferred: tuple[Policy, ...]
     cold: tuple[Policy, ...]
-    share: float = FULL
+    share: float = FIRST
 
     @property
     def dropped(self) -> bool:
@@ -59,6 +62,10 @@ class SeedMix:
             merged.append(lists[turn][taken[turn]])
             taken[turn] += 1
         return (*self.common, *merged)
+
+    def renewed(self, transferred: Sequence[Policy]) -> SeedMix:
+        """The mix with other transferred seeds first; those so far stay, as they may be evaluated."""
+        return replace(self, transferred=tuple(dict.fromkeys((*transferred, *self.transferred))))
 
     def origin(self, policy: Policy) -> str | None:
         """`"transferred"`, `"cold"`, or None for a policy of both or neither."""
@@ -108,5 +115,7 @@ def judged(mix: SeedMix, found: tuple[float, float, int] | None) -> SeedMix:
     if found is None or found[2] < FEWEST:
         return mix
     transferred, cold, _ = found
-    share = mix.share / 2.0 if transferred < cold * (1.0 - TOLERANCE) else min(FULL, mix.share * 1.5)
+    share = min(FULL, mix.share * 1.5)
+    if transferred < cold * (1.0 - TOLERANCE):
+        share = mix.share / (4.0 if transferred < cold * CLEARLY else 2.0)
     return SeedMix(mix.common, mix.transferred, mix.cold, share)

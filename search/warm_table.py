@@ -2,14 +2,16 @@
 
 A few choices are measured at a time, those that the prediction is least sure of. Before each is entered, what was
 predicted for it is compared with what it is: the measurements end when the predictions are good, and where they do not
-become good, the whole table is measured, with nothing lost but the predictions.
+become good, the whole table is measured, with nothing lost but the predictions. While candidates are evaluated a few
+more are measured at a time (`Refinement`): those that the policies rest on which the table takes for the best. Such
+policies are picked for low losses, so that predictions that are too low are found among their choices first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from paretopress.search.correlation import kendall
 from paretopress.search.executors import Executor
 from paretopress.search.table import TableRun, measure_cells, measure_table
 from paretopress.spaces.choices import Weights
+from paretopress.spaces.policy import Policy
 from paretopress.spaces.recipe import Recipe
 from paretopress.spaces.space import SearchSpace
 from paretopress.spaces.unit_features import UnitFeatures
@@ -33,6 +36,7 @@ GOOD_ERROR = 1.2    # of a logarithm, the median of a round, whose choices are t
 GOOD_ORDER = 0.6    # Kendall's tau of a round
 BAD_ORDER = 0.0     # of the first round: such a library knows the opposite
 MOST_SHARE = 0.3    # of all choices: where predictions are not good by then, everything is measured
+REFINED_SHARE = 0.5   # of all choices, until which a predicted table goes on being corrected
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,13 @@ class Round:
         measured: Choices.
         order: Kendall's tau of predicted and measured losses, None where there is none.
         error: Median absolute error of the logarithms, a common factor apart in the first round.
+        relied_on: Whether these were choices of the policies that the table took for the best.
     """
 
     measured: int
     order: float | None
     error: float
+    relied_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def _corrected(
 ) -> bool:
     """Measure rounds of choices until predictions are good, which is returned, or clearly are not."""
     among = measurable(space)
-    size = max(FEWEST, math.ceil(ROUND_SHARE * len(prior.cells)))
+    size = round_size(prior)
     most = max(2 * size, math.ceil(MOST_SHARE * len(prior.cells)))
     first: list[Cell | None] = [None] if integer_choices(space) else []
     while len(run.measured) < most and not (should_stop is not None and should_stop()):
@@ -143,6 +149,89 @@ def _corrected(
         if _is_good(rounds[-1]):
             return True
     return False
+
+
+def round_size(prior: SensitivityPrior) -> int:
+    """How many choices are measured per round."""
+    return max(FEWEST, math.ceil(ROUND_SHARE * len(prior.cells)))
+
+
+@dataclass
+class Refinement:
+    """A predicted table that goes on being corrected.
+
+    Attributes:
+        space: The choices.
+        prior: The predictions, which know what was measured before.
+        run: What is measured.
+        known: Losses that an earlier start of the run measured at this stage.
+        rounds: How predictions did.
+    """
+
+    space: SearchSpace
+    prior: SensitivityPrior
+    run: TableRun
+    known: dict[Cell, float] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+
+    def table(self) -> SensitivityTable:
+        """The table as far as it is corrected."""
+        return self.prior.table(self.run.together)
+
+    def step(
+        self, best: Sequence[Policy], executor: Executor, observer: Observer, seconds: float | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Measure the next choices that policies rest on; False where there is none, or enough is measured.
+
+        Args:
+            best: The policies that the table takes for the best.
+            executor: Does `Substitution` tasks.
+            observer: Hears about progress.
+            seconds: When to stop measuring.
+            should_stop: Ends the measurement early.
+        """
+        cells = decisive(self.space, self.prior, best, measurable(self.space))[: round_size(self.prior)]
+        if not cells or len(self.run.measured) >= REFINED_SHARE * len(self.prior.cells):
+            return False
+        self.run.measured.update({cell: self.known[cell] for cell in cells if cell in self.known})
+        missing = [cell for cell in cells if cell not in self.run.measured]
+        measure_cells(self.run, missing, executor, 0, seconds, observer.advance, should_stop)
+        found = {cell: self.run.measured[cell] for cell in cells if cell in self.run.measured}
+        if not found:
+            return False
+        predicted, _ = self.prior.predict(list(found))
+        self.rounds.append(replace(_round(predicted, list(found.values()), levelled=False), relied_on=True))
+        self.known.update(found)
+        self.prior.learn(found)
+        return True
+
+
+def decisive(
+    space: SearchSpace, prior: SensitivityPrior, policies: Sequence[Policy], among: Collection[Cell]
+) -> list[Cell]:
+    """Choices of policies that are not measured, those first whose errors would change their losses most.
+
+    What the error of a choice does to the logarithm of a policy's loss is its standard deviation times its share of
+    that loss; these are added up over the policies.
+
+    Args:
+        space: The choices.
+        prior: The predictions.
+        policies: What rests on them.
+        among: What may be picked.
+    """
+    (means, deviations), measured = prior.predict(), prior.measured
+    at = {cell: row for row, cell in enumerate(prior.cells)}
+    weights: dict[Cell, float] = {}
+    for policy in policies:
+        cells = [(unit, space.options[unit].index(choice)) for unit, choice in policy]
+        known = [cell for cell in cells if cell in at]
+        losses = np.exp(means[[at[cell] for cell in known]])
+        for cell, share in zip(known, losses / max(float(losses.sum()), 1e-12), strict=True):
+            if cell in among and cell not in measured:
+                weights[cell] = weights.get(cell, 0.0) + float(share * deviations[at[cell]])
+    return sorted(weights, key=lambda cell: (-weights[cell], cell))
 
 
 def _round(predicted: np.ndarray, losses: Sequence[float], *, levelled: bool) -> Round:

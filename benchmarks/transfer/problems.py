@@ -3,11 +3,13 @@
 Every evaluation is counted in images forwarded, which does not depend on how busy a machine is: a choice of the table
 is one pass over the tuning samples, a candidate one over these and, where it is not screened, one over the search
 samples.
-Evaluations of one (model, seed) are kept in a file and not repeated; they count whether they are repeated or not.
+Evaluations of one (model, seed, data, device) are kept in a file and not repeated; they count whether they are repeated
+or not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -18,7 +20,6 @@ import torch
 from torch import nn
 
 from paretopress.evaluators.candidate import CandidateEvaluator
-from paretopress.evaluators.construction import TUNING_SAMPLES
 from paretopress.evaluators.data import Data
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search.executors import SerialExecutor
@@ -36,6 +37,7 @@ for folder in ("cifar", "kws"):
     sys.path.append(str(ROOT / "examples" / folder))
 
 TARGET = "x86-zen4-vnni-onnxruntime"
+CIFAR_CALIBRATION, CIFAR_SEARCH = 128, 320   # images: few, as these networks compute long; what counts are ratios
 
 
 @dataclass
@@ -65,12 +67,8 @@ class Counted:
         key = f"{'table' if isinstance(task, Substitution) else 'trial'}/{policy.hash}"
         if key not in self.known:
             found = self.workload()(task)
-            scored = found.state is State.COMPLETE and not isinstance(task, Substitution)
-            forwarded = not policy.is_dense and "screened by cost" not in found.reason
-            samples = self.workload().evaluator.samples.count
-            images = (TUNING_SAMPLES if forwarded else 0) + (samples if scored else 0)
             entry = {"key": key, "state": found.state.value, "values": dict(found.values),
-                     "constraints": dict(found.constraints), "reason": found.reason, "images": images}
+                     "constraints": dict(found.constraints), "reason": found.reason, "images": found.images}
             self.known[key] = entry
             with self.file.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
@@ -123,7 +121,8 @@ def case(name: str, seed: int, cache: Path, target: str = TARGET) -> Case:
             ready.append(Workload.of(problem, made.evaluator))
         return ready[0]
 
-    made = Case(name, problem, Counted(workload, cache / f"{name}-{target}-{seed}.jsonl"), seed, [])
+    digest = hashlib.sha256(json.dumps(problem.fingerprints(), sort_keys=True).encode()).hexdigest()[:8]
+    made = Case(name, problem, Counted(workload, cache / f"{name}-{target}-{seed}-{digest}.jsonl"), seed, [])
     return made
 
 
@@ -139,14 +138,14 @@ def measured(one: Case) -> Recipe:
 
 
 def cifar_data(seed: int) -> Data:
-    """Calibration on another 1,024 training images for each seed, search on 1,000 of the first 2,500 for each seed."""
+    """Calibration on other training images for each seed, search on other ones of the first 2,500 validation images."""
     import cifar
 
     train, (pixels, labels) = cifar.images("train"), cifar.images("validation")
-    rows = torch.randperm(cifar.SEARCH, generator=torch.Generator().manual_seed(seed))[:1000]
-    start = seed * cifar.CALIBRATION % (len(train[0]) - cifar.CALIBRATION)
+    rows = torch.randperm(cifar.SEARCH, generator=torch.Generator().manual_seed(seed))[:CIFAR_SEARCH]
+    start = seed * CIFAR_CALIBRATION % (len(train[0]) - CIFAR_CALIBRATION)
     return Data(
-        calibration=train[0][start:start + cifar.CALIBRATION], search=(pixels[rows], labels[rows]),
+        calibration=train[0][start:start + CIFAR_CALIBRATION], search=(pixels[rows], labels[rows]),
         holdout=(pixels[cifar.SEARCH:], labels[cifar.SEARCH:]),
     )
 
@@ -182,6 +181,12 @@ def _wide_kws() -> nn.Module:
     return wide_ds_cnn()
 
 
+def _plain() -> nn.Module:
+    from plain_cifar import plain
+
+    return plain()
+
+
 def _text(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import text
@@ -204,6 +209,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Data]]] = {
     "resnet56": (_cifar(56), cifar_data),
     "ds_cnn": (_kws, kws_data),
     "ds_cnn_wide": (_wide_kws, kws_data),
+    "plain": (_plain, cifar_data),
     "text_small": (_text("small"), text_data),
     "text_large": (_text("large"), text_data),
 }

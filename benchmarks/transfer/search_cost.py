@@ -5,8 +5,9 @@
 Cold: the whole table, the exact seeds, and the default sampler. Warm: the same with `--warm-start`. The source's run
 (its table and as many trials) is not counted: it is there already. The hypervolume is that of the live display: an
 accuracy no more than 10 points below the dense model, predicted time and bytes below the dense model's, on the search
-samples. The final one is the larger of both searches' at their last trial. `--library` instead of `--source` names
-recipe files; SEED in a name becomes the seed.
+samples. The final one is the larger of both searches' at their last trial. A warm search that has not reached 95% of it
+by then goes on until it does or has forwarded 1.1 times as many images as the whole cold search. `--library` instead of
+`--source` names recipe files; SEED in a name becomes the seed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from paretopress.spaces.policy import Policy
 from paretopress.spaces.recipe import Recipe
 
 REACHED = 0.95
+ALLOWED = 1.1   # times the images of the whole cold search: what a warm one may take to reach as much
+MORE = 8        # trials at a time
 
 
 class Trace:
@@ -62,6 +65,10 @@ class Trace:
             self.rows.append(row)
         volume = 0.0 if self.dense is None else relative_hypervolume(np.array(self.rows), self.dense) or 0.0
         self.points.append((self.case.counted.images - self.first, volume))
+
+    def after(self, trials: int) -> float:
+        """The hypervolume after so many trials."""
+        return self.points[min(trials, len(self.points)) - 1][1]
 
     def reaching(self, volume: float) -> int | None:
         """Images until the hypervolume reaches a value."""
@@ -95,19 +102,27 @@ def cold(one: Case, trials: int, folder: Path, *, ordered: bool = False) -> tupl
     return trace, table, records
 
 
-def warm(one: Case, library: Sequence[Recipe], trials: int, folder: Path) -> tuple[Trace, dict[str, Any]]:
-    """A search that starts from a library."""
+def warm(one: Case, library: Sequence[Recipe], trials: int, folder: Path, rival: Trace | None = None
+         ) -> tuple[Trace, dict[str, Any]]:
+    """A search that starts from a library; it goes on beyond its trials while a cold rival has found more."""
     trace, observer = Trace(one), Silent()
     with run_of(one, folder) as run:
         begun = start(one.problem, library, one.executor(), folder, {}, observer)
 
-        def some(policies: Sequence[Policy], most: int) -> list[TrialRecord]:
-            return explored(one, run, begun.warm.table, policies, min(most, trials), trace)
+        def some(table: SensitivityTable, policies: Sequence[Policy], most: int) -> list[TrialRecord]:
+            return explored(one, run, table, policies, min(most, trials), trace)
 
         table, seeds = believed(one.problem, begun, some, one.executor(), observer)
         explored(one, run, table, seeds, trials, trace)
-    return trace, {**begun.warm.to_plain(), "carried": len(begun.transfers),
-                   "coverage": [round(found.coverage, 3) for found in begun.transfers]}
+        if rival is not None:
+            wanted, most = REACHED * max(rival.after(trials), trace.after(trials)), trials
+            while trace.reaching(wanted) is None and trace.points[-1][0] < ALLOWED * rival.points[-1][0]:
+                most += MORE
+                explored(one, run, table, seeds, most, trace)
+    later = [] if begun.refinement is None else [asdict(found) for found in begun.refinement.rounds]
+    rounds = [asdict(found) for found in begun.warm.rounds] + later
+    return trace, {**begun.warm.to_plain(), "rounds": rounds, "carried": len(begun.transfers),
+                   "coverage": [round(found.coverage, 3) for found in begun.transfers], "trials": len(trace.points)}
 
 
 def predicted(one: Case, library: Sequence[Recipe], table: SensitivityTable) -> dict[str, Any]:
@@ -160,9 +175,9 @@ def compared(source: Sequence[Recipe], target: str, seed: int, cache: Path, tria
     with tempfile.TemporaryDirectory() as folder:
         first, table, _ = cold(one, trials, Path(folder) / "cold")
         order, _, _ = cold(one, trials, Path(folder) / "ordered", ordered=True)
-        second, told = warm(one, source, trials, Path(folder) / "warm")
+        second, told = warm(one, source, trials, Path(folder) / "warm", first)
     direct = applied_directly(one, source, first.rows)
-    last = {"cold": first.points[-1][1], "warm": second.points[-1][1], "cold_ordered": order.points[-1][1]}
+    last = {"cold": first.after(trials), "warm": second.after(trials), "cold_ordered": order.after(trials)}
     final = max(last["cold"], last["warm"])
     reached = {name: trace.reaching(REACHED * final)
                for name, trace in (("cold", first), ("warm", second), ("cold_ordered", order))}
@@ -198,6 +213,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def compact(plain: dict[str, Any]) -> str:
+    """Plain data as JSON, with a line for each seed."""
+    head = json.dumps({key: value for key, value in plain.items() if key != "seeds"}, indent=1)
+    lines = ",\n  ".join(json.dumps(row) for row in plain["seeds"])
+    return f'{head[:-2]},\n "seeds": [\n  {lines}\n ]\n}}\n'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cache", type=Path)
@@ -207,16 +229,17 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--source-trials", type=int, help="of the source's run, whose policies are carried")
     given = parser.parse_args()
-    rows = []
+    rows, source_trials = [], given.source_trials or given.trials
     for seed in given.seeds:
         library = [Recipe.load(Path(str(path).replace("SEED", str(seed)))) for path in given.library]
         if given.source:
-            library.append(source_recipe(given.source, seed, given.cache, given.trials))
+            library.append(source_recipe(given.source, seed, given.cache, source_trials))
         rows.append(compared(library, given.target, seed, given.cache, given.trials))
         plain = {"source": given.source or [path.name for path in given.library], "target": given.target,
-                 "trials": given.trials, "summary": summary(rows), "seeds": rows}
-        given.output.write_text(json.dumps(plain, indent=1) + "\n")
+                 "trials": given.trials, "trials of the source": source_trials, "summary": summary(rows), "seeds": rows}
+        given.output.write_text(compact(plain))
         shown = {key: rows[-1][key] for key in ("seed", "final", "images_to_95", "ratio", "table")}
         print(json.dumps(shown), flush=True)
     print(json.dumps(summary(rows), indent=1))

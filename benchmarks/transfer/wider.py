@@ -7,11 +7,13 @@ to train on from nothing, so the wider network learns the outputs of the narrow 
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,14 +23,19 @@ WIDTH, STEPS, BATCH, NOISE = 96, 600, 64, 0.3
 
 @cache
 def wide_ds_cnn() -> nn.Module:
-    """Return the wider network in eval mode; the same every time on one machine."""
+    """Return the wider network in eval mode, trained or read back; the same every time on one machine."""
     import kws
 
     torch.manual_seed(7)
     narrow, wide = kws.model(), kws.DSCNN(WIDTH)
+    file = Path(os.environ.get("PARETOPRESS_TRANSFER_CACHE", ".")) / "ds_cnn_wide.safetensors"
+    if file.exists():
+        wide.load_state_dict(load_file(file))
+        return wide.eval()
     _widen(narrow, wide)
     inputs = kws.data().calibration[0]
     _train(wide, narrow, inputs)
+    save_file(wide.state_dict(), file)
     return wide.eval()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from paretopress.search.records import TrialRecord, TrialState
-from paretopress.search.seed_mix import DROPPED, FULL, SeedMix, judged, volumes
+from paretopress.search.seed_mix import DROPPED, FIRST, FULL, SeedMix, judged, volumes
 from paretopress.spaces.choices import Keep
 from paretopress.spaces.policy import Policy
 
@@ -16,7 +16,7 @@ def policies(prefix, count):
 
 
 WARM, COLD = policies("w", 12), policies("c", 12)
-MIX = SeedMix((DENSE,), WARM, COLD)
+MIX = SeedMix((DENSE,), WARM, COLD, FULL)
 
 
 def record(number, policy, accuracy, size, state=TrialState.COMPLETE):
@@ -33,6 +33,19 @@ def test_every_prefix_holds_seeds_of_both_origins_in_their_order():
     assert [one for one in order if one in COLD] == list(COLD)
     for end in range(4, 16, 4):
         assert sum(one in COLD for one in order[1:end + 1]) == end // 4
+
+
+def test_nobody_is_believed_before_a_trial():
+    order = SeedMix((DENSE,), WARM, COLD).order()
+    assert [one in WARM for one in order[1:9]].count(True) == 4
+    assert judged_by(0.89, 0.85, SeedMix((DENSE,), WARM, COLD)).share == pytest.approx(FIRST * 1.5) == FULL
+
+
+def test_a_prior_that_loses_clearly_is_dropped_at_once():
+    mix = SeedMix((DENSE,), WARM, COLD)
+    assert judged_by(0.805, 0.89, mix).dropped
+    assert judged_by(0.86, 0.89, mix).share == FIRST / 2   # a third less: it gets another round
+    assert not judged_by(0.86, 0.89, mix).dropped
 
 
 def test_a_smaller_share_means_fewer_of_them():
@@ -56,10 +69,10 @@ def judged_by(warm_accuracy, cold_accuracy, mix=MIX):
 
 
 def test_a_prior_that_loses_decays_until_it_is_dropped():
-    once = judged_by(0.82, 0.89)
+    once = judged_by(0.86, 0.89)
     assert once.share == FULL / 2
     assert not once.dropped
-    twice = judged_by(0.82, 0.89, once)
+    twice = judged_by(0.86, 0.89, once)
     assert twice.dropped
     assert twice.share < DROPPED
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.ledger import read_run
 from paretopress.search.observer import Silent
 from paretopress.search.policy_library import recipe_of_run
 from paretopress.search.policy_reuse import reuse
+from paretopress.search.problem import prepare_problem
 from paretopress.search.session import run_search
+from paretopress.search.warm_start import cold_seeds, worth_trying
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.errors import ConfigError, PolicyError
 from paretopress.spaces.policy import Policy
@@ -71,6 +74,8 @@ def test_a_warm_search_measures_less_and_can_be_interrupted(
     assert found["measured"] < cells
     assert any("are predicted from" in line for line in lines)
     assert found["coverage"][0] > 0.9
+    assert any(one["relied_on"] for one in found["rounds"])
+    assert found["refined"]
     assert {"unit", "sources", "distance", "how"} <= found["mapping"]["units"][0].keys()
     searched(wider, tiny.module.data(), tiny_settings, tmp_path / "twice", library, 13)
     searched(wider, tiny.module.data(), tiny_settings, tmp_path / "twice", library, 30)
@@ -79,6 +84,17 @@ def test_a_warm_search_measures_less_and_can_be_interrupted(
     assert [dict(one.values) for one in once] == [dict(one.values) for one in twice]
     with pytest.raises(ConfigError, match="made with a different library"):
         searched(wider, tiny.module.data(), tiny_settings, tmp_path / "once", (), 30)
+
+
+def test_policies_that_a_measured_table_speaks_against_are_not_tried(tiny, tiny_settings, tiny_run):
+    problem = prepare_problem(tiny.module.model(), tiny.module.data(), tiny_settings)
+    table = SensitivityTable(recipe_of_run(tiny_run.path).losses)
+    seeds = cold_seeds(problem, table)
+    unit, row = max(table.losses.items(), key=lambda pair: max(pair[1]))
+    worst = problem.policy({unit: problem.space.options[unit][row.index(max(row))]})
+    best = min(seeds, key=len)
+    assert worth_trying(problem, table, (best, worst), seeds) == (best,)
+    assert worth_trying(problem, table, (worst,), ()) == (worst,)
 
 
 @pytest.mark.slow
