@@ -35,8 +35,9 @@ class LayerStatistics:
 
     Attributes:
         moments: `(columns + 1, columns + 1)` float64, or `(groups, ...)` for grouped and depthwise layers.
-        output_mean: `(out,)` mean of its folded output per channel.
-        output_std: `(out,)` standard deviation per channel.
+        output_mean: `(out,)` mean of its folded output per channel, on the samples that candidates are tuned on: on
+            others it differs by chance, and matching it would change a network that nothing else changes.
+        output_std: `(out,)` standard deviation per channel, likewise.
     """
 
     moments: Tensor
@@ -183,31 +184,27 @@ def calibrate(
     base = base or base_network(program, equalise=equalise)
     free = [layer for layer in program.structure.layers if not layer.frozen and layer.kind is not LayerKind.EMBEDDING]
     moments = {layer.node: Moments() for layer in free}
-    outputs = {layer.node: OutputStatistics() for layer in free}
     generator = torch.Generator().manual_seed(seed)
 
     def apply(layer: LayerPlan, x: Tensor, _: Values) -> Tensor:
-        if layer.layer.node not in moments:
-            return apply_parts(base, layer, x, _no_ranges)
-        accumulate(moments[layer.layer.node], layer.layer, x, generator, groups=layer.groups)
-        y = apply_parts(base, layer, x, _no_ranges)
-        outputs[layer.layer.node].add(y, layer.layer)
-        return y
+        if layer.layer.node in moments:
+            accumulate(moments[layer.layer.node], layer.layer, x, generator, groups=layer.groups)
+        return apply_parts(base, layer, x, _no_ranges)
 
     with torch.inference_mode():
         for index, inputs in enumerate(batches):
             program.run(inputs, runner(program, base, apply=apply))
             if progress:
                 progress(index + 1, len(batches))
-    layers = {}
+    first = tuning_inputs(batches, tuning_samples)
+    values, layers = all_values(program, base, first), {}
     for layer in free:
         second = with_intercept(layer, moments[layer.node].second_moments().clone())
-        mean, std = outputs[layer.node].finish()
-        layers[layer.node] = LayerStatistics(second[0] if layer.groups == 1 else second, mean, std)
-    first = tuning_inputs(batches, tuning_samples)
+        statistics = mean_and_std(values[layer.node], layer)
+        layers[layer.node] = LayerStatistics(second[0] if layer.groups == 1 else second, *statistics)
     return Calibration(
         {node: (parts[0].weight, parts[0].bias) for node, parts in base.parts.items()},  # type: ignore[misc]
-        layers, base, first, all_values(program, base, first), ranges,
+        layers, base, first, values, ranges,
     )
 
 
@@ -277,22 +274,11 @@ def as_convolution_input(layer: Layer, x: Tensor) -> tuple[Tensor, tuple[tuple[i
     return x, tuple(padding)
 
 
-class OutputStatistics:
-    """Running mean and spread of a layer's output per channel."""
+def mean_and_std(y: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a layer's output per channel, `(out,)` each.
 
-    def __init__(self) -> None:
-        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, y: Tensor, layer: Layer) -> None:
-        """Add one batch of outputs."""
-        flat = y.movedim(1 if layer.window else -1, -1).reshape(-1, layer.out_channels).double()
-        self.count += len(flat)
-        self.total = self.total + flat.sum(dim=0)
-        self.squares = self.squares + flat.square().sum(dim=0)
-
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, `(out,)` float32."""
-        mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()).clamp_min(0.0)
-        return mean.float().clone(), variance.sqrt().float().clone()
-
+    Two vectorised passes, several times faster than `torch.std_mean`.
+    """
+    axes = (0, *range(2, y.ndim)) if layer.window else tuple(range(y.ndim - 1))
+    mean = y.mean(dim=axes, keepdim=True)
+    return mean.flatten(), (y - mean).square().mean(dim=axes).sqrt()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paretopress.compressors.calibration import accumulate, with_intercept
+from paretopress.compressors.calibration import accumulate, mean_and_std, with_intercept
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.goals import Goal
 from paretopress.compressors.least_squares import refit_from_moments
@@ -45,6 +45,7 @@ class _Refit(Tuning):
         self.ahead = iter(program.graph.nodes)
         self.followed: set[str] = set()
         self.run_dense = runner(program, calibration.base)
+        self.layers = {layer.node: layer for layer in program.structure.layers if layer.node in self.wanted}
         self.awaited = {layer.node: layer.node for layer in network.plan.structure.layers}
         self.awaited |= {node: goal.value for node, goal in self.goals.items()}
         self.generator = torch.Generator().manual_seed(seed)
@@ -56,6 +57,8 @@ class _Refit(Tuning):
             self.followed.add(node.name)
             if node.op not in ("input", "output"):
                 self.dense[node.name] = self.run_dense(node, self.dense)
+            if node.name in self.layers:   # compared with what is made of the same samples
+                self.wanted[node.name] = mean_and_std(self.dense[node.name], self.layers[node.name])
             for name in node.inputs:
                 self._release(name)
 

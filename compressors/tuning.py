@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paretopress.compressors.calibration import Calibration, LayerStatistics
+from paretopress.compressors.calibration import Calibration, mean_and_std
 from paretopress.compressors.goals import Goal, layer_goals, shortcut_value
 from paretopress.compressors.inputs import input_grid
 from paretopress.compressors.network import Network, Part, Range, apply_part, apply_parts, axis_index, runner
@@ -37,6 +37,7 @@ class Tuning:
         self.left = program.under(network.plan.structure)
         self.dense: Values = dict(calibration.values)
         self.goals = layer_goals(program.graph, network.plan.structure)
+        self.wanted = {node: (one.output_mean, one.output_std) for node, one in calibration.layers.items()}
 
     def apply(self, layer: LayerPlan, x: Tensor, values: Values) -> Tensor:
         """Apply a layer, match its output statistics to the dense ones, and keep the corrected layer."""
@@ -86,30 +87,16 @@ class Tuning:
         return quantise_tensor(value, *self.ranges[key])
 
     def _correction(self, layer: LayerPlan, y: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-        structure = self.network.plan.structure
-        statistics = self.calibration.layers[layer.layer.node]
-        rows = self._kept(layer)
-        wanted_mean, wanted_std = _rows(statistics, rows)
-        axes = (0, *range(2, y.ndim)) if layer.layer.window else tuple(range(y.ndim - 1))
-        mean, std = mean_and_std(y, axes)
+        structure, rows = self.network.plan.structure, self._kept(layer)
+        wanted_mean, wanted_std = (
+            one if rows is None else one[rows] for one in self.wanted[layer.layer.node])
+        mean, std = mean_and_std(y, layer.layer)
         goal = self.goals.get(layer.layer.node)
         if goal is not None and goal.stands_in:
-            return torch.ones_like(mean), self._target(goal, values).mean(dim=axes) - mean
+            return torch.ones_like(mean), mean_and_std(self._target(goal, values), layer.layer)[0] - mean
         if layer.layer.name in structure.folded_layers:
             return match_statistics(wanted_mean, wanted_std, mean, std)
         return torch.ones_like(mean), wanted_mean - mean
-
-
-def mean_and_std(y: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over `axes`; two vectorised passes, several times faster than `std_mean`."""
-    mean = y.mean(dim=axes, keepdim=True)
-    return mean.flatten(), (y - mean).square().mean(dim=axes).sqrt()
-
-
-def _rows(statistics: LayerStatistics, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    if rows is None:
-        return statistics.output_mean, statistics.output_std
-    return statistics.output_mean[rows], statistics.output_std[rows]
 
 
 def tune(
