@@ -214,7 +214,8 @@ def _alternate(
     identity = torch.eye(correlation.shape[-1], dtype=correlation.dtype)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlation + PENALTY * identity))
     pulled, penalised = dense @ correlation @ inverse, PENALTY * inverse
-    dual, moved, before = torch.zeros_like(dense), dense, None
+    dual, moved = torch.zeros_like(dense), dense
+    before: Tensor | None = None
     for step in range(1, ALTERNATIONS + 1):
         share = 1.0 - (1.0 - density) * min(1.0, step / max(1, shrinking)) ** (1.0 / 3.0)
         wanted = moved + dual
