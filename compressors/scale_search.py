@@ -6,8 +6,9 @@ border, `M(b) = sum h` and `N(b) = sum h a` over `a > b`, it is
     E(s) = sum h a^2 - 2 s sum_k N((k - 1/2) s) + s^2 sum_k (2 k - 1) M((k - 1/2) s),   k = 1..L
 
 because a weight that becomes level `q` lies beyond the first `q` borders, and `q^2` is the sum of the first `q` odd
-numbers. Sizes sorted once give every sum by bisection: few levels cost next to nothing, whatever the columns. What is
-beyond the largest value alone, `sum h (a - L s)^2`, only grows as the step gets smaller, which ends the search early.
+numbers. Sizes sorted once give every sum by bisection: few levels cost next to nothing, whatever the columns; with
+many levels and few columns rounding every weight is quicker. What is beyond the largest value alone,
+`sum h (a - L s)^2`, only grows as the step gets smaller, which ends the search early.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 STEPS = 80
 SMALLEST_SHRINK = 0.2
 AT_ONCE = 8                # steps between looks at what is beyond the largest value
+LOOKED_UP = 64             # weights that are rounded in the time that one border is looked up in
 CACHED_VALUES = 1 << 17    # weights of a block of rows, or borders that are looked up in it together
 
 
@@ -55,12 +57,14 @@ class _Sizes:
 
     Attributes:
         rising: `(rows, columns)` float32.
+        importance: The same, of the squared errors.
         mass: `(rows, columns + 1)` float64, the importance of all weights from a place on.
         moment: The same, times their sizes.
         square: The same, times the squares of their sizes.
     """
 
     rising: Tensor
+    importance: Tensor
     mass: Tensor
     moment: Tensor
     square: Tensor
@@ -70,7 +74,7 @@ class _Sizes:
         rising, order = W.detach().float().abs().sort(dim=1)
         sizes = rising.double()
         heavy = torch.ones_like(sizes) if importance is None else importance.double().expand(W.shape).gather(1, order)
-        return cls(rising, _tails(heavy), _tails(heavy * sizes), _tails(heavy * sizes.square()))
+        return cls(rising, heavy.float(), _tails(heavy), _tails(heavy * sizes), _tails(heavy * sizes.square()))
 
     def best(self, level: int) -> Tensor:
         """The steps with the least error, the largest of equal ones."""
@@ -90,12 +94,19 @@ class _Sizes:
 
     def _errors(self, steps: Tensor, level: int) -> Tensor:
         """Squared errors of steps `(rows, count)`."""
+        if level * LOOKED_UP > self.rising.shape[1]:
+            return torch.stack([self._rounded(step, level) for step in torch.split(steps, 1, dim=1)], dim=1).double()
         borders = (steps.unsqueeze(2) * (torch.arange(level) + 0.5)).flatten(1)
         places = torch.searchsorted(self.rising, borders, right=True)
         shape = (*steps.shape, level)
         mass, moment = (part.gather(1, places).reshape(shape) for part in (self.mass, self.moment))
         wide, odd = steps.double(), 2.0 * torch.arange(level, dtype=torch.float64) + 1.0
         return self.square[:, :1] - 2.0 * wide * moment.sum(dim=2) + wide.square() * (mass @ odd)
+
+    def _rounded(self, step: Tensor, level: int) -> Tensor:
+        """Squared errors `(rows,)` of a step `(rows, 1)`, by rounding every weight."""
+        error = (self.rising / step).round_().clamp_(max=level).mul_(step).sub_(self.rising)
+        return error.square_().mul_(self.importance).sum(dim=1)
 
     def _beyond(self, largest: Tensor) -> Tensor:
         """Squared errors of the weights that are larger than the largest values, `(rows, count)`."""

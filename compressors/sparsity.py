@@ -29,7 +29,7 @@ AHEAD = 5               # iterations as good as the last that a mask must catch 
 EXACT_COLUMNS = 640     # of a matrix that is computed with in 64 bits; wider ones take half of the time in 32
 ALTERNATIONS = 30       # of the mask and the weights
 SHRINKING = 20          # of these, in which the mask shrinks
-CHANGING = {torch.float64: 0.0, torch.float32: 2e-3}   # of a mask: they end where it changes by less
+CHANGING = {torch.float64: 0.0, torch.float32: 5e-4}   # of a mask: they end where it changes by less
 PENALTY = 0.3           # of the difference between sparse and dense solution, relative to an input's variance
 
 
@@ -214,7 +214,8 @@ def _alternate(
     identity = torch.eye(correlation.shape[-1], dtype=correlation.dtype)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlation + PENALTY * identity))
     pulled, penalised = dense @ correlation @ inverse, PENALTY * inverse
-    dual, moved, before = torch.zeros_like(dense), dense, None
+    dual, moved = torch.zeros_like(dense), dense
+    before: Tensor | None = None
     for step in range(1, ALTERNATIONS + 1):
         share = 1.0 - (1.0 - density) * min(1.0, step / max(1, shrinking)) ** (1.0 / 3.0)
         wanted = moved + dual
