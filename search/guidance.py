@@ -10,7 +10,7 @@ from paretopress.evaluators.costs import CostModel
 from paretopress.evaluators.sensitivity import SensitivityTable
 from paretopress.search.factors import CostTerm
 from paretopress.search.problem import Problem
-from paretopress.search.seeds import FactorGraph
+from paretopress.search.seeds import FactorGraph, terms_of
 from paretopress.search.surrogate import Guide
 from paretopress.spaces.structure import Structure
 
@@ -42,7 +42,7 @@ def cost_terms(problem: Problem) -> dict[str, tuple[CostTerm, ...]]:
     for device in problem.costs.devices:
         alone = CostModel((device,))
         graph = FactorGraph(structure, space, alone)
-        time, size = graph.terms()
+        time, size = terms_of(structure, space, alone)
         for name in alone.latency_names:
             dense = problem.baseline[name]
             if not math.isfinite(dense):   # the terms are relative to the 8-bit model's time then

@@ -13,7 +13,7 @@ from paretopress.evaluators.pricing import PolicyPricer
 from paretopress.search.exact import CostTerm, ExactProblem, cheapest
 from paretopress.search.option_space import Genome
 from paretopress.search.problem import Problem
-from paretopress.search.seeds import FactorGraph, policy_of
+from paretopress.search.seeds import policy_of, terms_of
 from paretopress.spaces.errors import InfeasibleError
 from paretopress.spaces.policy import DENSE, Policy
 
@@ -25,7 +25,7 @@ def reachable(problem: Problem) -> dict[str, float]:
     neither policy reaches, such as memory or the time on one of several devices, is descended to.
     """
     structure = problem.program.structure
-    time, size = FactorGraph(structure, problem.space, problem.costs).terms()
+    time, size = terms_of(structure, problem.space, problem.costs)
     options = {unit: len(choices) for unit, choices in problem.space.options.items()}
     policies = [DENSE] if runs_everywhere(problem.baseline) else [DENSE, integer_policy(problem.space)]
     for terms in (time, size):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,7 +68,7 @@ class FactorGraph:
             for name in (*branch.nodes, branch.sum):
                 self.droppable.setdefault(name, []).append(group)
 
-    def terms(self) -> tuple[list[tuple[tuple[str, ...], np.ndarray]], list[tuple[tuple[str, ...], np.ndarray]]]:
+    def terms(self) -> Terms:
         """Return the terms of relative time (1 = dense) and of relative size (1 = dense).
 
         Where a device cannot execute the dense model, its time is relative to the 8-bit model's.
@@ -178,6 +179,26 @@ class FactorGraph:
         return total / len(self.costs.devices)
 
 
+Terms = tuple[list[tuple[tuple[str, ...], np.ndarray]], list[tuple[tuple[str, ...], np.ndarray]]]
+_KEPT = 4   # factor graphs
+_known: OrderedDict[tuple[int, ...], tuple[tuple[object, ...], Terms]] = OrderedDict()
+
+
+def terms_of(structure: Structure, space: SearchSpace, costs: CostModel) -> Terms:
+    """What `FactorGraph.terms` returns, which nobody may write into; those asked for last are kept.
+
+    Of a deep network they take far longer than to solve, and a search solves tables that change while costs do not.
+    """
+    of = (structure, space, *costs.devices)
+    key = tuple(map(id, of))
+    if key not in _known:
+        _known[key] = of, FactorGraph(structure, space, costs).terms()   # with what the numbers stand for: it lives on
+    _known.move_to_end(key)
+    while len(_known) > _KEPT:
+        _known.popitem(last=False)
+    return _known[key][1]
+
+
 def kernel_prices(device: DeviceProfile, kernels: Sequence[Kernel]) -> np.ndarray:
     """Price kernels, shape (n,); those that the device cannot execute get a large finite price."""
     prices = kernel_costs(device, kernels)
@@ -194,7 +215,7 @@ def exact_fronts(
 
     Options that some target cannot execute are left out of every mix, and so are those that the conditions exclude.
     """
-    time, size = FactorGraph(structure, space, costs).terms()
+    time, size = terms_of(structure, space, costs)
     runnable = conditions.offered(space, runnable_options(structure, space, costs))
     losses = {unit: np.array(row, dtype=np.float64)[list(runnable[unit])] for unit, row in table.losses.items()}
     options = {unit: len(numbers) for unit, numbers in runnable.items()}

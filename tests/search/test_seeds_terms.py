@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from paretopress.evaluators.costs import CostModel
 from paretopress.hardware_profiles.catalogue import load_profile
-from paretopress.search.seeds import FactorGraph
+from paretopress.search.seeds import FactorGraph, terms_of
 from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.cost_view import cost_view
@@ -71,3 +71,14 @@ def test_terms_add_up_to_the_kernels_of_the_plan(parts, integers, ratios):
     assert total(time) * (whole + offset) == pytest.approx(left, rel=1e-9)
     stored = sum(layer.stored_bytes for layer in planned.layers)
     assert total(size) * dense.stored_bytes == pytest.approx(stored, rel=1e-9)
+
+
+def test_terms_are_kept_for_the_same_parts(parts):
+    structure, space, profile, (time, size) = parts
+    first = terms_of(structure, space, CostModel((profile,)))
+    assert terms_of(structure, space, CostModel((profile,))) is first
+    for kept, fresh in zip(first, (time, size), strict=True):
+        assert [units for units, _ in kept] == [units for units, _ in fresh]
+        assert all((own == other).all() for (_, own), (_, other) in zip(kept, fresh, strict=True))
+    other = terms_of(structure, space, CostModel((load_profile("cortex-a76-tflite"),)))
+    assert any((own != theirs).any() for (_, own), (_, theirs) in zip(first[0], other[0], strict=True))
