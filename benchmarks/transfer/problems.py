@@ -181,12 +181,6 @@ def _wide_kws() -> nn.Module:
     return wide_ds_cnn()
 
 
-def _plain() -> nn.Module:
-    from plain_cifar import plain
-
-    return plain()
-
-
 def _text(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import text
@@ -209,7 +203,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Data]]] = {
     "resnet56": (_cifar(56), cifar_data),
     "ds_cnn": (_kws, kws_data),
     "ds_cnn_wide": (_wide_kws, kws_data),
-    "plain": (_plain, cifar_data),
     "text_small": (_text("small"), text_data),
     "text_large": (_text("large"), text_data),
 }
