@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from paretopress.evaluators.costs import CostModel
 from paretopress.hardware_profiles.catalogue import load_profile
-from paretopress.search.factor_graph import FactorGraph
+from paretopress.search.factor_graph import FactorGraph, kernel_terms
 from paretopress.spaces.capture import capture
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.cost_view import cost_view
@@ -71,3 +71,34 @@ def test_terms_add_up_to_the_kernels_of_the_plan(parts, integers, ratios):
     assert total(time) * (whole + offset) == pytest.approx(left, rel=1e-9)
     stored = sum(layer.stored_bytes for layer in planned.layers)
     assert total(size) * dense.stored_bytes == pytest.approx(stored, rel=1e-9)
+
+
+def test_terms_are_kept_for_the_same_model_space_and_devices(parts):
+    structure, space, profile, fresh = parts
+    first = kernel_terms(structure, space, CostModel((profile,)))
+    again = kernel_terms(structure, space, CostModel((profile,)))
+    for terms, repeated, own in zip(first, again, fresh, strict=True):
+        for (units, values), (_, same), (expected, made) in zip(terms, repeated, own, strict=True):
+            assert units == expected
+            assert values is same
+            assert (values == made).all()
+            with pytest.raises(ValueError, match="read-only"):
+                values[...] = 0.0
+    other = kernel_terms(structure, space, CostModel((load_profile("cortex-a76-tflite"),)))
+    assert any((own != theirs).any() for (_, own), (_, theirs) in zip(first[0], other[0], strict=True))
+
+
+def test_alike_kernels_are_made_once():
+    """Three more blocks like the others add no kernel that was not made for them."""
+    made = []
+    for count in (3, 6):
+        model = ResNet().eval()
+        model.blocks = nn.Sequential(*(Block(8, 8) for _ in range(count)))
+        model.fc = nn.Linear(8, 4)
+        structure = analyse(capture(model, (torch.randn(2, 3, 16, 16),)), model)
+        profile = load_profile("x86-zen4-vnni-onnxruntime")
+        space = build_space(structure, [profile.capabilities()], SpaceSettings(keep=(0.5,), rank=(), bits=(8,)))
+        graph = FactorGraph(structure, space, CostModel((profile,)))
+        graph.terms()
+        made.append(len(graph._made))
+    assert made[0] == made[1]
