@@ -121,6 +121,8 @@ def trained_network(
     progress: Callable[[int, int], None] | None = None,
 ) -> Network:
     """Train block by block, then all layers together, as the settings divide the time; untrained it is the same."""
+    if settings.seconds is not None and settings.seconds <= 0.0:
+        return network
     if settings.blocks:
         size, total, report = batch_size(program, augmenter, settings), settings.steps, progress
         steps = round(settings.blocks * total)

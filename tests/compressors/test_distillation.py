@@ -33,7 +33,7 @@ from paretopress.compressors.network import Part, forward
 from paretopress.compressors.program import build_program
 from paretopress.compressors.quantisation import largest_level, quantise_tensor
 from paretopress.compressors.realise import realise
-from paretopress.compressors.refit import refit
+from paretopress.compressors.refit import refit, settle
 from paretopress.compressors.stored import Integers, Shared, Signs, SparseWeight
 from paretopress.compressors.trained_inputs import latent_inputs
 from paretopress.evaluators.divergence import divergence
@@ -370,11 +370,12 @@ def test_training_in_bfloat16_recovers_nearly_as_much_and_stores_32_bits(residua
     _, program, entries, inputs = residual
     names = [layer.name for layer in program.structure.layers]
     weights = {f"{name}/weights": Weights(8) for name in names} if integers else {}
-    planned = plan(program.structure, Policy.of({"blocks.1.conv1/channels": Keep(0.25), **weights}))
+    pruned = {f"blocks.{block}.conv1/channels": Keep(0.25) for block in range(2)}
+    planned = plan(program.structure, Policy.of({**pruned, **weights}))
     seen, unseen = inputs[:128], inputs[128:]
     settings, found = DistillationSettings(steps=150, batch_size=32), {}
     with torch.inference_mode():
-        network = refit(program, entries, planned, (seen,))
+        network = settle(entries, planned)[0]   # what was solved again leaves little to gain
         before = output_divergence(program, network, (unseen,))
         for supported in (True, False):
             monkeypatch.setattr(distillation, "computes_in_bfloat16", lambda supported=supported: supported)
