@@ -105,7 +105,7 @@ class FactorGraph:
         for name in (*sources, fused.output):
             for axis in values.get(name, ()):
                 names += [f"{segment.group}/channels" for segment in axis or ()]
-        names += [f"{group}/channels" for end in self._ends(fused) for group in self.droppable.get(end, ())]
+        names += self._droppable(fused)
         layer = fused.layer.name if fused.layer is not None else owner
         if fused.layer is not None:
             names.append(f"{layer}/rank")
@@ -151,14 +151,17 @@ class FactorGraph:
                 kept = self._kept[unit][grid[row[unit]]] if unit in row else self.dense.kept[segment.group]
                 size += kept * segment.inner * segment.outer
             digits.append(size)
-        groups = dict.fromkeys(group for end in self._ends(fused) for group in self.droppable.get(end, ()))
-        droppable = [f"{group}/channels" for group in groups]
-        digits += [(self._kept[unit][grid[row[unit]]] == 0).astype(np.int64) for unit in droppable]
+        digits += [(self._kept[unit][grid[row[unit]]] == 0).astype(np.int64) for unit in self._droppable(fused)]
         return digits + [grid[row[unit]] for unit in units if not unit.endswith("/channels")]
 
     def _ends(self, fused: FusedKernel) -> tuple[str, ...]:
         """The kernel's main operator, and the sums that it absorbs in some arithmetic."""
         return (fused.main, *(merged[fused.main] for merged in self.merged.values() if fused.main in merged))
+
+    def _droppable(self, fused: FusedKernel) -> list[str]:
+        """Units of the groups whose branch may take the kernel, or a sum that it absorbs, along."""
+        groups = dict.fromkeys(group for end in self._ends(fused) for group in self.droppable.get(end, ()))
+        return [f"{group}/channels" for group in groups]
 
     def _axes(self, fused: FusedKernel) -> tuple[Axis, ...]:
         """The dimensions that may change of what a kernel reads, of its weight, and of all that it makes."""
@@ -179,9 +182,10 @@ class FactorGraph:
         integer: dict[str, Choice] = {} if unit is None else {unit: Weights(8)}
         kernels = tuple(replace(kernel, name="", layer="")
                         for chosen in (plain, integer) for kernel in self._kernels(fused, chosen)[0])
+        layout = (len(self._axes(fused)), len(self._droppable(fused)))   # what each of the digits stands for
         if layer is None:
-            return (fused.family, formats, kernels)
-        return (fused.family, formats, kernels, layer.takes_bias, replace(
+            return (fused.family, formats, layout, kernels)
+        return (fused.family, formats, layout, kernels, layer.takes_bias, replace(
             layer, name="", node="", weight="", bias="bias" if layer.bias else "", views=()))
 
     @cached_property

@@ -98,7 +98,8 @@ def widest_gaps(
     Returns:
         At most `count`, none where nothing is built or picked yet, or where there is no gap.
     """
-    pool = [one for one in view.prospects if one.excess == 0.0 and one.divergence <= view.worst_divergence]
+    pool = [one for one in view.prospects if one.excess == 0.0 and math.isfinite(one.divergence)
+            and one.divergence <= view.worst_divergence]
     known = np.array([one.built or one in picked for one in pool], dtype=bool)
     names = {name: way for name, way in objectives.items() if name != "accuracy"}
     if not known.any() or known.all() or not names:

@@ -289,7 +289,8 @@ def _latency_error(problem: Problem, candidates: Sequence[Candidate]) -> dict[st
         "spearman": spearman([predicted for predicted, _, _ in timed], [timing.median for _, timing, _ in timed]),
         "median_abs_pct": float(np.median(np.abs(errors))), "median_pct": float(middle), "p5_pct": float(low),
         "p95_pct": float(high), "within_15_pct": float(np.mean(np.abs(errors) <= 15.0)),
-        "speedup_median_abs_pct": float(np.median(np.abs(np.array(ratios) - 1.0))) * 100.0 if ratios else None,
+        "speedup_median_abs_pct":
+            float(np.median(np.abs(np.array(ratios) - 1.0))) * 100.0 if ratios and math.isfinite(dense) else None,
     }
 
 
