@@ -118,25 +118,7 @@ def run_search(
         if sharing is not None or settings.executor == "tune":   # these hand out policies alone
             evaluator = replace(evaluator, dense_scores=None)
         with _executor(evaluator, problem, run.path, sharing) as executor:
-            if problem.library:
-                table, seeds = _warm(problem, evaluator, executor, together, run, watcher, deadline)
-            else:
-                table = _table(problem, evaluator, executor, run.path, watcher, deadline)
-                seeds = _seeds(problem, table)
-            if not (run.path / ANATOMY).exists():
-                write_anatomy(run.path, problem, table)
-            images = {"calibration": problem.data.fitted.first(CALIBRATION_SAMPLES).count}
-            if settings.proxy in (AUTO, DIVERGENCE):
-                images["table"] = images_of(table, problem.space, len(evaluator.entries.calibration.inputs[0]))
-            write_units(run.path, problem.model_fingerprint, features_of(problem))
-            with exploring(together, executor, run, problem, evaluator.constraints) as where:
-                if settings.proxy == AUTO:
-                    first = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline, most=CHECKED)
-                    trusted = _trusted(problem, evaluator, table, first, run.path, watcher, deadline)
-                    if trusted is not table:
-                        table, seeds = trusted, _seeds(problem, trusted)
-                records = _explore(problem, evaluator, table, seeds, where, run, watcher, deadline)
-            reports = proxy_reports(problem, table, records, run.path)
+            table, records, reports, images = _searched(problem, evaluator, executor, together, run, watcher, deadline)
             if settings.executor not in OTHER_NODES:
                 shown = verify_finalists(problem, evaluator, executor, run.path, records, lowest, watcher, deadline,
                                          reports, images)
@@ -147,6 +129,32 @@ def run_search(
         write_anatomy(run.path, problem, table, shown_policies(problem, shown, records))
     _raise_if_stopped(watcher, path)
     return path
+
+
+def _searched(
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, together: Coordination | None, run: Run,
+    observer: Observer, deadline: float | None,
+) -> tuple[SensitivityTable, list[TrialRecord], list[dict[str, Any]], dict[str, int]]:
+    """Measure the table, solve it, and explore: the table, all trials, reports on proxies, samples forwarded before."""
+    if problem.library:
+        table, seeds = _warm(problem, evaluator, executor, together, run, observer, deadline)
+    else:
+        table = _table(problem, evaluator, executor, run.path, observer, deadline)
+        seeds = _seeds(problem, table)
+    if not (run.path / ANATOMY).exists():
+        write_anatomy(run.path, problem, table)
+    images = {"calibration": problem.data.fitted.first(CALIBRATION_SAMPLES).count}
+    if problem.settings.proxy in (AUTO, DIVERGENCE):
+        images["table"] = images_of(table, problem.space, len(evaluator.entries.calibration.inputs[0]))
+    write_units(run.path, problem.model_fingerprint, features_of(problem))
+    with exploring(together, executor, run, problem, evaluator.constraints) as where:
+        if problem.settings.proxy == AUTO:
+            first = _explore(problem, evaluator, table, seeds, where, run, observer, deadline, most=CHECKED)
+            trusted = _trusted(problem, evaluator, table, first, run.path, observer, deadline)
+            if trusted is not table:
+                table, seeds = trusted, _seeds(problem, trusted)
+        records = _explore(problem, evaluator, table, seeds, where, run, observer, deadline)
+    return table, records, proxy_reports(problem, table, records, run.path), images
 
 
 def exploration_settings(settings: SearchSettings, seconds: float | None) -> ExplorationSettings:
