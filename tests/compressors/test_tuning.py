@@ -70,3 +70,20 @@ def test_batch_normalisation_behind_a_linear_layer_is_folded(parts):
     program, _, _ = parts
     assert "hidden" in program.structure.folded_layers
     assert "normalise.running_var" in program.structure.folded_state
+
+
+class Tokens(nn.Module):
+    """Batch normalisation behind a linear layer on tokens normalises positions: it is not the layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.normalise, self.out = nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.normalise(self.embed(x))))
+
+
+def test_batch_normalisation_of_tokens_is_not_folded():
+    program = build_program(Tokens().eval(), (torch.randn(4, 5, 6),))   # as many tokens as features
+    assert program.structure.folded_layers == frozenset()
+    assert program.structure.folded_state == frozenset()

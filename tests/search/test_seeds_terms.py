@@ -1,5 +1,11 @@
 """The seeds' cost terms add up to what the whole plan costs, with dropped branches and subsampling shortcuts."""
 
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +21,9 @@ from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import Policy
 from paretopress.spaces.space import SpaceSettings, build_space
 from paretopress.spaces.structure import analyse
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "spaces"))
+from space_zoo import ZOO, specimen
 
 
 class Block(nn.Module):
@@ -102,3 +111,35 @@ def test_alike_kernels_are_made_once():
         graph.terms()
         made.append(len(graph._made))
     assert made[0] == made[1]
+
+
+EVERYTHING = SpaceSettings(
+    rank_kinds=("svd", "nmf", "spatial", "tucker"), sparsity=(0.5, "2:4"), halves=("fp16",),
+    schemes=("symmetric", "asymmetric"), groups=(0, 32), clusters=(4,), binary=(1,), end_bits=2,
+)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_kernels_that_are_made_once_are_those_of_every_combination(name):
+    """For any wiring: what stands for a combination has the kernels and bytes that making it alone gives."""
+    structure, profile, rng = specimen(name).structure, load_profile("x86-zen4-vnni-onnxruntime"), random.Random(name)
+    space = build_space(structure, [profile.capabilities()], EVERYTHING)
+    graph = FactorGraph(structure, space, CostModel((profile,)))
+    owners = graph._owners()
+    for fused in structure.fusion.kernels:
+        units = graph._units(fused, owners.get(fused.main))
+        if not units:
+            continue
+        made, places = graph._enumerate(fused, units)
+        shape = tuple(len(space.options[unit]) for unit in units)
+        for row in rng.sample(range(len(places)), min(8, len(places))):
+            numbers = np.unravel_index(row, shape)
+            picked = {unit: space.options[unit][number] for unit, number in zip(units, numbers, strict=True)}
+            kernels, stored = graph._kernels(fused, {unit: choice for unit, choice in picked.items() if choice})
+            found, bytes_ = made[places[row]]
+            assert bytes_ == stored
+            assert [nameless(one) for one in found] == [nameless(one) for one in kernels]
+
+
+def nameless(kernel):
+    return replace(kernel, name="", layer="")
