@@ -6,22 +6,16 @@ sees the same figures.
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from paretopress.compressors.calibration import calibrate
 from paretopress.compressors.entries import Entries
-from paretopress.compressors.export_onnx import export_onnx, session
 from paretopress.compressors.program import Program
-from paretopress.compressors.refit import settle
 from paretopress.evaluators.costs import uniform_width
-from paretopress.evaluators.timing import call_of
+from paretopress.evaluators.policy_times import policy_times
 from paretopress.hardware_profiles.anchoring import Anchor, anchor
 from paretopress.hardware_profiles.catalogue import LOCAL
 from paretopress.hardware_profiles.local import cache_path
@@ -29,17 +23,11 @@ from paretopress.hardware_profiles.profile import DeviceProfile
 from paretopress.spaces.choices import Weights
 from paretopress.spaces.cost_view import cost_view
 from paretopress.spaces.documents import disk_error, fingerprint, read_document, write_json
-from paretopress.spaces.errors import ConfigError, ParetopressError
+from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import plan
 from paretopress.spaces.policy import DENSE, Policy
 from paretopress.spaces.space import SearchSpace
 
-RUNS = 150            # counted calls of each variant per series
-WARM_UP = 10
-QUIET = 0.1           # quantile of the calls that counts
-DISTURBED = 1.15      # median over quiet time from which on something else was at work
-SERIES = 4
-PAUSE_SECONDS = 1.0
 VERSION = 2           # rises when variants timed by older code should be timed again
 
 
@@ -87,46 +75,10 @@ def variants(space: SearchSpace) -> dict[str, Policy]:
 
 def _measure(program: Program, policies: dict[str, Policy], inputs: Sequence[Tensor]) -> dict[str, float]:
     """Milliseconds of every variant that can be exported; none where the dense model cannot."""
-    graph = program.graph
-    one = [tensor[: 1 if graph.dynamic_batch else graph.batch] for tensor in inputs]
     entries = Entries(program, calibrate(program, [list(inputs)]), "l1")   # which channels stay does not matter here
-    with tempfile.TemporaryDirectory(prefix="paretopress-") as temporary:
-        opened: dict[str, Any] = {}
-        for name, policy in policies.items():
-            path = Path(temporary) / f"{len(opened)}.onnx"
-            try:
-                export_onnx(program, settle(entries, plan(program.structure, policy))[0], path)
-                opened[name] = session(path)
-            except ParetopressError:
-                if policy.is_dense:
-                    return {}
-        return dict(zip(opened, quiet_times([*opened.values()], one), strict=True))
-
-
-def quiet_times(sessions: Sequence[Any], inputs: Sequence[Tensor]) -> list[float]:
-    """Milliseconds of each session where nothing else is at work: a low quantile of many calls, all in turn.
-
-    A series in which the median is far above that quantile was disturbed, and is taken again after a pause; the
-    lowest counts.
-    """
-    calls = [call_of(opened, inputs) for opened in sessions]
-    lowest = np.full(len(calls), np.inf)
-    for series in range(SERIES):
-        times = np.empty((RUNS, len(calls)))
-        for run in range(-WARM_UP, RUNS):
-            for column, call in enumerate(calls):
-                call()   # the one before has filled the caches with its own weights
-                start = time.perf_counter()
-                call()
-                if run >= 0:
-                    times[run, column] = time.perf_counter() - start
-        low, middle = np.quantile(times, [QUIET, 0.5], axis=0) * 1e3
-        lowest = np.minimum(lowest, low)
-        if float((middle / low).max()) < DISTURBED:
-            break
-        if series < SERIES - 1:
-            time.sleep(PAUSE_SECONDS)
-    return [float(value) for value in lowest]
+    found = dict(zip(policies, policy_times(entries, [*policies.values()], inputs), strict=True))
+    dense = next(name for name, policy in policies.items() if policy.is_dense)
+    return {} if found[dense] is None else {name: value for name, value in found.items() if value is not None}
 
 
 def _path(device: DeviceProfile, program: Program, policies: dict[str, Policy]) -> Path:

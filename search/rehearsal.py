@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretopress.evaluators.evaluation import State
+from paretopress.search.bayesian_regression import regress
 from paretopress.search.executors import Executor
 from paretopress.search.records import TrialRecord
 from paretopress.search.tasks import Rehearsal
@@ -63,16 +64,9 @@ class Rehearsals:
         if not known:
             return np.exp(before), np.zeros(len(records))
         cut = cut_away([record.policy for record in records])
-        ratios = np.log(np.maximum([self.losses[records[row].policy.hash] for row in known], SMALLEST_DIVERGENCE))
-        ratios -= before[known]
-        centre, level = cut[known].mean(axis=0), float(ratios.mean())
-        rows = (cut - centre) * WEIGHT
-        gram = rows[known] @ rows[known].T + DEVIATION**2 * np.eye(len(known))
-        outer = rows @ rows[known].T
-        expected = before + level + outer @ np.linalg.solve(gram, ratios - level)
-        variances = np.square(rows).sum(axis=1) - np.einsum("ij,ji->i", outer, np.linalg.solve(gram, outer.T))
-        errors = np.sqrt(DEVIATION**2 * (1.0 + 1.0 / len(known)) + np.maximum(variances, 0.0))
-        expected[known], errors[known] = before[known] + ratios, 0.0
+        after = np.log(np.maximum([self.losses[records[row].policy.hash] for row in known], SMALLEST_DIVERGENCE))
+        ratios, errors = regress(cut, known, after - before[known], WEIGHT, DEVIATION)
+        expected = before + ratios
         return np.exp(expected), errors
 
 

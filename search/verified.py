@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from paretopress.compressors.compressed_model import load
@@ -31,7 +32,7 @@ from paretopress.evaluators.verification import (
     time_artifacts,
     verify_artifacts,
 )
-from paretopress.search.building import BuildSettings, Workshop, build_finalists
+from paretopress.search.building import BuildSettings, Workshop, build_finalists, drain
 from paretopress.search.clean_process import call_in_clean_process
 from paretopress.search.executors import Executor
 from paretopress.search.finalists import Finalist
@@ -40,6 +41,7 @@ from paretopress.search.problem import Problem
 from paretopress.search.records import TrialRecord
 from paretopress.search.rehearsal import STEPS
 from paretopress.search.run_files import write_front
+from paretopress.search.trial_times import time_trials, timer_of, times_here
 from paretopress.spaces.documents import disk_error
 from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.plan import plan
@@ -109,7 +111,8 @@ def verify_finalists(
         distilled and problem.settings.distillation.steps >= WORTH_REHEARSING * STEPS,
     )
     workshop = Workshop(path / BUILDING, executor, observer)
-    others = build_finalists(workshop, list(named.values()), records, settings)
+    promised = _timed(problem, evaluator, executor, list(named.values()), records, settings, observer)
+    others = build_finalists(workshop, list(named.values()), promised, settings)
     executor.close()   # the machine is quiet while times are measured
     wanted = list(named.items()) + [(None, policy) for policy in others]
     finalists = [_finalist(workshop, number, *pair) for number, pair in enumerate(wanted)]
@@ -128,6 +131,20 @@ def verify_finalists(
     _drop_unverified(path, candidates)
     write_front(path, problem, judge(problem, candidates), lowest, records, proxies, images)
     return [candidate.finalist.policy for candidate in candidates]
+
+
+def _timed(
+    problem: Problem, evaluator: CandidateEvaluator, executor: Executor, named: Sequence[Policy],
+    records: Sequence[TrialRecord], settings: BuildSettings, observer: Observer,
+) -> Sequence[TrialRecord]:
+    """The trials with times as this machine shows them, where it is a target and there is a limit on the time."""
+    names = times_here(problem.costs, problem.objectives)
+    if settings.deadline is None or not settings.in_time() or not names:
+        return records
+    drain(executor)   # nothing else is at work meanwhile
+    with torch.inference_mode():
+        return time_trials(records, named, problem.objectives, evaluator.limits, names, timer_of(evaluator),
+                           settings.deadline, observer, settings.samples)
 
 
 def dense_seconds(evaluator: CandidateEvaluator) -> float:
