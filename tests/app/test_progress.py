@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
 
-from paretopress.progress import LiveObserver, PlainObserver, Terminated, duration, observing
+from paretopress.progress import LiveObserver, PlainObserver, duration, observing
 from paretopress.search.live import ExplorationStatus
 
 
@@ -87,27 +88,55 @@ def test_no_color_and_json_give_plain_lines_without_escapes(capfd):
     assert capfd.readouterr() == ("", "calibrate\n")
 
 
+def child(program, *arguments):
+    """Run a program in a process of its own, which a signal may end; returns what it said on stdout and stderr."""
+    preamble = """
+    import os, signal, sys, time
+    from paretopress.progress import observing
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # commands in the background ignore interrupts
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(preamble) + textwrap.dedent(program), *map(str, arguments)],
+        capture_output=True, text=True, timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+    ("number", "raised"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Terminated")]
 )
 def test_a_signal_ends_at_once_until_the_search_asks(number, raised):
-    before = signal.getsignal(number)
-    with pytest.raises(raised), observing(plain=True):  # noqa: PT012 - the signal arrives during the sleep
-        os.kill(os.getpid(), number)
-        time.sleep(1)
-    assert signal.getsignal(number) is before
+    said, _ = child("""
+        number = int(sys.argv[1])
+        before = signal.getsignal(number)
+        try:
+            with observing(plain=True):
+                os.kill(os.getpid(), number)
+                time.sleep(10)
+                print("not ended")
+        except BaseException as error:
+            print(type(error).__name__, signal.getsignal(number) is before)
+    """, int(number))
+    assert said == f"{raised} True\n"
 
 
-def test_once_asked_the_first_signal_is_a_wish_and_the_second_an_end(capfd):
-    with pytest.raises(KeyboardInterrupt), observing(plain=True) as observer:  # noqa: PT012
-        assert observer.should_stop() is False
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
-        assert observer.should_stop() is True
-        assert observer.exit_code == 143
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-    assert "finishing what has begun" in capfd.readouterr().err
+def test_once_asked_the_first_signal_is_a_wish_and_the_second_an_end():
+    said, err = child("""
+        try:
+            with observing(plain=True) as observer:
+                print(observer.should_stop())
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+                print(observer.should_stop(), observer.exit_code)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+                print("not ended")
+        except KeyboardInterrupt:
+            print("ended")
+    """)
+    assert said.splitlines() == ["False", "True 143", "ended"]
+    assert "finishing what has begun" in err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
