@@ -252,7 +252,8 @@ def _next_round(
     view = outlook(records, workshop.built, settings.limits, named, settings.samples, workshop.probes,
                    workshop.rehearsals)
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
-    first = surest(sound, _rivals(named, records), settings.objectives, settings.limits, 2 if settings.distilled else 1)
+    first = surest(sound, _rivals(named, records), settings.objectives, settings.limits, 2 if settings.distilled else 1,
+                   apart=settings.distilled)
     picked = [one for one in first if not one.built][:size]
     view = replace(view, prospects=sound)
     picked += widest_gaps(view, settings.objectives, (size - len(picked)) // 2, picked)
@@ -298,7 +299,7 @@ def _next_rehearsals(
         for one in view.prospects
     )
     each = 2 + len(losses) // REHEARSED_AT_ONCE
-    first = surest(found, _rivals(named, records), settings.objectives, settings.limits, each)
+    first = surest(found, _rivals(named, records), settings.objectives, settings.limits, each, apart=True)
     picked = [one for one in first if not one.built][:-(-size // 2)]
     left = tuple(one for one in found if one not in picked)
     wider = replace(view, prospects=left, worst_divergence=TRAINING_GAIN * view.worst_divergence)

@@ -14,6 +14,7 @@ from paretopress.search.expected_gain import Guess, expected_gains
 from paretopress.search.outlook import Outlook, Prospect, tolerance
 from paretopress.search.pareto import non_dominated, spread_order
 from paretopress.search.records import TrialRecord
+from paretopress.search.rehearsal import cut_away
 from paretopress.spaces.policy import Policy
 
 Array = NDArray[np.float64]
@@ -24,6 +25,7 @@ SMALLEST_COST = 1e-12    # a model without weights has no bytes
 # is partly luck, as is by how much its predicted time errs.
 CHEAPER = (0.95, 0.8, 0.65)
 SMALLEST_GAP = 0.05      # of the range of an objective: what lies nearer to what is built fills no gap
+ALIKE = 0.25             # of the channels of one or several groups: training makes much the same of two this near
 MARGINS = (1.0, 0.97, 0.94, 0.91, 0.88)   # of a budget on costs: predicted times err by several percent
 
 
@@ -122,7 +124,7 @@ def widest_gaps(
 
 def surest(
     prospects: Sequence[Prospect], rivals: Sequence[TrialRecord], objectives: Mapping[str, str], limits: Limits,
-    each: int = 1,
+    each: int = 1, *, apart: bool = False,
 ) -> list[Prospect]:
     """The candidates that are likeliest to give what is asked for at least.
 
@@ -137,6 +139,9 @@ def surest(
         objectives: Names and directions.
         limits: Budgets.
         each: How many for each margin: what training makes of candidates that are alike before it differs.
+        apart: Whether no two may keep nearly the same channels: what training makes of one says what it makes of the
+            other. Of candidates that keep the same ones the one that loses least before training stands for all, as
+            that is then a matter of its formats.
 
     Returns:
         Those for each margin and one for each of `CHEAPER`; the same ones whatever has been built so far.
@@ -147,7 +152,7 @@ def surest(
     for margin in MARGINS if limits.costs else ():
         inside = [one for one in pool if one not in picked and all(
             one.record.values[name] <= margin * limit for _, name, limit in limits.costs)]
-        picked += least_divergent(inside, each)
+        picked += least_divergent_apart(inside, each, picked) if apart else least_divergent(inside, each)
     if pool and rivals and names:
         least, costs = costs_of(rivals, names).min(axis=0), costs_of([one.record for one in pool], names)
         for share in CHEAPER:
@@ -159,6 +164,32 @@ def surest(
 def least_divergent(prospects: Sequence[Prospect], count: int) -> list[Prospect]:
     """The candidates that promise to diverge least, the least first: before they are built, or after a rehearsal."""
     return sorted(prospects, key=lambda one: one.promise)[:count]
+
+
+def least_divergent_apart(prospects: Sequence[Prospect], count: int, others: Sequence[Prospect]) -> list[Prospect]:
+    """Those that promise to diverge least among candidates of different widths, from each other and from `others`.
+
+    Args:
+        prospects: To choose from.
+        count: How many at most.
+        others: What they must differ from, in the kept channels.
+    """
+    cut = cut_away([one.record.policy for one in (*prospects, *others)])
+    if not cut.any():   # all keep all channels
+        return least_divergent(prospects, count)
+    picked: list[int] = []
+    taken = list(range(len(prospects), len(cut)))
+    standing: dict[bytes, int] = {}   # by what is cut away: the least divergent before training
+    for row, one in enumerate(prospects):
+        known = standing.setdefault(cut[row].tobytes(), row)
+        if one.record.values["divergence"] < prospects[known].record.values["divergence"]:
+            standing[cut[row].tobytes()] = row
+    for row in sorted(standing.values(), key=lambda row: prospects[row].promise):
+        if len(picked) == count:
+            break
+        if all(np.abs(cut[row] - cut[other]).sum() >= ALIKE for other in (*taken, *picked)):
+            picked.append(row)
+    return [prospects[row] for row in picked]
 
 
 def choose(

@@ -37,7 +37,7 @@ from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.option_space import OptionSpace
 from paretopress.search.policy_library import read_source
 from paretopress.search.worker_resources import WorkerResources
-from paretopress.spaces.choices import Weights, choice_to_plain
+from paretopress.spaces.choices import Choice, Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import Plan, plan
@@ -195,15 +195,19 @@ class Problem:
         """
         found: dict[Policy, None] = {}
         for activations in (32, 8):
-            formats = {}
-            for unit, options in self.space.options.items():
-                weights = [choice for choice in options
-                           if isinstance(choice, Weights) and choice.bits == 8 and choice.is_plain]
-                if weights:
-                    formats[unit] = min(weights, key=lambda choice: abs(choice.activations - activations))
+            formats = self.eight_bit_weights(activations)
             for ratio in EVEN_WIDTHS:
                 found.setdefault(self.policy({**uniform_width(self.space, ratio).choices, **formats}))
         return list(found)
+
+    def eight_bit_weights(self, activations: int) -> dict[str, Choice]:
+        """For every layer that has one the plain 8-bit format whose activations are nearest to so many bits."""
+        found: dict[str, Choice] = {}
+        for unit, options in self.space.options.items():
+            plain = [one for one in options if isinstance(one, Weights) and one.bits == 8 and one.is_plain]
+            if plain:
+                found[unit] = min(plain, key=lambda one: abs(one.activations - activations))
+        return found
 
     def units_inside_branches(self) -> dict[str, tuple[str, ...]]:
         """Per unit that may drop a branch the units inside, which decide nothing without it."""

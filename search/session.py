@@ -40,6 +40,7 @@ from paretopress.search.shared_search import Coordination, Mirroring, Sharing, c
 from paretopress.search.table import SENSITIVITY, images_of, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.warm_start import features_of, warm_table_and_seeds
+from paretopress.search.width_patterns import scattered_widths
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
@@ -250,7 +251,7 @@ def _seeds(problem: Problem, table: SensitivityTable) -> tuple[Policy, ...]:
     policies = (*found[:1], *problem.comparisons().values(), *found[1:])
     if problem.distillation_samples() is None:
         return policies
-    return tuple(dict.fromkeys((*policies, *problem.even_widths())))
+    return tuple(dict.fromkeys((*policies, *problem.even_widths(), *scattered_widths(problem))))
 
 
 def _explore(

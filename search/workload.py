@@ -20,6 +20,7 @@ from paretopress.evaluators.construction import (
     realised,
     stitched,
 )
+from paretopress.evaluators.data import FEWEST_APART
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.evaluators.sensitivity import substitution_loss
 from paretopress.evaluators.verification import PARITY_SAMPLES, add_onnx, output_digest
@@ -83,6 +84,7 @@ class Workload:
         seed: Seed of the refit's sampled positions and of the distillation.
         training: Inputs that finalists are distilled on, as one batch; empty where they are not.
         trains_on_search: Whether these are search samples too.
+        rehearsing: Those of the training inputs that are not scored, where these are enough; else all of them.
         distillation: How they are distilled.
     """
 
@@ -93,6 +95,7 @@ class Workload:
     seed: int
     training: tuple[Tensor, ...] = ()
     trains_on_search: bool = False
+    rehearsing: tuple[Tensor, ...] = ()
     distillation: DistillationSettings = DistillationSettings()   # noqa: RUF009 - frozen
 
     @classmethod
@@ -105,8 +108,12 @@ class Workload:
             return cls(evaluator, problem.model, inputs, check, settings.seed)
         samples = samples.first(TRAINING_SAMPLES)
         training = flat_inputs(problem.program, samples)
-        shared = not set(samples.row_hashes()).isdisjoint(evaluator.samples.row_hashes())
-        return cls(evaluator, problem.model, inputs, check, settings.seed, training, shared, settings.distillation)
+        scored = set(evaluator.samples.row_hashes())
+        apart = [row for row, digest in enumerate(samples.row_hashes()) if digest not in scored]
+        shared = len(apart) < samples.count
+        rehearsing = tuple(tensor[apart] for tensor in training) if len(apart) >= FEWEST_APART else training
+        return cls(evaluator, problem.model, inputs, check, settings.seed, training, shared, rehearsing,
+                   settings.distillation)
 
     def __call__(self, task: Task) -> Evaluation:
         """Do one task: a policy, a challenge, a substitution (`loss`), a rehearsal (`divergence`) or a construction."""
@@ -128,13 +135,14 @@ class Workload:
     def rehearse(self, task: Rehearsal) -> float:
         """Divergence of a candidate after a few steps of training, on the search set.
 
-        It was trained on that set where there is no other: so few steps flatter all candidates alike, and the samples
-        that were held out are too few to rank them by.
+        Where this set is all there is to train on, it is trained on the half that is not scored: what was trained on
+        flatters those candidates most that have the most to fit.
         """
         network, _ = stitched(self.evaluator.entries, task.policy)
         if self.training:
             settings = replace(self.distillation, steps=min(task.steps, self.distillation.steps), seconds=task.seconds)
-            network = distil(self.evaluator.entries.program, network, self.training, settings, seed=self.seed).network
+            inputs = self.rehearsing or self.training
+            network = distil(self.evaluator.entries.program, network, inputs, settings, seed=self.seed).network
         return self.evaluator.score(network)["divergence"]
 
     def stages(self, task: Task) -> Iterator[tuple[Evaluation, bool]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+AGAIN_SECONDS = 5.0    # after which an exception that ended nothing is sent again
 LATEST_ARRIVAL = 1.0   # seconds: it arrives at the next step of Python code, or was taken for that of an outer limit
 
 
@@ -20,7 +21,8 @@ def time_limit(seconds: float) -> Iterator[None]:
     """Raise `OutOfTime` inside the block when it takes longer than this.
 
     A second thread watches, so that it works in every thread and beside alarms that others have set. The
-    exception arrives between two steps of Python code: a single call into compiled code is waited for.
+    exception arrives between two steps of Python code: a single call into compiled code is waited for. Where it is
+    lost, in a destructor or a callback of a library, whose exceptions Python drops, it is sent again.
 
     Args:
         seconds: The limit.
@@ -31,11 +33,14 @@ def time_limit(seconds: float) -> Iterator[None]:
     thread, lock, ended, sent = threading.get_ident(), threading.Lock(), threading.Event(), threading.Event()
 
     def watch() -> None:
-        if not ended.wait(seconds):
+        pause = seconds
+        while not ended.wait(pause):
             with lock:
-                if not ended.is_set():
-                    sent.set()
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(OutOfTime))
+                if ended.is_set():
+                    return
+                sent.set()
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(OutOfTime))
+            pause = AGAIN_SECONDS
 
     watcher = threading.Thread(target=watch, name="time-limit", daemon=True)
     watcher.start()
@@ -44,8 +49,12 @@ def time_limit(seconds: float) -> Iterator[None]:
         try:
             yield
         finally:
-            with lock:
+            try:
+                with lock:
+                    ended.set()
+            except OutOfTime:   # sent again in this very moment
                 ended.set()
+                raise
             watcher.join()
     except OutOfTime:
         arrived = True

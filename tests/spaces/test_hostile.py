@@ -297,6 +297,7 @@ def test_refused_by_name(name):
 
 
 def test_an_endless_forward_is_refused_when_its_time_is_over():
+    capture(Two(), VECTORS)   # imports what every capture needs, which takes longer than the limit
     model = Endless()
     before = traits(model)
     begin = time.monotonic()
@@ -368,6 +369,28 @@ def test_a_limit_reaches_code_that_catches_everything_in_any_thread():
     thread.start()
     thread.join(30)
     assert len(caught) == 2
+
+
+def test_a_limit_that_a_callback_swallowed_is_sent_again(monkeypatch):
+    """Python drops what destructors raise: a capture hung when its end arrived in one."""
+    monkeypatch.setattr("paretopress.spaces.time_limit.AGAIN_SECONDS", 0.1)
+
+    class Swallows:
+        def __del__(self):
+            swallowed.append(1)
+            with contextlib.suppress(OutOfTime):
+                while True:
+                    time.sleep(0.001)
+
+    swallowed, last = [], []
+    with pytest.raises(OutOfTime), time_limit(0.1):  # noqa: PT012
+        for _ in range(2):
+            Swallows()
+        last.append(1)
+        spin()
+    assert (swallowed, last) == ([1, 1], [1])
+    time.sleep(0.3)   # nothing is sent once the block has ended
+    assert not [thread for thread in threading.enumerate() if thread.name == "time-limit"]
 
 
 def test_a_limit_that_is_not_reached_leaves_nothing_behind():

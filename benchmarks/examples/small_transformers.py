@@ -1,8 +1,8 @@
 """What the transformer examples become: sentence embeddings and a small GPT, against onnxruntime's own quantiser.
 
-    python benchmarks/examples/transformers.py minilm --record minilm     # plain methods and the baseline, minutes
-    python benchmarks/examples/transformers.py gpt --record gpt
-    python benchmarks/examples/transformers.py minilm --search 30m        # and a search
+    python benchmarks/examples/small_transformers.py minilm --record minilm   # plain methods and the baseline, minutes
+    python benchmarks/examples/small_transformers.py gpt --record gpt
+    python benchmarks/examples/small_transformers.py minilm --search 30m        # and a search
 
 Every network is scored on the holdout set through ONNX Runtime and timed in turn with the dense one: one thread, batch
 1, 64 tokens. The baseline is `onnxruntime.quantization.quantize_dynamic` (8-bit weights, a scale per output) on the

@@ -1,0 +1,133 @@
+"""Random widths that just meet the budgets, and candidates of which no two keep nearly the same channels."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from paretopress.compressors.distillation import DistillationSettings
+from paretopress.evaluators.budgets import parse_budget
+from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.data import FEWEST_APART, Data
+from paretopress.search import workload as workloads
+from paretopress.search.finalists import ALIKE, least_divergent, least_divergent_apart, surest
+from paretopress.search.observer import Silent
+from paretopress.search.outlook import outlook
+from paretopress.search.preparation import prepare_evaluator
+from paretopress.search.problem import prepare_problem
+from paretopress.search.records import TrialRecord, TrialState
+from paretopress.search.rehearsal import cut_away
+from paretopress.search.tasks import Rehearsal
+from paretopress.search.width_patterns import LEAST_SHARE, PATTERNS, scattered_widths
+from paretopress.search.workload import Workload
+from paretopress.spaces.choices import Keep, Weights
+from paretopress.spaces.policy import Policy
+
+UNITS = ("early/channels", "middle/channels", "late/channels")
+
+
+def problem_of(tiny, tiny_settings, **options):
+    return prepare_problem(tiny.module.model(), tiny.module.data(), replace(tiny_settings, **options))
+
+
+@pytest.mark.parametrize("budget", ["-78%", "-84%"])
+def test_patterns_meet_the_budget_barely_and_differ(tiny, tiny_settings, budget):
+    problem = problem_of(tiny, tiny_settings, budgets=(parse_budget(budget, "size"),))
+    (limit,) = problem.limits_without_accuracy().costs
+    policies = scattered_widths(problem)
+    shares = np.array([problem.costs.predict(problem.plan(one))[limit[1]] / limit[2] for one in policies])
+    assert (shares <= 1.0 + 1e-9).all()
+    assert np.median(shares) > LEAST_SHARE - 0.1   # there are only so many widths
+    assert 4 <= len(set(policies)) == len(policies) <= PATTERNS
+    assert len({tuple(row) for row in cut_away(policies)}) > len(policies) / 2
+    assert all(choice.bits == 8 for policy in policies for _, choice in policy if isinstance(choice, Weights))
+    assert scattered_widths(problem) == policies
+    other = problem_of(tiny, tiny_settings, budgets=(parse_budget(budget, "size"),), seed=1)
+    assert scattered_widths(other) != policies
+
+
+def test_wider_budgets_leave_wider_networks(tiny, tiny_settings):
+    cut = []
+    for budget in ("-77%", "-84%"):
+        problem = problem_of(tiny, tiny_settings, budgets=(parse_budget(budget, "size"),))
+        cut.append(cut_away(scattered_widths(problem)).mean())
+    assert cut[0] < cut[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"budgets": (parse_budget("2pp", "max_drop"),)}])
+def test_without_budgets_on_costs_there_is_nothing_to_meet(tiny, tiny_settings, options):
+    assert scattered_widths(problem_of(tiny, tiny_settings, **options)) == []
+
+
+def trial(number, widths, divergence, bits=8):
+    keeps = {unit: Keep(ratio) for unit, ratio in zip(UNITS, widths, strict=True)}
+    policy = Policy.of({**keeps, "late/weights": Weights(bits, 32)})
+    values = {"accuracy": 0.9, "divergence": divergence, "size": 10.0 * sum(widths)}
+    return TrialRecord(number, TrialState.COMPLETE, policy, values)
+
+
+def prospects(records):
+    return list(outlook(records, {}, Limits((), None, "max")).prospects)
+
+
+def test_no_two_keep_nearly_the_same_channels():
+    generator = np.random.default_rng(0)
+    records = [trial(number, generator.integers(2, 9, 3) / 8, float(generator.uniform(0.1, 1.0)))
+               for number in range(120)]
+    known = prospects(records)
+    picked = least_divergent_apart(known, 12, known[:2])
+    cut = cut_away([one.record.policy for one in (*known[:2], *picked)])
+    apart = np.abs(cut[:, None] - cut[None]).sum(axis=2)[2:]
+    assert len(picked) == 12
+    assert (apart[~np.eye(14, dtype=bool)[2:]] >= ALIKE).all()
+    assert [one.promise for one in picked] == sorted(one.promise for one in picked)
+    every = cut_away([one.record.policy for one in known])
+    far = np.abs(every[:, None] - cut[None, :2]).sum(axis=2).min(axis=1) >= ALIKE
+    assert picked[0].promise == min(one.promise for one, good in zip(known, far, strict=True) if good)
+
+
+def test_of_the_same_channels_the_one_that_loses_least_before_training_stands():
+    """Short trainings tell formats apart by chance alone; what coarse weights lose before it they go on losing."""
+    widths = (0.5, 0.75, 0.5)
+    coarse, fine, wide = trial(0, widths, 0.30, bits=2), trial(1, widths, 0.28), trial(2, (1.0, 1.0, 0.5), 0.29)
+    lucky = [replace(one, promise=promise) for one, promise in zip(prospects([coarse, fine, wide]), (0.1, 0.3, 0.2),
+                                                                   strict=True)]
+    assert [one.record for one in least_divergent(lucky, 1)] == [coarse]
+    assert [one.record for one in least_divergent_apart(lucky, 3, [])] == [wide, fine]
+
+
+def test_where_no_channels_are_cut_formats_differ():
+    records = [trial(number, (1.0, 1.0, 1.0), 0.1 * (number + 1), bits) for number, bits in enumerate((8, 4, 3))]
+    assert [one.record for one in least_divergent_apart(prospects(records), 2, [])] == records[:2]
+
+
+def test_the_surest_are_apart_where_they_are_trained():
+    records = [trial(number, (0.5, 0.5, 0.5 + number / 64), 0.2 + number / 100) for number in range(8)]
+    records.append(trial(8, (0.5, 0.75, 0.25), 0.4))
+    limits = Limits((("size", "size", 20.0),), None, "max")
+    known = list(outlook(records, {}, limits).prospects)
+    objectives = {"accuracy": "max", "size": "min"}
+    assert records[8] not in [one.record for one in surest(known, [], objectives, limits, 1)[:2]]
+    assert [one.record for one in surest(known, [], objectives, limits, 1, apart=True)[:2]] == [records[0], records[8]]
+
+
+def test_a_rehearsal_is_scored_on_what_it_was_not_trained_on(tiny, tiny_settings, monkeypatch):
+    inputs, labels = tiny.module.samples(2 * FEWEST_APART, 2)
+    data = Data(inputs, (inputs, labels), tiny.module.samples(100, 4))
+    problem = prepare_problem(tiny.module.model(), data, replace(tiny_settings, distil="calibration"))
+    torch.set_num_threads(1)
+    work = replace(Workload.of(problem, prepare_evaluator(problem, Silent())),
+                   distillation=DistillationSettings(steps=4, batch_size=16))
+    assert work.trains_on_search
+    (trained,), scored = work.rehearsing, work.evaluator.samples.whole.args[0]
+    assert len(trained) == len(scored) == FEWEST_APART
+    assert not {row.tobytes() for row in trained.numpy()} & {row.tobytes() for row in scored.numpy()}
+    assert len(work.training[0]) == 2 * FEWEST_APART   # finalists are trained on everything
+    seen, real = [], workloads.distil
+    monkeypatch.setattr(workloads, "distil", lambda *arguments, **options: (
+        seen.append(arguments[2]), real(*arguments, **options))[1])
+    loss = work.rehearse(Rehearsal(problem.even_widths()[2], 4))
+    assert math.isfinite(loss)
+    assert seen == [work.rehearsing]
