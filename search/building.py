@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import State
 from paretopress.search.executors import Executor
-from paretopress.search.finalists import choose, next_builds, surest, widest_gaps
+from paretopress.search.finalists import choose, next_builds, surest, unlike, widest_gaps
 from paretopress.search.outlook import outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.rehearsal import Allowance, Rehearsals, rehearse
@@ -255,6 +255,9 @@ def _next_round(
     first = surest(sound, _rivals(named, records), settings.objectives, settings.limits, 2 if settings.distilled else 1,
                    apart=settings.distilled)
     picked = [one for one in first if not one.built][:size]
+    if settings.distilled and settings.limits.costs:   # what meets them is asked for, not variety in bytes
+        known = [one for one in sound if one.built or one in picked]
+        sound = (*known, *unlike([one for one in sound if one not in known], known))
     view = replace(view, prospects=sound)
     picked += widest_gaps(view, settings.objectives, (size - len(picked)) // 2, picked)
     left = tuple(one for one in sound if one not in picked)
@@ -302,6 +305,9 @@ def _next_rehearsals(
     first = surest(found, _rivals(named, records), settings.objectives, settings.limits, each, apart=True)
     picked = [one for one in first if not one.built][:-(-size // 2)]
     left = tuple(one for one in found if one not in picked)
+    if settings.limits.costs:
+        known = [one for one in found if one.built or one in picked]
+        left = (*(one for one in known if one.built), *unlike([one for one in left if not one.built], known))
     wider = replace(view, prospects=left, worst_divergence=TRAINING_GAIN * view.worst_divergence)
     picked += next_builds(wider, settings.objectives, settings.limits, size - len(picked), settings.samples)
     return [one.record.policy for one in picked]

@@ -192,6 +192,19 @@ def least_divergent_apart(prospects: Sequence[Prospect], count: int, others: Seq
     return [prospects[row] for row in picked]
 
 
+def unlike(prospects: Sequence[Prospect], others: Sequence[Prospect]) -> tuple[Prospect, ...]:
+    """The candidates that keep other channels than all `others`; all of them where no candidate cuts any away."""
+    if not prospects or not others:
+        return tuple(prospects)
+    cut = cut_away([one.record.policy for one in (*prospects, *others)])
+    if not cut.any():
+        return tuple(prospects)
+    nearest = np.full(len(prospects), np.inf)
+    for row in cut[len(prospects):]:
+        nearest = np.minimum(nearest, np.abs(cut[: len(prospects)] - row).sum(axis=1))
+    return tuple(one for one, far in zip(prospects, nearest >= ALIKE, strict=True) if far)
+
+
 def choose(
     candidates: Sequence[Prospect], objectives: Mapping[str, str], limits: Limits, count: int, samples: int = 0
 ) -> list[Prospect]:
