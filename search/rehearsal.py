@@ -2,12 +2,12 @@
 
 What a candidate loses before it is trained says how much it loses afterwards only up to a factor: two networks that
 diverge alike at first may be apart by half after training, as narrow layers at the one place are made up for and at the
-other are not. A short training tells them apart: on DS-CNN, 60 steps explain the logarithm of the divergence after 400 up to
-0.1 on the samples that were trained on, the divergence before any step up to 0.24. On samples that nothing had seen 22
-random patterns of widths ranked after 400 steps as after 160 (Spearman 0.95; after 60 0.91), while before any step others
-led than in the end. So a share of the time for building goes into short trainings of many candidates, in rounds,
-and only those that come out best are trained to the end (in the spirit of successive halving: Jamieson and Talwalkar,
-"Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016).
+other are not. A short training tells them apart: on DS-CNN, 60 steps explain the logarithm of the divergence after 400
+up to 0.1 on the samples that were trained on, the divergence before any step up to 0.24. On samples that nothing had
+seen 22 random patterns of widths ranked after 400 steps as after 160 (Spearman 0.95; after 60 0.91), while before any
+step others led than in the end. So a share of the time for building goes into short trainings of many candidates, in
+rounds, and only those that come out best are trained to the end (in the spirit of successive halving: Jamieson and
+Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016).
 """
 
 from __future__ import annotations
