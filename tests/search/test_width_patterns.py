@@ -12,7 +12,7 @@ from paretopress.evaluators.budgets import parse_budget
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.data import FEWEST_APART, Data
 from paretopress.search import workload as workloads
-from paretopress.search.finalists import ALIKE, least_divergent, least_divergent_apart, surest
+from paretopress.search.finalists import ALIKE, least_divergent, least_divergent_apart, surest, unlike
 from paretopress.search.observer import Silent
 from paretopress.search.outlook import outlook
 from paretopress.search.preparation import prepare_evaluator
@@ -131,3 +131,13 @@ def test_a_rehearsal_is_scored_on_what_it_was_not_trained_on(tiny, tiny_settings
     loss = work.rehearse(Rehearsal(problem.even_widths()[2], 4))
     assert math.isfinite(loss)
     assert seen == [work.rehearsing]
+
+
+def test_what_keeps_nearly_the_same_channels_is_left_out():
+    near, far = trial(0, (0.5, 0.5, 0.5), 0.3), trial(1, (0.5, 0.75, 0.5), 0.3)
+    known = prospects([near, far, trial(2, (0.5, 0.5, 0.625), 0.4)])
+    assert [one.record for one in unlike(known[:2], known[2:])] == [far]
+    assert unlike(known, []) == tuple(known)
+    assert unlike([], known) == ()
+    even = prospects([trial(number, (1.0, 1.0, 1.0), 0.1, bits) for number, bits in enumerate((8, 4))])
+    assert unlike(even[:1], even[1:]) == tuple(even[:1])
