@@ -13,6 +13,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:   # before torch is imported: processes side by side have a core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples in every run: what passes here passes elsewhere. `--hypothesis-profile=explore` draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
