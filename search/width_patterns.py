@@ -3,8 +3,8 @@
 The table adds up what single choices lose before any training, and a search by it stays with a few patterns of widths,
 whose formats it permutes. Which layers may be narrow decides what training makes of a network, and losses before it
 tell little of that: on DS-CNN at two thirds of the dense time, 22 random patterns of widths diverged after training by
-0.08 to 0.2 nats on inputs that nothing had seen, and their divergences before it ranked them with a correlation of 0.53.
-So a search whose finalists are trained begins with patterns from everywhere, and rehearses them.
+0.08 to 0.2 nats on inputs that nothing had seen, and their divergences before it ranked them with a correlation of
+0.53. So a search whose finalists are trained begins with patterns from everywhere, and rehearses them.
 """
 
 from __future__ import annotations
