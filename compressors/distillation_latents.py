@@ -59,8 +59,8 @@ def sign_levels(stored: Signs) -> tuple[Tensor, Tensor]:
 def projected(stored: StoredWeight, values: Tensor) -> Tensor:
     """What is computed with when latent weights are stored so, `(out, columns)`, with straight-through gradients."""
     match stored:
-        case Integers(_, scales, bits):
-            level, steps = largest_level(bits), scales.unsqueeze(1)
+        case Integers(_, scales, bits, highest):
+            level, steps = largest_level(bits, highest), scales.unsqueeze(1)
             levels = torch.clamp(values / steps, -level, level)
             return straight_through(levels.round(), levels) * steps
         case Affine():
@@ -92,8 +92,8 @@ def _affine_grid(stored: Affine) -> tuple[Tensor, Tensor, float]:
 def settled(stored: StoredWeight, values: Tensor) -> StoredWeight:
     """Latent weights `(out, columns)` as they are stored."""
     match stored:
-        case Integers(_, scales, bits):
-            return replace(stored, integers=round_to_nearest(values, scales, bits))
+        case Integers(_, scales, bits, highest):
+            return replace(stored, integers=round_to_nearest(values, scales, bits, highest))
         case Affine():
             steps, offsets, least = _affine_grid(stored)
             codes = torch.clamp((values / steps).round() + offsets, least, float((1 << stored.bits) - 1))

@@ -115,7 +115,7 @@ class Entries:
         if layer_plan.form is None and layer_plan.sparse is None:
             matrix = dense.rows(rows)
         elif isinstance(layer_plan.form, Weights) and layer_plan.form.is_plain and layer_plan.sparse is None:
-            matrix = self._quantise(key, dense, moments, layer_plan.form.bits).rows(rows)
+            matrix = self._quantise(key, dense, moments, layer_plan.form).rows(rows)
         else:   # what rows share, or which of all are kept, depends on which rows there are
             key = (*key, self._level(axes[0], selection))
             moments = moments if rows is None or layer.groups == 1 else _of_groups(moments, rows, layer)
@@ -180,13 +180,13 @@ class Entries:
             self._refitted[key] = (matrix, bias, moments)
         return self._refitted[key]
 
-    def _quantise(self, key: tuple[object, ...], dense: Matrix, moments: Tensor, bits: int) -> Matrix:
+    def _quantise(self, key: tuple[object, ...], dense: Matrix, moments: Tensor, form: Weights) -> Matrix:
         """The matrix at one width; one error-feedback sweep gives all that are offered, learning each costs its own."""
-        widths = (bits,) if self.rounding == "learned" else WEIGHT_BITS
-        key = (*key, widths)
+        widths = (form.bits,) if self.rounding == "learned" else WEIGHT_BITS
+        key = (*key, widths, form.highest)
         if key not in self._quantised:
-            self._quantised[key] = quantise_matrix(dense, moments, widths, self.rounding)
-        return self._quantised[key][bits]
+            self._quantised[key] = quantise_matrix(dense, moments, widths, self.rounding, form.highest)
+        return self._quantised[key][form.bits]
 
     def _in_format(self, key: tuple[object, ...], layer_plan: LayerPlan, dense: Matrix, moments: Tensor) -> Matrix:
         """A matrix in the format of its plan; all widths of integers come from one sweep."""
@@ -194,8 +194,8 @@ class Entries:
         if form is None and sparse is None:
             return dense
         if isinstance(form, Weights) and form.is_plain and sparse is None:
-            return self._quantise(key, dense, moments, form.bits)
-        if isinstance(form, Weights | Binary):   # the same weights whatever they compute in
+            return self._quantise(key, dense, moments, form)
+        if isinstance(form, Binary) or (isinstance(form, Weights) and form.activations != 8):   # equal weights
             form = in_floats(form)
         whole = (*key, form, sparse)
         if whole not in self._formed:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from paretopress.compressors.least_squares import centred
 from paretopress.compressors.quantisation import best_rows, gptq, largest_level
+from paretopress.spaces.choices import BYTE_LEVEL
 
 GAMMA, ZETA = -0.1, 1.1      # of the rectified sigmoid
 STEPS = 500                  # three times as many gain less than a hundredth
@@ -34,7 +35,7 @@ INNERMOST = 0.01             # distance from 0 and 1 that h starts at, so that i
 
 @torch.no_grad()
 def learned_integers(
-    W: Tensor, G: Tensor, widths: Sequence[int], mask: Tensor | None = None
+    W: Tensor, G: Tensor, widths: Sequence[int], mask: Tensor | None = None, highest: int = BYTE_LEVEL
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Quantise a layer to several widths by learned rounding, on the grids that `gptq` finds and from its integers.
 
@@ -44,6 +45,7 @@ def learned_integers(
             depthwise layers, whose rows are split evenly over the groups.
         widths: Bits, each 2 to 8.
         mask: `(out, columns)` bool: all other weights are zero, and stay so.
+        highest: No integer is larger, whatever the width.
 
     Returns:
         Per width the integers `(out, columns)` int8 and the scales `(out,)` float32. No row has a larger error
@@ -56,8 +58,8 @@ def learned_integers(
     shape = (len(covariance), -1, W.shape[1])
     dense, kept = W.double().reshape(shape), None if mask is None else mask.reshape(shape)
     quantised = {}
-    for bits, (integers, scales) in gptq(W, G, widths, mask=mask).items():
-        level = W.new_tensor(float(largest_level(bits)), dtype=torch.float64)
+    for bits, (integers, scales) in gptq(W, G, widths, mask=mask, highest=highest).items():
+        level = W.new_tensor(float(largest_level(bits, highest)), dtype=torch.float64)
         steps, start = scales.double().reshape(*dense.shape[:2], 1), integers.double().reshape(shape)
         found = learned_codes(dense, steps, start, -level, level, covariance, kept)
         candidates = [(integers, scales), (found.reshape(W.shape).to(torch.int8), scales)]

@@ -30,7 +30,17 @@ from paretopress.compressors.quantisation import (
 from paretopress.compressors.sparse_storage import Pattern
 from paretopress.compressors.sparsity import block_mask, compensated_sparse, largest, pattern_mask
 from paretopress.compressors.stored import Floats, Integers, Shared, SparseWeight, StoredWeight
-from paretopress.spaces.choices import UNSTRUCTURED, Binary, Clustered, Factorised, Half, Sparse, WeightFormat, Weights
+from paretopress.spaces.choices import (
+    BYTE_LEVEL,
+    UNSTRUCTURED,
+    Binary,
+    Clustered,
+    Factorised,
+    Half,
+    Sparse,
+    WeightFormat,
+    Weights,
+)
 from paretopress.spaces.errors import PolicyError
 from paretopress.spaces.kernels import product
 from paretopress.spaces.layers import Layer
@@ -68,7 +78,8 @@ class Matrix:
 
 
 def quantise_matrix(
-    dense: Matrix, moments: Tensor, widths: tuple[int, ...], rounding: RoundingMethod = "feedback"
+    dense: Matrix, moments: Tensor, widths: tuple[int, ...], rounding: RoundingMethod = "feedback",
+    highest: int = BYTE_LEVEL,
 ) -> dict[int, Matrix]:
     """Quantise a matrix to several widths; by error feedback all of them take one sweep.
 
@@ -77,13 +88,15 @@ def quantise_matrix(
         moments: Augmented second moments of its inputs, `(columns + 1, columns + 1)` or per group.
         widths: Bits.
         rounding: How each weight finds its integer.
+        highest: No integer is larger (`Weights.highest`).
     """
-    found = rounded(dense.weight, moments, widths, rounding)
-    return {bits: _with(dense, moments, Integers(*one, bits)) for bits, one in found.items()}
+    found = rounded(dense.weight, moments, widths, rounding, highest=highest)
+    return {bits: _with(dense, moments, Integers(*one, bits, highest)) for bits, one in found.items()}
 
 
 def rounded(
-    weight: Tensor, moments: Tensor, widths: Sequence[int], rounding: RoundingMethod, mask: Tensor | None = None
+    weight: Tensor, moments: Tensor, widths: Sequence[int], rounding: RoundingMethod, mask: Tensor | None = None,
+    highest: int = BYTE_LEVEL,
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Integers `(out, columns)` and scales `(out,)` of a matrix at every width.
 
@@ -94,15 +107,16 @@ def rounded(
         rounding: `"feedback"`: each error is made up for by the columns still to come; `"nearest"`: every weight on
             its own, on the grid that is best for the weights; `"learned"`: up or down as is best for the row.
         mask: Bool `(out, columns)` of the weights that are kept, None for all.
+        highest: No integer is larger (`Weights.highest`).
     """
     match rounding:
         case "feedback":
-            return gptq(weight, moments, widths, mask=mask)
+            return gptq(weight, moments, widths, mask=mask, highest=highest)
         case "learned":
-            return learned_integers(weight, moments, widths, mask)
+            return learned_integers(weight, moments, widths, mask, highest)
         case "nearest":
-            grids = {bits: row_scales(weight, bits) for bits in widths}
-            return {bits: (round_to_nearest(weight, scales, bits), scales) for bits, scales in grids.items()}
+            grids = {bits: row_scales(weight, bits, highest=highest) for bits in widths}
+            return {bits: (round_to_nearest(weight, scales, bits, highest), scales) for bits, scales in grids.items()}
 
 
 def in_format(
@@ -124,7 +138,7 @@ def in_format(
         case None:
             return dense
         case Weights(bits) if form.is_plain:
-            return quantise_matrix(dense, moments, (bits,), rounding)[bits]
+            return quantise_matrix(dense, moments, (bits,), rounding, form.highest)[bits]
         case Binary(bases):
             return _with(dense, moments, binarise(dense.weight, bases, moments))
         case _:
@@ -192,7 +206,7 @@ def _values(
         case Weights() if not form.is_plain:
             return affine(weight, form, moments, mask, rounding=rounding)
         case Weights(bits):
-            return Integers(*rounded(weight, moments, (bits,), rounding, mask)[bits], bits)
+            return Integers(*rounded(weight, moments, (bits,), rounding, mask, form.highest)[bits], bits, form.highest)
         case Clustered(bits):
             return shared_weights(weight, moments, bits, mask)
         case Binary():

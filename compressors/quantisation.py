@@ -1,7 +1,8 @@
 """Quantisation: row scales, GPTQ sweeps for weights, affine 8-bit ranges for activations.
 
 Weights are symmetric per row: `w ~ scale * q`, `q` in `-(2^(b-1) - 1) .. 2^(b-1) - 1`, so two bits are
-ternary. Activations are uint8 with a zero point, exactly as ONNX QuantizeLinear and DequantizeLinear.
+ternary; 8 bits end at 64 where kernels of integers compute with them (`Weights.highest`). Activations are
+uint8 with a zero point, exactly as ONNX QuantizeLinear and DequantizeLinear.
 
 GPTQ rounds columns one after the other and makes up for each error in those still to come
 (`compressors/error_feedback.py`).
@@ -19,6 +20,7 @@ from torch import Tensor
 from paretopress.compressors.error_feedback import swept
 from paretopress.compressors.least_squares import centred
 from paretopress.compressors.scale_search import scales_at_levels
+from paretopress.spaces.choices import BYTE_LEVEL
 from paretopress.spaces.errors import DataError
 
 _RANGE_GRID = 64
@@ -34,14 +36,14 @@ RoundingMethod = Literal["feedback", "nearest", "learned"]
 ROUNDING_METHODS: tuple[RoundingMethod, ...] = ("feedback", "nearest", "learned")
 
 
-def largest_level(bits: int) -> int:
-    """Return the largest integer of a symmetric width: `2^(bits - 1) - 1`."""
+def largest_level(bits: int, highest: int = BYTE_LEVEL) -> int:
+    """Return the largest integer of a symmetric width: `2^(bits - 1) - 1`, or `highest` where that is smaller."""
     assert 2 <= bits <= 8
-    return (1 << (bits - 1)) - 1
+    return min((1 << (bits - 1)) - 1, highest)
 
 
 @torch.no_grad()
-def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor:
+def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None, highest: int = BYTE_LEVEL) -> Tensor:
     """Find each row's scale by a grid search on the (weighted) squared rounding error (`scale_search.py`).
 
     The largest representable value is searched between 0.2 and 1 times the row's largest weight.
@@ -51,17 +53,18 @@ def row_scales(W: Tensor, bits: int, G_diagonal: Tensor | None = None) -> Tensor
         bits: 2 to 8.
         G_diagonal: `(columns,)` or `(out, columns)` weights of the squared errors, usually the variances of
             the inputs; equal weights where not given.
+        highest: No integer is larger.
 
     Returns:
         `(out,)` positive scales, float32. Rows of zeros get 1.
     """
-    return scales_at_levels(W, (largest_level(bits),), G_diagonal)[0]
+    return scales_at_levels(W, (largest_level(bits, highest),), G_diagonal)[0]
 
 
 @torch.no_grad()
-def round_to_nearest(W: Tensor, scales: Tensor, bits: int) -> Tensor:
-    """Round rows to their grids, ties to even: int8 `(out, columns)`."""
-    level = largest_level(bits)
+def round_to_nearest(W: Tensor, scales: Tensor, bits: int, highest: int = BYTE_LEVEL) -> Tensor:
+    """Round rows to their grids, ties to even: int8 `(out, columns)`, none larger than `highest`."""
+    level = largest_level(bits, highest)
     return (W.float() / scales.unsqueeze(1)).round().clamp(-level, level).to(torch.int8)
 
 
@@ -89,7 +92,7 @@ def corrected_bias(W: Tensor, bias: Tensor, G: Tensor, W_quantised: Tensor) -> T
 @torch.no_grad()
 def gptq(
     W: Tensor, G: Tensor, bits_list: Sequence[int], damping: float = 1e-2, actorder: bool = True,
-    mask: Tensor | None = None,
+    mask: Tensor | None = None, highest: int = BYTE_LEVEL,
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Quantise a layer to several widths in one GPTQ sweep, all widths stacked as rows.
 
@@ -106,6 +109,7 @@ def gptq(
         damping: Relative to the mean input variance.
         actorder: Quantise columns in order of decreasing input variance.
         mask: `(out, columns)` bool: all other weights are zero, and stay so.
+        highest: No integer is larger, whatever the width.
 
     Returns:
         Per width the integers `(out, columns)` int8 and the scales `(out,)` float32. Correct the bias with
@@ -119,7 +123,7 @@ def gptq(
     groups = len(covariance)
     rows = out // groups
     variances = covariance.diagonal(dim1=-2, dim2=-1).repeat_interleave(rows, dim=0)
-    levels = [largest_level(bits) for bits in bits_list]
+    levels = [largest_level(bits, highest) for bits in bits_list]
     weighted, plain = scales_at_levels(W, levels, variances), scales_at_levels(W, levels)
     dense = W.to(torch.float64 if columns <= EXACT_COLUMNS else torch.float32).reshape(groups, rows, columns)
     grids = torch.cat([scale.to(dense.dtype).reshape(groups, rows) for scale in weighted], dim=1)
@@ -134,7 +138,7 @@ def gptq(
     quantised = {}
     for index, bits in enumerate(bits_list):
         rounded = found[:, index * rows : (index + 1) * rows].reshape(out, columns).to(torch.int8)
-        to_nearest = [(round_to_nearest(W, scale, bits), scale) for scale in (weighted[index], plain[index])]
+        to_nearest = [(round_to_nearest(W, scale, bits, highest), scale) for scale in (weighted[index], plain[index])]
         quantised[bits] = best_rows(dense, [(rounded, weighted[index]), *to_nearest], covariance)
     return quantised
 

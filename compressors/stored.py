@@ -26,7 +26,7 @@ from paretopress.compressors.sparse_storage import (
     store_blocks,
     unpack_unsigned,
 )
-from paretopress.spaces.choices import Binary, Clustered, Half, Sparse, WeightFormat, Weights
+from paretopress.spaces.choices import BYTE_LEVEL, Binary, Clustered, Half, Sparse, WeightFormat, Weights
 from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.kernels import product
 from paretopress.spaces.stored_weights import pattern_sizes, places_forms, sparse_plan, stored_forms, value_bits
@@ -43,11 +43,13 @@ class Integers:
         integers: `(out, columns)` int8.
         scales: `(out,)` float32, positive.
         bits: Stored width.
+        highest: No integer is larger, nor becomes so in training.
     """
 
     integers: Tensor
     scales: Tensor
     bits: int
+    highest: int = BYTE_LEVEL
 
     def weight(self) -> Tensor:
         """The matrix that it stands for, float32."""
@@ -295,7 +297,7 @@ def _read_values(
             zeros = None if zeros is None else zeros.to(torch.uint8).reshape(scales.shape)
             return Affine(codes, scales, zeros, bits, form.group or codes.shape[1])
         case Weights(bits):
-            return Integers(put(unpack(tensors["packed"], bits, (count,))), tensors["scale"], bits)
+            return Integers(put(unpack(tensors["packed"], bits, (count,))), tensors["scale"], bits, form.highest)
         case Clustered(bits):
             indices = unpack_unsigned(tensors["packed"], bits, count).to(torch.uint8)
             return Shared(tensors["codebook"], put(indices), tensors["scale"], bits)

@@ -37,7 +37,7 @@ from paretopress.hardware_profiles.catalogue import load_profile
 from paretopress.search.option_space import OptionSpace
 from paretopress.search.policy_library import read_source
 from paretopress.search.worker_resources import WorkerResources
-from paretopress.spaces.choices import Choice, Weights, choice_to_plain
+from paretopress.spaces.choices import INTEGER_LEVEL, Choice, Weights, choice_to_plain
 from paretopress.spaces.documents import fingerprint
 from paretopress.spaces.errors import ConfigError
 from paretopress.spaces.plan import Plan, plan
@@ -255,7 +255,7 @@ class Problem:
         evaluator: list[Any] = [
             settings.importance, settings.ranges, settings.distil, asdict(settings.distillation), settings.sampler,
             settings.encoding, settings.finalists, settings.executor == "serial",
-            [[b.objective, b.text] for b in settings.budgets], settings.trials is None, settings.subsets,
+            [[b.objective, b.text] for b in settings.budgets], settings.trials is None, settings.subsets, INTEGER_LEVEL,
         ]
         if settings.proxy != "auto":
             evaluator.append(settings.proxy)

@@ -19,6 +19,8 @@ SCHEMES = ("symmetric", "asymmetric", "tensor")
 ACTIVATIONS = (4, 8, 16, 32)
 GRIDS = (4, 16)   # bits of inputs that a layer rounds for itself; no runtime here computes in them
 RANGES = STATIC, DYNAMIC = "static", "dynamic"
+BYTE_LEVEL = 127    # the highest integer of 8 bits that has a negative one
+INTEGER_LEVEL = 64  # the highest that every kernel of 8-bit integers computes with rightly
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,16 @@ class Weights:
     def is_plain(self) -> bool:
         """Whether there is one scale per output and no zero point."""
         return self.scheme == "symmetric" and not self.group
+
+    @property
+    def highest(self) -> int:
+        """No integer of plain weights is larger: 64 where the layer computes in 8-bit integers, otherwise 127.
+
+        x86 processors without VNNI add two products of an unsigned and a signed 8-bit number in 16 bits. That holds
+        `255 * (64 + 64)` but not `255 * (127 + 127)`, which becomes 32767 without a word (onnxruntime: `reduce_range`).
+        So a stored network means the same on all of them.
+        """
+        return INTEGER_LEVEL if self.activations == 8 else BYTE_LEVEL
 
     @property
     def is_dynamic(self) -> bool:
