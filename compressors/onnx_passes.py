@@ -2,8 +2,8 @@
 
 Zero padding in front of a convolution moves into the convolution, batch normalisation behind a layer moves into
 its weights, a mean over all positions becomes a global average pooling, padding in front of a pooling is
-written so that no runtime merges the two, and traces of the exporting process (source lines, local paths) are
-removed.
+written so that no runtime merges the two, layers of floats behind integers so that no runtime rounds their weights,
+and traces of the exporting process (source lines, local paths) are removed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
 _KEEPS_ZERO = ("DequantizeLinear", "QuantizeLinear", "Identity", "Dropout")   # runtimes move or remove them
 
 
@@ -60,6 +61,8 @@ class _Rewriter:
         for node in list(self.graph.node):
             if node.op_type in ("MaxPool", "AveragePool"):
                 self._keep_padding(node)
+            elif node.op_type in _WEIGHTED:
+                self._keep_floats(node)
         self._drop_unread()
 
     def _array(self, name: str) -> np.ndarray | None:
@@ -127,6 +130,41 @@ class _Rewriter:
         name = f"{pad.output[0]}_axes"
         self.graph.initializer.append(self.from_array(np.arange(len(amounts) // 2, dtype=np.int64), name))
         pad.input.extend([*[""] * (3 - len(pad.input)), name])
+
+    def _keep_floats(self, layer: Any) -> None:  # noqa: ANN401
+        """Dequantise what a layer of floats reads along an axis: all steps are the same, the values too.
+
+        ONNX Runtime (seen in 1.32: `WeightBiasQuantization`) takes a layer that reads a `DequantizeLinear` with one
+        step for all as one that should be quantised: it rounds the layer's weights to 8 bits with one scale for the
+        whole tensor, and runs it in integers, whatever the layer was left in floats for.
+        """
+        source, weight = (self.producers.get(name) for name in layer.input[:2])
+        if source is None or source.op_type != "DequantizeLinear":
+            return
+        if weight is not None and weight.op_type == "DequantizeLinear":
+            return
+        scale, shape = self._array(source.input[1]), self.shapes.get(source.input[0], [])
+        axis = next((axis for axis, size in enumerate(shape) if axis and size > 1), None)
+        if scale is None or scale.size != 1 or axis is None:
+            return
+        name = f"{source.output[0]}_per_{axis}"
+        if name not in self.producers:
+            read, count = [source.input[0]], shape[axis]
+            for index, constant in enumerate(source.input[1:3]):
+                value = self._array(constant)
+                assert value is not None
+                read.append(f"{name}:{index}")
+                self.graph.initializer.append(self.from_array(np.repeat(value.reshape(1), count), read[-1]))
+            self.producers[name] = self._inserted(source, "DequantizeLinear", read, name, axis)
+        layer.input[0] = name
+
+    def _inserted(self, behind: Any, op_type: str, read: list[str], name: str, axis: int) -> Any:  # noqa: ANN401
+        """Write a node behind another one."""
+        from onnx import helper
+
+        node = helper.make_node(op_type, read, [name], name=name, axis=axis)
+        self.graph.node.insert([*self.graph.node].index(behind) + 1, node)
+        return node
 
     def _pool_globally(self, node: Any) -> None:  # noqa: ANN401
         """A mean over all spatial positions of a 4-d tensor, kept as 1x1, is a global average pooling."""

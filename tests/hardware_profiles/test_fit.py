@@ -154,3 +154,23 @@ def test_clock_times_of_networks_tell_which_kernels_the_roofline_misses(timed):
     plain, corrected = (fit_model("simulated", changed, trees=trees).model for trees in (False, True))
     errors = [accuracy(network_us(model, held), walls).mape for model in (plain, corrected)]
     assert errors[1] < 0.9 * errors[0]
+
+
+def test_conversions_are_learnt_from_the_clock_whatever_the_profiler_adds_to_their_nodes(timed):
+    """Three short nodes per conversion, on each of which the profiler spends less than on a kernel."""
+    cost, dearest = 4.0, PROFILER + 1.5
+
+    def converted(item):
+        count = len(item.boundaries)
+        kernels = item.kernels + (dearest - PROFILER)
+        wall = item.wall + cost * count
+        return replace(item, wall=wall, kernels=kernels, boundaries=np.full(count, cost + 3 * PROFILER),
+                       boundary_events=np.full(count, 3.0))
+
+    fitted = fit_model("simulated", [converted(item) for item in timed], trees=False)
+    held = [converted(item) for item in simulated(40, seed=1) if len(item.boundaries) > 2]
+    predicted = np.array([fitted.model.boundary_us(item.network.view.boundaries).sum() for item in held])
+    real = np.array([sum(0.2 + cost + one.elements / 1e4 for one in item.network.view.boundaries) for item in held])
+    assert np.median(predicted / real) == pytest.approx(1.0, abs=0.25)
+    walls = np.array([item.wall for item in held])
+    assert accuracy(network_us(fitted.model, held), walls).mape < 0.06
