@@ -59,6 +59,7 @@ class Entries:
         seed: Of the random vectors of the Hessian importance.
         gone: By group the blocks that are zero in the dense network already: they go first.
         rounding: How weights find their integers.
+        widths: Bits of plain integers that one sweep of a layer gives; fewer take less time.
     """
 
     program: Program
@@ -68,6 +69,7 @@ class Entries:
     seed: int = 0
     gone: Mapping[str, Tensor] = field(default_factory=dict)
     rounding: RoundingMethod = "feedback"
+    widths: tuple[int, ...] = WEIGHT_BITS
     _rankings: dict[str, Ranking] = field(default_factory=dict, repr=False)
     _curvature: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _refitted: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -182,7 +184,8 @@ class Entries:
 
     def _quantise(self, key: tuple[object, ...], dense: Matrix, moments: Tensor, form: Weights) -> Matrix:
         """The matrix at one width; one error-feedback sweep gives all that are offered, learning each costs its own."""
-        widths = (form.bits,) if self.rounding == "learned" else WEIGHT_BITS
+        alone = self.rounding == "learned" or form.bits not in self.widths
+        widths = (form.bits,) if alone else self.widths
         key = (*key, widths, form.highest)
         if key not in self._quantised:
             self._quantised[key] = quantise_matrix(dense, moments, widths, self.rounding, form.highest)

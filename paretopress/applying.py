@@ -35,6 +35,7 @@ from paretopress.evaluators.divergence import divergence
 from paretopress.evaluators.gradual_construction import APPROACHES, ROUNDS, Gradual, approached
 from paretopress.progress import ProgressObserver
 from paretopress.settings import parse_duration
+from paretopress.spaces.choices import Weights
 from paretopress.spaces.errors import ArtifactError, ConfigError, unknown_name
 from paretopress.spaces.methods import Assignment
 from paretopress.spaces.plan import plan
@@ -142,6 +143,7 @@ def apply_policy(
             decided = _decided(program.structure, lambda _: decide.decide(entries))
         assert decided is not None
         policy, assignment = decided
+        entries.widths = tuple(sorted({one.bits for _, one in policy if isinstance(one, Weights)}, reverse=True))
         if gradual is not None and not policy.is_dense:
             watcher.stage("train", (gradual.shares - 1) * gradual.share.steps)
             distillation, training = gradual.share, flat_inputs(program, sets.training)

@@ -101,3 +101,16 @@ def test_a_stored_network_knows_its_bound_again():
     stored = Integers(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), 8, Weights(8).highest)
     assert replace(stored, bits=4).highest == INTEGER_LEVEL
     assert stored.each(torch.clone).highest == stored.scaled(-torch.ones(2)).highest == INTEGER_LEVEL
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_sweep_of_one_width_gives_what_one_of_all_gives(adder, bits):
+    program, calibration, _ = adder
+    choices = {f"{layer.name}/weights": Weights(bits) for layer in program.structure.layers}
+    planned = plan(program.structure, Policy.of(choices))
+    every, one, other = (Entries(program, calibration, "l1", widths=widths).stitch(planned)
+                         for widths in ((8, 4, 3, 2), (bits,), ()))
+    for node, parts in every.parts.items():
+        for expected, *found in zip(parts, one.parts[node], other.parts[node], strict=True):
+            assert all(torch.equal(expected.stored.integers, part.stored.integers) for part in found)
+            assert all(torch.equal(expected.stored.scales, part.stored.scales) for part in found)
