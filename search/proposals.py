@@ -11,8 +11,6 @@ options; where the dense model exceeds a budget, every second one takes one of t
 from it.
 Every third trial, later every twelfth, is a descent on a surrogate of the divergence: from an incumbent to what
 should lose less at no higher costs, or from the least divergent ones to what should lose least within the budgets.
-Where finalists are distilled and there are budgets on costs, every eighth trial is one of those that diverge least or
-of the front, with as many bits as the budgets allow (`wider_formats.py`).
 While the sampler has too few trials to learn from, its place is taken by scattered incumbents: uniformly
 random policies compress everything at once and are hopeless in wide spaces.
 """
@@ -31,15 +29,12 @@ from paretopress.search.pareto_proposals import ParetoProposals, Told
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.samplers import ExplorationSettings, Sampler, make_sampler
 from paretopress.search.surrogate import Guide, Surrogate, descend
-from paretopress.search.wider_formats import widened
 
 _SAMPLER_ATTEMPTS = 4   # asks that may repeat a known policy before a local move takes over
 _ATTEMPTS = 24          # attempts before the space is walked through in order
-_WIDENED_STARTS = 4     # policies that may have been widened before
 GUIDED_EVERY = 3        # trials: one of them is the surrogate's proposal
 OFTEN_UNTIL = 240       # trials
 LATER_GUIDED_EVERY = 12
-WIDENED_EVERY = 8
 
 
 class Proposer:
@@ -131,8 +126,6 @@ class Proposer:
 
     def _attempt(self, number: int, attempt: int) -> Genome:
         rng = self._rng(number, attempt)
-        if attempt == 0 and number % WIDENED_EVERY == 0 and (wider := self._widened(rng)) is not None:
-            return wider
         if self._pareto is not None:
             found = self._pareto.propose(number, self._pending) if attempt == 0 else None
             if found is None and not self._pareto.informed and attempt < _SAMPLER_ATTEMPTS:
@@ -154,23 +147,6 @@ class Proposer:
         turn = number // self._settings.local_moves_every
         starts = self._incumbents.closest if turn % 2 else []
         return self._space.stepped(rng.choice(starts or self._incumbents.genomes), rng.randint(1, 3 + farther), rng)
-
-    def _widened(self, rng: random.Random) -> Genome | None:
-        """A policy within the budgets with as many bits as these allow, where that is not known yet."""
-        guide = self._guide
-        if not self._settings.widened or guide is None or not guide.limits:
-            return None
-
-        def fits(genome: Genome) -> bool:
-            found = guide.costs(self._space.policy(genome))
-            return all(found[name] <= limit for name, limit in guide.limits.items())
-
-        starts = [*self._incumbents.closest, *self._incumbents.genomes]
-        for start in rng.sample(starts, min(_WIDENED_STARTS, len(starts))):
-            found = widened(self._space, start, guide.losses, fits)
-            if found not in self._seen and fits(found):
-                return found
-        return None
 
     def _is_guided(self, number: int) -> bool:
         """Whether it is the surrogate's turn: often at first, later every so often, as a descent takes its time."""

@@ -35,7 +35,6 @@ class ExplorationSettings:
         encoding: What a sampler proposes: `"full"`, a choice per unit; `"reweighted"`, a few weights of the
             sensitivity table, a split of the budget and a price, which the exact solver turns into a policy;
             `"auto"`: what is better for the sampler.
-        widened: Whether some trials are known ones with as many bits as the budgets allow (`wider_formats`).
     """
 
     sampler: str = "pareto"
@@ -45,7 +44,6 @@ class ExplorationSettings:
     population: int = 50
     local_moves_every: int = 2
     encoding: str = "auto"
-    widened: bool = False
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:

@@ -268,11 +268,11 @@ def _explore(
     """Explore from some policies, or make only the first `most` trials of that."""
     settings, (executor, mirror) = problem.settings, where
     trials = settings.trials if most is None else min(most, settings.trials or most)
-    seconds, distilled = None, problem.distillation_samples() is not None
+    seconds = None
     if deadline is not None:
-        share = SHARE_WITH_DISTILLATION if distilled else EXPLORATION_SHARE
+        share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
         seconds = max(1.0, (deadline - time.monotonic()) * share)
-    exploration = replace(exploration_settings(settings, seconds), trials=trials, widened=distilled)
+    exploration = replace(exploration_settings(settings, seconds), trials=trials)
     observer.stage("explore" if most is None else "first candidates", trials)
     watch = ExplorationWatch(problem.objectives, trials, seconds)
     for record in run.records():
