@@ -7,6 +7,7 @@ that substitutions resume from the layer they change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from paretopress.spaces.plan import LayerPlan, plan
 from paretopress.spaces.policy import DENSE
 
 POSITIONS_PER_SAMPLE = 32
+VALUE_BYTES = 2 ** 31   # that the values of all nodes may take: every worker of a search holds a copy
+FEWEST_TUNED = 16       # samples, however much their values take
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,8 @@ def calibrate(
     Args:
         program: The captured dense model.
         batches: Inputs per batch, in the order of the graph's input nodes.
-        tuning_samples: Samples whose node values are kept; candidates are tuned on them.
+        tuning_samples: Samples whose node values are kept; candidates are tuned on them. Of large models fewer: see
+            `tuning_count`.
         seed: Seed of the output positions that convolutions are sampled at.
         ranges: How ranges of quantised activations are chosen.
         base: Stands for the dense model, in its shapes; by default its own weights.
@@ -196,7 +200,7 @@ def calibrate(
             program.run(inputs, runner(program, base, apply=apply))
             if progress:
                 progress(index + 1, len(batches))
-    first = tuning_inputs(batches, tuning_samples)
+    first = tuning_inputs(batches, tuning_count(program, tuning_samples))
     values, layers = all_values(program, base, first), {}
     for layer in free:
         second = with_intercept(layer, moments[layer.node].second_moments().clone())
@@ -206,6 +210,20 @@ def calibrate(
         {node: (parts[0].weight, parts[0].bias) for node, parts in base.parts.items()},  # type: ignore[misc]
         layers, base, first, values, ranges,
     )
+
+
+def tuning_count(program: Program, wanted: int) -> int:
+    """How many samples' node values take at most `VALUE_BYTES`, as if none shared its memory; at most as many as wanted.
+
+    With it the search on MiniLM (64 tokens, 256 samples) needs a third of the memory per process; what a layer is
+    corrected by are means over thousands of positions either way.
+    """
+    graph = program.graph
+    elements = sum(math.prod(node.shape) for node in graph.operators() if node.dtype) / graph.batch
+    count = max(FEWEST_TUNED, int(VALUE_BYTES / max(1.0, 4.0 * elements)))
+    if not graph.dynamic_batch:
+        count = max(1, count // graph.batch) * graph.batch
+    return min(wanted, count)
 
 
 def tuning_inputs(batches: Sequence[Sequence[Tensor]], count: int) -> tuple[Tensor, ...]:

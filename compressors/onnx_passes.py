@@ -3,7 +3,7 @@
 Zero padding in front of a convolution moves into the convolution, batch normalisation behind a layer moves into
 its weights, a mean over all positions becomes a global average pooling, padding in front of a pooling is
 written so that no runtime merges the two, layers of floats behind integers so that no runtime rounds their weights,
-and traces of the exporting process (source lines, local paths) are removed.
+additions in front of layer normalisations so that no slower kernel takes both, and traces of the exporting process (source lines, local paths) are removed.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class _Rewriter:
                 self._keep_padding(node)
             elif node.op_type in _WEIGHTED:
                 self._keep_floats(node)
+            elif node.op_type == "LayerNormalization":
+                self._keep_addition(node)
         self._drop_unread()
 
     def _array(self, name: str) -> np.ndarray | None:
@@ -208,6 +210,18 @@ class _Rewriter:
         layer.output[0] = norm.output[0]
         self.producers[norm.output[0]] = layer
         self.graph.node.remove(norm)
+
+    def _keep_addition(self, norm: Any) -> None:  # noqa: ANN401
+        """`Add → LayerNormalization`: written as a `Sum`, which is the same and stays a kernel of its own.
+
+        ONNX Runtime merges an addition into its SkipLayerNormalization, whose kernel for CPUs takes several times as
+        long as the two together: 158 instead of 32 microseconds for 64 rows of 384 (1.32, a Xeon with AVX-512).
+        """
+        addition = self.producers.get(norm.input[0])
+        if addition is not None and addition.op_type == "Add":
+            ranks = {len(self.shapes.get(name, ())) for name in addition.input}
+            if len(ranks) == 1 and ranks.pop() > 1:   # not a bias, which products take along
+                addition.op_type = "Sum"
 
     def _drop_unread(self) -> None:
         removed = True

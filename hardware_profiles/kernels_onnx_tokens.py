@@ -87,7 +87,10 @@ class NetworkBuilder(ModelBuilder):
         return self._normalisation(value, "Softmax", [], axis=-1)
 
     def layer_norm(self, value: Value) -> Value:
-        """Layer normalisation of every token, in float."""
+        """Layer normalisation of every token, in float; a residual sum in front stays a kernel of its own, as in files."""
+        for node in self.nodes:
+            if node.op_type == "Add" and value.name in node.output and self.kernels[value.kernel].family is Family.ADD:
+                node.op_type = "Sum"
         scale = self._constant(f"{self._prefix()}_scale", np.ones(value.size[-1], np.float32))
         return self._normalisation(value, "LayerNormalization", [scale], axis=-1)
 

@@ -14,7 +14,7 @@ from paretopress.spaces.documents import disk_error, fingerprint, read_document,
 from paretopress.spaces.errors import ConfigError, ProfileError
 
 # Rises when profiles measured by older code should be measured again.
-_MEASUREMENT_VERSION = 2
+_MEASUREMENT_VERSION = 3
 
 
 def cache_path() -> Path:

@@ -263,7 +263,7 @@ class _Reader:
             self.reads.setdefault(self.made_by.get(name, -1), []).append(index)
 
     def _family(self, node: Any) -> Family:  # noqa: ANN401 - protobuf
-        if node.op_type == "Add":
+        if node.op_type in ("Add", "Sum"):
             computed = [name for name in node.input if self._constant(name) is None]
             return Family.ADD if len(computed) > 1 else Family.ELEMENTWISE
         family = _FAMILIES.get(node.op_type, Family.OTHER)

@@ -135,7 +135,7 @@ def _reshaped(inputs: list[Any], attributes: Attributes) -> Tensor:  # noqa: ARG
 
 
 OPERATORS: Mapping[str, Operator] = {
-    "Add": lambda inputs, _: inputs[0] + inputs[1],
+    **dict.fromkeys(("Add", "Sum"), lambda inputs, _: inputs[0] + inputs[1]),
     "AveragePool": _average_pooling,
     "BatchNormalization": lambda inputs, _: functional.batch_norm(*inputs[:1], *inputs[3:], *inputs[1:3]),
     "Concat": lambda inputs, attributes: torch.cat(inputs, attributes["axis"]),

@@ -64,6 +64,9 @@ class _Start:
         )
 
 
+_KILLED = "signal 9"   # what a system short of memory does
+
+
 class _Worker:
     """One worker process, its connection, and the task it works on."""
 
@@ -235,7 +238,8 @@ class ProcessExecutor:
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= _STARTS_ALLOWED:
-                raise ParetopressError(f"worker processes die before they are ready ({words})")
+                hint = " for lack of memory, most likely: give fewer workers" if words == _KILLED else ""
+                raise ParetopressError(f"worker processes die before they are ready ({words}){hint}")
         self._replace(worker)
         if job is None:
             return

@@ -3,12 +3,14 @@
 from collections import Counter
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import paretopress
 from paretopress.compressors.export_onnx import run_session, session
+from paretopress.spaces.policy import DENSE
 
 transformers = pytest.importorskip("transformers")
 
@@ -79,3 +81,18 @@ def test_half_of_the_heads_and_of_the_feed_forward_width_go(encoder, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(found, small(**inputs), rtol=1e-4, atol=1e-5)
     assert small.size_bytes < 0.8 * sum(4 * one.numel() for one in encoder.parameters())
+
+
+@pytest.mark.parametrize("format_", ["dense", "integers"])
+def test_residual_sums_stay_out_of_the_slow_normalisation(encoder, integers, format_, tmp_path):
+    model = integers if format_ == "integers" else paretopress.apply(encoder, tokens(64), DENSE, refit=False)
+    path = model.export_onnx(tmp_path / "model.onnx")
+    written = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert written["Sum"] == 5   # two of each layer, and one of the embeddings
+    options = onnxruntime.SessionOptions()   # as anyone opens it
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    run = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert run["SkipLayerNormalization"] == 0
+    assert run["Sum"] == written["Sum"]
+    assert run["LayerNormalization"] == 5

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from paretopress.compressors.calibration import calibrate
+from paretopress.compressors.calibration import all_values, base_network, calibrate, tuning_count
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.network import forward
 from paretopress.compressors.program import build_program
@@ -87,3 +87,16 @@ def test_batch_normalisation_of_tokens_is_not_folded():
     program = build_program(Tokens().eval(), (torch.randn(4, 5, 6),))   # as many tokens as features
     assert program.structure.folded_layers == frozenset()
     assert program.structure.folded_state == frozenset()
+
+
+def test_fewer_samples_are_tuned_on_where_their_values_take_more_memory_than_a_worker_should_hold(parts, monkeypatch):
+    program, _, inputs = parts
+    assert tuning_count(program, 256) == 256
+    values = all_values(program, base_network(program), inputs[:4])
+    each = sum(4 * value[0].numel() for value in values.values())
+    monkeypatch.setattr("paretopress.compressors.calibration.VALUE_BYTES", 40 * each + 1)
+    assert tuning_count(program, 256) == 40
+    assert tuning_count(program, 30) == 30
+    assert len(calibrate(program, [[inputs]], tuning_samples=256).inputs[0]) == 40
+    monkeypatch.setattr("paretopress.compressors.calibration.VALUE_BYTES", 0)
+    assert tuning_count(program, 256) == 16   # what statistics still can be taken of
