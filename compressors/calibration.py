@@ -116,10 +116,14 @@ class Calibration:
 def _per_channel(product: Tensor, place: int, axis: Axis, group: ChannelGroup, samples: int) -> Tensor:
     """Sums over positions and over the elements of each of the group's channels, `(samples, channels)`.
 
-    Windows and other parts that the user's code puts into the first dimension are positions too.
+    Windows and other parts that the user's code puts into the first dimension are positions too. What all samples
+    share, such as embedded positions, is divided among them: its gradient is a sum over them.
     """
     rows = product.detach().movedim(place, -1)
-    flat = rows.reshape(samples, -1, rows.shape[-1]).sum(dim=1)
+    if len(rows) % samples:
+        flat = (rows.reshape(-1, rows.shape[-1]).sum(dim=0) / samples).expand(samples, -1)
+    else:
+        flat = rows.reshape(samples, -1, rows.shape[-1]).sum(dim=1)
     total, offset = flat.new_zeros(len(flat), group.size), 0
     for segment in axis or ():
         if segment.group == group.name:

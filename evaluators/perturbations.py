@@ -183,6 +183,10 @@ def _as_it_is(_: str, value: Tensor) -> Tensor:
 
 
 def per_sample(tensor: Tensor, samples: int) -> Tensor:
-    """Sums over all that belongs to a sample, shape `(samples,)`: parts in the first dimension are a sample's."""
-    return tensor.reshape(samples, -1).sum(dim=1)
+    """Sums over all that belongs to a sample, shape `(samples,)`: parts in the first dimension are a sample's.
 
+    What all samples share, such as embedded positions, is divided among them: its gradient is a sum over them.
+    """
+    if len(tensor) % samples:
+        return (tensor.sum() / samples).expand(samples)
+    return tensor.reshape(samples, -1).sum(dim=1)

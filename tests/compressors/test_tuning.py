@@ -92,7 +92,7 @@ def test_batch_normalisation_of_tokens_is_not_folded():
 def test_fewer_samples_are_tuned_on_where_their_values_take_more_memory_than_a_worker_should_hold(parts, monkeypatch):
     program, _, inputs = parts
     assert tuning_count(program, 256) == 256
-    values = all_values(program, base_network(program), inputs[:4])
+    values = all_values(program, base_network(program), [inputs[:4]])
     each = sum(4 * value[0].numel() for value in values.values())
     monkeypatch.setattr("paretopress.compressors.calibration.VALUE_BYTES", 40 * each + 1)
     assert tuning_count(program, 256) == 40
