@@ -3,7 +3,8 @@
 Zero padding in front of a convolution moves into the convolution, batch normalisation behind a layer moves into
 its weights, a mean over all positions becomes a global average pooling, padding in front of a pooling is
 written so that no runtime merges the two, layers of floats behind integers so that no runtime rounds their weights,
-additions in front of layer normalisations so that no slower kernel takes both, and traces of the exporting process (source lines, local paths) are removed.
+additions in front of layer normalisations so that no slower kernel takes both, and traces of the exporting process
+(source lines, local paths) are removed.
 """
 
 from __future__ import annotations

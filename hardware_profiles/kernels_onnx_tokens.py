@@ -87,7 +87,7 @@ class NetworkBuilder(ModelBuilder):
         return self._normalisation(value, "Softmax", [], axis=-1)
 
     def layer_norm(self, value: Value) -> Value:
-        """Layer normalisation of every token, in float; a residual sum in front stays a kernel of its own, as in files."""
+        """Layer normalisation of every token, in float; a residual sum in front stays its own kernel, as in files."""
         for node in self.nodes:
             if node.op_type == "Add" and value.name in node.output and self.kernels[value.kernel].family is Family.ADD:
                 node.op_type = "Sum"

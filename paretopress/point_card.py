@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretopress.compressors.model_card import Card
-from paretopress.tables import shown
+from paretopress.evaluators.budgets import shown
 
 if TYPE_CHECKING:
     from paretopress.result import Front, Point

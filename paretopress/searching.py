@@ -84,7 +84,8 @@ class Search:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"compress: the model must be a torch.nn.Module, got {type(model).__name__}")
         if not isinstance(data, Data):
-            raise ConfigError(f"compress: data must be a paretopress.Data, got {type(data).__name__}")
+            parts = "calibration=inputs, search=(inputs, targets), holdout=(inputs, targets)"
+            raise ConfigError(f"compress: data must be a paretopress.Data({parts}), got {type(data).__name__}")
         given = {"max_latency": max_latency, "max_size": max_size, "max_macs": max_macs, "max_memory": max_memory,
                  "max_energy": max_energy, "max_robust": max_robust}
         self.model, self.data = model, data

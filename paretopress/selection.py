@@ -196,7 +196,7 @@ def _nothing_fits(front: Front, minimize: str, budgets: Sequence[Budget]) -> str
 
 
 def _in_units(front: Front, objective: str, value: float) -> str:
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     return front.metric.shown(value) if objective == ACCURACY else shown(objective, value)
 

@@ -394,6 +394,11 @@ _EXPECTED = {
 }
 
 
+_EXAMPLES = {
+    "budgets": " such as '-50%', '<=5ms' or '<=200kB'", "max_drop": " such as '1pp' or '2%'", "time": " such as '5m'",
+}
+
+
 def _first_problem(error: ValidationError) -> str:
     """Return `path: what` of the first problem; unknown keys come first, they often explain the others."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
@@ -408,6 +413,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"{path}: {unknown_name('value', problem['input'], allowed)}"
     expected = _EXPECTED.get(problem["type"])
     text = f"expected {expected}" if expected else problem["msg"].lower().removeprefix("input ")
+    if problem["type"] == "string_type":
+        text += _EXAMPLES.get(str(problem["loc"][0 if problem["loc"][0] == "budgets" else -1]), "")
     return f"{path}: {text}, got {_shown(problem['input'])}"
 
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paretopress.evaluators.budgets import UNITS
+from paretopress.evaluators.budgets import shown
 from paretopress.evaluators.primary_metric import ACCURACY, PrimaryMetric
 from paretopress.selection import dominates
 
@@ -17,28 +17,6 @@ if TYPE_CHECKING:
     from paretopress.result import Front, Point
 
 WIDTH = 100
-
-
-def shown(objective: str, value: float | None) -> str:
-    """Return a cost with its unit, three digits: `4.21 ms`, `115 kB`. Metrics: see `PrimaryMetric.shown`."""
-    if value is None:
-        return "–"
-    base = objective.partition("@")[0]
-    if base == "robust":
-        return f"{100.0 * value:.3g}%"
-    scales = {
-        "latency": (("s", 1e3), ("ms", 1.0), ("µs", 1e-3)),
-        "energy": (("J", 1e6), ("mJ", 1e3), ("µJ", 1.0)),
-        "macs": (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)),
-    }
-    bytes_scale = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
-    units = scales.get(base, bytes_scale if base in UNITS else (("", 1.0),))
-    unit, factor = next((pair for pair in units if abs(value) >= pair[1]), units[-1])
-    number = value / factor
-    digits = (
-        0 if abs(number) >= 100 or (factor == 1.0 and unit in ("", "B")) else 1 if abs(number) >= 10 else 2
-    )
-    return f"{number:.{digits}f} {unit}".rstrip()
 
 
 def plain_text(text: object) -> str:

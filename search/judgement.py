@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from paretopress.evaluators.budgets import Budget
+from paretopress.evaluators.budgets import Budget, shown
 from paretopress.evaluators.costs import ROBUST, runs_everywhere
 from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.evaluators.verification import Verified, drop_interval, measured_plain
@@ -181,7 +181,7 @@ def _broken_budgets(
                 broken.append(f"{_loss(budget, metric, accuracy, dense_accuracy)} exceeds {budget.text}")
             continue
         broken += [
-            f"{name} {values[name]:.4g} exceeds {budget.text}"
+            f"{name} {shown(name, values[name])} exceeds {budget.text}"
             for name in problem.costs.resolve(budget.objective)
             if math.isfinite(values[name]) and budget.violation(values[name], baseline[name]) > 0.0
         ]

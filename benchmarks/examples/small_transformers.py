@@ -83,7 +83,7 @@ SEARCH: Mapping[str, Mapping[str, Any]] = {
         "budgets": {"latency": "-50%", "size": "-71.5%"},
         "max_drop": "1pp",
         "search": {"sampler": "pareto", "distil": "off", "finalists": 12},
-        "space": {"keep": [0.5, 0.75], "rank": [], "bits": [8, 4]},
+        "space": {"keep": [0.75, 0.875], "rank": [], "bits": [8, 4]},
     },
     "gpt": {
         "budgets": {"size": "-75%"},

@@ -138,7 +138,8 @@ def applied_text(found: Mapping[str, Any], width: int, metric: PrimaryMetric) ->
         width: Columns of the terminal.
         metric: What `accuracy` stands for.
     """
-    from paretopress.tables import plain_table, render, shown
+    from paretopress.evaluators.budgets import shown
+    from paretopress.tables import plain_table, render
 
     measured = found["measured"]
     value, dense = measured["accuracy"], measured["accuracy_baseline"]

@@ -121,7 +121,8 @@ def summary(profile: DeviceProfile) -> dict[str, Any]:
 
 def profile_text(profile: DeviceProfile, width: int) -> str:
     """Return a profile as tables: facts, formats, and how it did on networks that it was not fitted on."""
-    from paretopress.tables import plain_table, render, shown
+    from paretopress.evaluators.budgets import shown
+    from paretopress.tables import plain_table, render
 
     limits, can = profile.limits, profile.capabilities()
     facts = [

@@ -119,8 +119,9 @@ def vela_command(model: Path, accelerator: str, optimise: str, as_json: bool) ->
     """
     from dataclasses import asdict
 
+    from paretopress.evaluators.budgets import shown
     from paretopress.hardware_profiles.vela import vela_estimate
-    from paretopress.tables import plain_table, render, shown
+    from paretopress.tables import plain_table, render
 
     found = vela_estimate(model, accelerator, optimise)
     if as_json:

@@ -137,7 +137,7 @@ def _text(found: Mapping[str, Any], width: int) -> str:
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     machine, threads, gpu, profiles = (found[name] for name in ("machine", "threads", "gpu", "profiles"))
     variables = ", ".join(f"{name}={value}" for name, value in threads["variables"].items() if value is not None)

@@ -141,7 +141,7 @@ def _converted(
 
 def _exported_text(front: Front, point: Point, checks: Mapping[str, Any]) -> str:
     """Metric, size, and how parity and time were checked."""
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     parity, timing = checks["parity"], checks["timing"]
     converted = timing["source"] == "export"

@@ -194,7 +194,7 @@ def _dropped_rows(dropped: Sequence[Mapping[str, str]], *, whole: bool) -> list[
 
 
 def _layer_cells(layer: Mapping[str, Any], names: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     counts = {kind: len(options.get(f"{layer['name']}/{kind}", ())) for kind in ("weights", "rank")}
     offered = [f"{counts['weights']} formats"] * (counts["weights"] > 0)
@@ -252,7 +252,7 @@ def _own_code_notes(groups: Sequence[Mapping[str, Any]]) -> list[str]:
 def _group_cells(
     group: Mapping[str, Any], names: Sequence[str], options: Mapping[str, Any], *, whole: bool
 ) -> list[str]:
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     count = len(options.get(f"{group['name']}/channels", ()))
     makers = group["producers"] if whole else group["producers"][:MOST_MAKERS]
@@ -271,14 +271,14 @@ def _group_cells(
 
 def objective_cells(name: str, row: Mapping[str, Any]) -> list[str]:
     """Return a row of the table of feasibility, for `COST_HEADINGS`."""
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     verdict = "" if row["satisfiable"] is None else "can be met" if row["satisfiable"] else "impossible"
     return [name, *(shown(name, row[key]) for key in ("baseline", "minimum", "limit")), verdict]
 
 
 def _impossible(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     parts = [
         f"{name} cannot be at most {shown(name, row['limit'])}: best reachable {shown(name, row['minimum'])}"

@@ -118,7 +118,8 @@ def solved_text(document: Mapping[str, Any], width: int) -> str:
         document: Its JSON document.
         width: Columns of the terminal.
     """
-    from paretopress.tables import plain_table, render, shown
+    from paretopress.evaluators.budgets import shown
+    from paretopress.tables import plain_table, render
 
     baseline = document["baseline"]
     costs = [name for name in baseline if name.partition("@")[0] in ("latency", "relative", "size")]
@@ -161,7 +162,8 @@ def _drop(value: float | None, *, share: bool) -> str:
 
 def _rates(rates: Sequence[Mapping[str, Any]], cost: str, *, share: bool) -> Any:  # noqa: ANN401
     """The cheapest ways to save a cost, as a table."""
-    from paretopress.tables import plain_table, shown
+    from paretopress.evaluators.budgets import shown
+    from paretopress.tables import plain_table
 
     unit, per = _unit_of(cost)
     saving = sorted((one for one in rates if one["costs"].get(cost, 0.0) < 0.0),

@@ -83,8 +83,8 @@ def _name(key: str) -> str:
 
 
 def _value(key: str, value: object) -> str:
+    from paretopress.evaluators.budgets import shown
     from paretopress.evaluators.metrics import RESERVED
-    from paretopress.tables import shown
 
     if isinstance(value, list | tuple):
         return " to ".join(_value(key, item) for item in value)

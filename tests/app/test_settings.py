@@ -164,7 +164,7 @@ def test_settings_of_executors_that_do_not_go_together(search, message):
         ("search: {trials: 2.5}", "search.trials: expected a whole number, got 2.5"),
         ("search: {trials: true}", "search.trials: expected a whole number, got True"),
         ("search: {trials: 0}", "search.trials: should be greater than or equal to 1, got 0"),
-        ("search: {time: 5}", "search.time: expected text, got 5"),
+        ("search: {time: 5}", "search.time: expected text such as '5m', got 5"),
         ("search: {importance: obd}", "search.importance: unknown value 'obd'; did you mean 'obs'?"),
         ("distillation: {step: 9}", "distillation.step: unknown key; did you mean 'steps'?"),
         ("distillation: {steps: 0}", "distillation: steps: got 0 (allowed: from 1)"),
@@ -183,7 +183,8 @@ def test_settings_of_executors_that_do_not_go_together(search, message):
         ("space: {sparsity: [0.5, '4:2']}", "space.sparsity[1]: sparsity '4:2' is not one"),
         ("space: {sparsity: [1.5]}", "space.sparsity[0]: sparsity 1.5 is not one"),
         ("version: 2", "version: "),
-        ("budgets: {latency: 5}", "budgets.latency: expected text, got 5"),
+        ("budgets: {latency: 5}", "budgets.latency: expected text such as '-50%', '<=5ms' or '<=200kB', got 5"),
+        ("max_drop: 0.01", "max_drop: expected text such as '1pp' or '2%', got 0.01"),
         ("model: pkg.mod:factory", "model: a settings file is data and names no code; pass --model"),
         ("data: {loader: x}", "data: a settings file is data and names no code; pass --data"),
         ("[1, 2]", "expected keys such as targets and search, got [1, 2]"),
@@ -206,7 +207,7 @@ def test_overrides_are_typed_and_reach_every_level():
     assert override({}, "space.bits=[8, 4]") == {"space": {"bits": [8, 4]}}
     assert override({}, "max_drop=2%") == {"max_drop": "2%"}
     assert override({}, "budgets.latency=<=5ms") == {"budgets": {"latency": "<=5ms"}}
-    with pytest.raises(ConfigError, match=r"^--set search.time=5: search.time: expected text, got 5"):
+    with pytest.raises(ConfigError, match=r"^--set search.time=5: search.time: expected text such as '5m', got 5"):
         override({}, "search.time=5")
 
 

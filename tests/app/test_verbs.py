@@ -7,8 +7,8 @@ import pytest
 
 from paretopress.cli.inspect import inspection_text
 from paretopress.cli.verify import measured_text
+from paretopress.evaluators.budgets import shown
 from paretopress.evaluators.primary_metric import PrimaryMetric
-from paretopress.tables import shown
 
 
 def test_device_list_names_every_shipped_profile_and_local_without_measuring(cli, monkeypatch, tmp_path):

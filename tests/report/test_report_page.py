@@ -180,7 +180,7 @@ def test_the_page_cannot_fetch_anything(report):
 
 
 def test_figures_read_as_on_the_command_line(page, hostile_run, data_of):
-    from paretopress.tables import shown
+    from paretopress.evaluators.budgets import shown
 
     path = write_report(hostile_run)
     data = data_of(path)

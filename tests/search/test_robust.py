@@ -118,8 +118,8 @@ def test_finalists_are_judged_by_measured_times_here_and_predicted_ones_elsewher
     ])
     reasons = [point.why_not for point in verdict.points]
     assert reasons[1] is None
-    assert reasons[2] == "robust 0.65 exceeds -40%"   # the interval's ends cancel out
-    assert reasons[3] == "robust 0.65 exceeds -40%"
+    assert reasons[2] == "robust 65% exceeds -40%"   # the interval's ends cancel out
+    assert reasons[3] == "robust 65% exceeds -40%"
     assert [point.measured["robust"] for point in verdict.points] == pytest.approx([1.0, 0.55, 0.65, 0.65])
 
 

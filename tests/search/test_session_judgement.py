@@ -146,8 +146,8 @@ def test_budgets_are_judged_on_measured_values(problem_of):
     found = reasons(verdict)
     assert found[1] is None
     assert found[2] == "accuracy drop 3.00pp exceeds 2pp"
-    assert found[3] == f"latency@{HERE} 6 exceeds -50%"
-    assert found[4] == "size 700 exceeds <=600B"
+    assert found[3] == f"latency@{HERE} 6.00 ms exceeds -50%"
+    assert found[4] == "size 700 B exceeds <=600B"
     assert found[6].count(";") == 2
     assert {n: p.feasible for n, p in enumerate(verdict.points)} == {
         0: False, 1: True, 2: False, 3: False, 4: False, 5: True, 6: False
@@ -250,7 +250,7 @@ def test_a_target_that_cannot_run_here_uses_the_predicted_upper_bound(problem_of
         candidate(2, 0.94, 4.5, 400, targets=(ELSEWHERE,)),    # predicted 45 ms, at most 54
     ])
     assert reasons(verdict)[1] is None
-    assert reasons(verdict)[2] == f"latency@{ELSEWHERE} 54 exceeds <=50ms"
+    assert reasons(verdict)[2] == f"latency@{ELSEWHERE} 54.0 ms exceeds <=50ms"
     assert verdict.points[1].costs[1] == pytest.approx(48.0)
     assert all(point.measured["latency_ms"] is None and point.measured["speedup"] is None for point in verdict.points)
     assert verdict.latency_error == {"device": None, "points": 0, "spearman": None, "median_abs_pct": None}
@@ -266,7 +266,7 @@ def test_several_targets_are_all_budgets_and_all_objectives(problem_of):
         candidate(*DENSE, targets=targets), candidate(1, 0.94, 4.0, 500, targets=targets), slow_there,
     ])
     assert reasons(verdict)[1] is None
-    assert reasons(verdict)[2] == f"latency@{ELSEWHERE} 90 exceeds -50%"
+    assert reasons(verdict)[2] == f"latency@{ELSEWHERE} 90.0 ms exceeds -50%"
     # Against the dense model and a drop of 10 points: (1 - 0.1)(1 - 0.4)(1 - 0.5), time of the first target.
     assert verdict.hypervolume == pytest.approx(0.9 * 0.6 * 0.5)
 
