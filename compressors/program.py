@@ -8,7 +8,7 @@ are applied and how tensors are quantised.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from paretopress.spaces.capture import Capture, capture
+from paretopress.spaces.capture import Capture, capture, differing_types
 from paretopress.spaces.errors import UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.layers import Layer, LayerKind
@@ -245,14 +245,4 @@ def _check_same(
 def _failure(model: torch.nn.Module, inputs: Sequence[Tensor], error: Exception) -> str:
     """One line on a model that was captured but does not run, with the types where they may be the reason."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    text = f"the model cannot run on the example: {type(error).__name__}: {reason}"
-    own, given = (_floats(tensors) for tensors in (model.state_dict().values(), inputs))
-    if own and given and own != given:
-        text += f" (the model's tensors are {' and '.join(own)}, its inputs {' and '.join(given)})"
-    return text
-
-
-def _floats(tensors: Iterable[Any]) -> list[str]:
-    """Names of the types of floats among tensors."""
-    found = {str(one.dtype) for one in tensors if isinstance(one, Tensor) and one.is_floating_point()}
-    return sorted(name.removeprefix("torch.") for name in found)
+    return f"the model cannot run on the example: {type(error).__name__}: {reason}{differing_types(model, inputs)}"

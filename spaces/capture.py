@@ -19,7 +19,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from paretopress.spaces.errors import DataError, UnsupportedModelError, one_line
+from paretopress.spaces.errors import DataError, UnsupportedModelError
 from paretopress.spaces.graph import Graph, Node, Ref
 from paretopress.spaces.mutation import without_dead_code, without_mutation
 from paretopress.spaces.pooling import with_pooled_means
@@ -77,14 +77,14 @@ def capture(
     batch = _batch_size({**{f"input {index}": value for index, value in enumerate(args)}, **kwargs})
     _check_floats(model, [*args, *kwargs.values()])
     frozen = _copy(model).eval().requires_grad_(False)
-    _check_types(frozen, args, kwargs)
     notes: list[str] = []
     program, why = _attempt(frozen, args, kwargs, dynamic=True, seconds=seconds / 2)
     if program is None:
         notes.append(f"the batch dimension is fixed at {batch}: {why}")
         program, why = _attempt(frozen, args, kwargs, dynamic=False, seconds=seconds / 2)
     if program is None:
-        raise UnsupportedModelError(f"the model cannot be captured: {why}")
+        hint = differing_types(model, [*args, *kwargs.values()])
+        raise UnsupportedModelError(f"the model cannot be captured: {why}{hint}")
     aliases = _aliases(frozen)
     graph = _to_graph(program, batch, notes, aliases)
     constants = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
@@ -92,23 +92,15 @@ def capture(
     return Capture(graph, program.call_spec.out_spec, outputs, tuple(kwargs), aliases, constants)
 
 
-def _check_types(model: torch.nn.Module, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor]) -> None:
-    """Refuse floats of another type than the weights, as those of NumPy are by default, where the model takes none.
-
-    Tracing does not tell: it lets a linear layer multiply two types.
-    """
-    weights = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-    others = {tensor.dtype for tensor in [*args, *kwargs.values()] if tensor.is_floating_point()} - weights
-    if len(weights) != 1 or not others:
-        return
-    wanted, found = (str(dtype).removeprefix("torch.") for dtype in (weights.pop(), others.pop()))
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - the user's code
-        what = f"{type(error).__name__}: {one_line(str(error))}"
-        hint = f"inputs are {found}, the model's weights {wanted}: convert the inputs"
-        raise UnsupportedModelError(f"the model does not run on these inputs: {what}; {hint}") from None
+def differing_types(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> str:
+    """A hint where inputs are floats of another type than the model's, as NumPy makes them by default; else nothing."""
+    own, given = (
+        sorted({str(one.dtype).removeprefix("torch.") for one in tensors if one.is_floating_point()})
+        for tensors in (model.state_dict().values(), inputs)
+    )
+    if not own or not given or own == given:
+        return ""
+    return f" (the model's tensors are {' and '.join(own)}, its inputs {' and '.join(given)})"
 
 
 def _attempt(

@@ -155,7 +155,7 @@ def test_no_time_changes_nothing():
 
 def test_the_same_batches_give_the_same_network():
     item = prepared("depthwise")
-    network = item.network(choices_of(item, keep=True, bits=3))
+    network = item.network(choices_of(item, keep=True, bits=4))
     with torch.inference_mode(mode=False), torch.enable_grad():
         one, other = (reconstruct(item.program, network, mini_batches(item), steps=200, learning_rate=0.03)
                       for _ in range(2))
