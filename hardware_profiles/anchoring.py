@@ -24,7 +24,7 @@ SPREAD = 0.25      # expected size of the logarithm of a part's factor: what a p
 NOISE = 0.02       # of the logarithm of a measured time
 ROUNDS = 20
 HALVINGS = 20
-LARGEST = 8.0      # a part's factor is between its inverse and this: weights that fit no cache take four times as long
+LARGEST = 8.0      # a part's factor is between its inverse and this; MiniLM's float kernels take 3.8 times as long
 
 
 @dataclass(frozen=True, slots=True)

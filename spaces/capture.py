@@ -10,7 +10,7 @@ import logging
 import pathlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -94,13 +94,16 @@ def capture(
 
 def differing_types(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> str:
     """A hint where inputs are floats of another type than the model's, as NumPy makes them by default; else nothing."""
-    own, given = (
-        sorted({str(one.dtype).removeprefix("torch.") for one in tensors if one.is_floating_point()})
-        for tensors in (model.state_dict().values(), inputs)
-    )
+    own, given = (sorted(str(kind).removeprefix("torch.") for kind in _float_types(tensors))
+                  for tensors in (model.state_dict().values(), inputs))
     if not own or not given or own == given:
         return ""
     return f" (the model's tensors are {' and '.join(own)}, its inputs {' and '.join(given)})"
+
+
+def _float_types(tensors: Iterable[Any]) -> set[torch.dtype]:
+    """The types of floats among tensors; the state of a model may hold other things too."""
+    return {one.dtype for one in tensors if isinstance(one, torch.Tensor) and one.is_floating_point()}
 
 
 def _attempt(
@@ -154,8 +157,7 @@ def _uncopyable(model: torch.nn.Module) -> str:
 
 def _check_floats(model: torch.nn.Module, inputs: list[torch.Tensor]) -> None:
     """Refuse half precision where model and inputs agree on it; where they do not, running the model says so."""
-    own = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
-    given = {tensor.dtype for tensor in inputs if tensor.is_floating_point()}
+    own, given = _float_types(model.state_dict().values()), _float_types(inputs)
     narrow = own & {torch.float16, torch.bfloat16}
     if narrow and given <= own:
         names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in narrow))
