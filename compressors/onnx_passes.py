@@ -221,7 +221,7 @@ class _Rewriter:
         addition = self.producers.get(norm.input[0])
         if addition is not None and addition.op_type == "Add":
             ranks = {len(self.shapes.get(name, ())) for name in addition.input}
-            if len(ranks) == 1 and ranks.pop() > 1:   # not a bias, which products take along
+            if ranks == {3}:   # what it merges; biases go with products, sums of pictures with convolutions
                 addition.op_type = "Sum"
 
     def _drop_unread(self) -> None:

@@ -30,6 +30,7 @@ from paretopress.spaces.policy import Policy
 _START = "from paretopress.search.worker import main; main({descriptor}, {parent}, {threads}, {memory})"
 SECRETS = ("PARETOPRESS_STORAGE", "PGPASSWORD", "PGPASSFILE")   # no business of what evaluates
 _STARTS_ALLOWED = 3     # workers that may die in a row before one of them is ready
+_KILLED = "signal 9"    # what a system short of memory does
 
 
 @dataclass
@@ -62,9 +63,6 @@ class _Start:
             stdin=subprocess.DEVNULL,
             env={**environment, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
         )
-
-
-_KILLED = "signal 9"   # what a system short of memory does
 
 
 class _Worker:

@@ -96,3 +96,18 @@ def test_residual_sums_stay_out_of_the_slow_normalisation(encoder, integers, for
     assert run["SkipLayerNormalization"] == 0
     assert run["Sum"] == written["Sum"]
     assert run["LayerNormalization"] == 5
+
+
+def test_sums_that_nothing_merges_with_a_normalisation_stay_additions(tmp_path):
+    class Pictures(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.LayerNorm((3, 6, 6))
+
+        def forward(self, x):
+            return self.norm(x + self.convolution(x)).flatten(1)   # the convolution's kernel adds
+
+    dense = paretopress.apply(Pictures().eval(), torch.randn(8, 3, 6, 6), DENSE, refit=False)
+    written = Counter(node.op_type for node in onnx.load(dense.export_onnx(tmp_path / "model.onnx")).graph.node)
+    assert written["Add"] == 1
+    assert written["Sum"] == 0

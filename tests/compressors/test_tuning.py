@@ -1,5 +1,7 @@
 """Tuning compares a compressed network with the dense one on the same samples: chance changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from paretopress.compressors.calibration import all_values, base_network, calibrate, tuning_count
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.network import forward
-from paretopress.compressors.program import build_program
+from paretopress.compressors.program import Program, build_program
 from paretopress.compressors.refit import refit, settle
 from paretopress.spaces.choices import Half, Weights
 from paretopress.spaces.plan import plan
@@ -100,3 +102,15 @@ def test_fewer_samples_are_tuned_on_where_their_values_take_more_memory_than_a_w
     assert len(calibrate(program, [[inputs]], tuning_samples=256).inputs[0]) == 40
     monkeypatch.setattr("paretopress.compressors.calibration.VALUE_BYTES", 0)
     assert tuning_count(program, 256) == 16   # what statistics still can be taken of
+
+
+def test_a_fixed_batch_is_tuned_on_whole_batches(parts, monkeypatch):
+    program, _, _ = parts
+    fixed = Program(replace(program.capture, graph=replace(program.graph, dynamic_batch=False)),
+                    replace(program.structure, graph=replace(program.graph, dynamic_batch=False)), program.state)
+    monkeypatch.setattr("paretopress.compressors.calibration.VALUE_BYTES", 0)
+    assert fixed.graph.batch == 4
+    assert tuning_count(fixed, 256) == 16
+    monkeypatch.setattr("paretopress.compressors.calibration.FEWEST_TUNED", 6)
+    assert tuning_count(fixed, 256) == 4
+    assert tuning_count(program, 256) == 6

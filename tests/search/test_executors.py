@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from paretopress.search.executors import SerialExecutor, torch_threads
 from paretopress.search.process_executor import ProcessExecutor
 from paretopress.search.ray_executor import RayExecutor
 from paretopress.spaces.choices import Keep, Weights
-from paretopress.spaces.errors import ConfigError, DiskError
+from paretopress.spaces.errors import ConfigError, DiskError, ParetopressError
 from paretopress.spaces.policy import DENSE, Policy
 
 RATIOS = (0.3, 0.5, 0.7, 0.9)
@@ -103,6 +104,25 @@ def test_dead_workers_are_replaced_and_their_policies_tried_once_more(faulty, tm
     }
     tried = (tmp_path / "log").read_text().splitlines()
     assert [tried.count(name) for name in ("exit", "kill", "kill once", "raise")] == [2, 2, 2, 1]
+
+
+class KilledWhileLoading:
+    """Where it is unpickled, the process is killed as by a system without memory."""
+
+    def __reduce__(self):
+        return os.kill, (_OwnProcess(), signal.SIGKILL)
+
+
+class _OwnProcess:
+    def __reduce__(self):
+        return os.getpid, ()
+
+
+def test_workers_that_are_killed_before_they_are_ready_say_what_to_do():
+    with ProcessExecutor(KilledWhileLoading(), workers=1) as executor:
+        executor.submit(0, POLICIES[0])
+        with pytest.raises(ParetopressError, match=r"\(signal 9\) for lack of memory, most likely: give fewer"):
+            executor.next_result()
 
 
 def test_a_hanging_evaluation_is_killed_and_the_others_finish(faulty, tmp_path):
