@@ -208,7 +208,7 @@ class CompressedModel(nn.Module):
 
     def export(
         self, path: str | Path, format: str | None = None, inputs: Any = None, *, runs: int = 50,  # noqa: A002, ANN401
-        overwrite: bool = False, packed: bool = False,
+        overwrite: bool = False, packed: bool = False, values: bool = False,
     ) -> Exported:
         """Write it in a format, run what was written, compare it with this model, and time it.
 
@@ -222,6 +222,8 @@ class CompressedModel(nn.Module):
             overwrite: Whether an earlier export there is replaced.
             packed: For `pt2`, whether integer weights are stored packed and unpacked by every call; otherwise as the
                 floats they stand for, which is faster and larger.
+            values: Whether the outputs are embeddings or values rather than scores of classes: where activations are
+                rounded, they may then differ by a quarter of their length, instead of 2% unless the same one is first.
 
         Raises:
             ArtifactError: What was written does not compute what this model computes; nothing is left of it.
@@ -230,7 +232,9 @@ class CompressedModel(nn.Module):
         from paretopress.compressors.exports import as_inputs, export_checked  # they know this module
 
         given = None if inputs is None else as_inputs(inputs)
-        return export_checked(self, Path(path), format, given, runs=runs, overwrite=overwrite, packed=packed)
+        return export_checked(
+            self, Path(path), format, given, runs=runs, overwrite=overwrite, packed=packed, values=values
+        )
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False, huffman: bool = False) -> dict[str, int]:
         """`save` with a model card, `README.md`, among the files. Arguments, result and errors are those of `save`."""

@@ -29,6 +29,7 @@ RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch", "openvino": "openvino"}
 FLOAT_TOLERANCE = 1e-4      # of the largest output
 INTEGER_AGREEMENT = 0.99    # share of samples with the same output first, where activations are rounded on the way
 NEAR = 0.02                 # of the length of a sample's outputs: integers that end a step apart here and there
+ROUNDED = 0.25              # the same for embeddings and values, where many rounded layers have carried a step on
 SYNTHETIC = 256             # samples that are drawn where none are given
 WARM_UP = 10
 
@@ -84,7 +85,7 @@ def format_of(path: Path, form: str | None) -> str:
 
 def export_checked(
     compressed: CompressedModel, path: Path, form: str | None = None, inputs: Inputs | None = None, *, runs: int = 50,
-    overwrite: bool = False, packed: bool = False,
+    overwrite: bool = False, packed: bool = False, values: bool = False,
 ) -> Exported:
     """Write a compressed model in a format, run what was written, compare and time it.
 
@@ -97,6 +98,7 @@ def export_checked(
         runs: Counted runs of the timing, 0 for none.
         overwrite: Whether an earlier export there is replaced.
         packed: For `pt2`: see `export_program.export_program`.
+        values: Whether the outputs are embeddings or values, so that none comes first; see `agreeing`.
 
     Raises:
         ArtifactError: What was written does not compute what the model computes; nothing is left of it.
@@ -115,7 +117,7 @@ def export_checked(
     temporary = temporary_sibling(path).with_suffix(path.suffix)
     try:
         write(compressed, temporary, form, given, packed=packed)
-        found = checked(compressed, temporary, form, given, runs=runs)
+        found = checked(compressed, temporary, form, given, runs=runs, values=values)
         for source, target in zip(files_of(temporary, form), files_of(path, form), strict=True):
             source.replace(target)
     except ArtifactError as error:
@@ -145,7 +147,9 @@ def write(compressed: CompressedModel, path: Path, form: str, inputs: Inputs, *,
             export_openvino(compressed.export_onnx(Path(folder) / "model.onnx"), path)
 
 
-def checked(compressed: CompressedModel, path: Path, form: str, inputs: Inputs, *, runs: int) -> Exported:
+def checked(
+    compressed: CompressedModel, path: Path, form: str, inputs: Inputs, *, runs: int, values: bool = False
+) -> Exported:
     """Compare what is in a file with the model that it was made from, and time it.
 
     Raises:
@@ -153,7 +157,7 @@ def checked(compressed: CompressedModel, path: Path, form: str, inputs: Inputs, 
     """
     with _one_thread():
         run = opened(compressed, path, form)
-        difference, agreement, samples = _compared(compressed, run, inputs)
+        difference, agreement, samples = _compared(compressed, run, inputs, ROUNDED if values else NEAR)
         problem = _problem(compressed, difference, agreement)
         if problem:
             raise ArtifactError(problem)
@@ -237,7 +241,7 @@ def _flat(outputs: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a model retu
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _compared(compressed: CompressedModel, run: Run, inputs: Inputs) -> tuple[float, float, int]:
+def _compared(compressed: CompressedModel, run: Run, inputs: Inputs, near: float) -> tuple[float, float, int]:
     """Largest difference over the largest output, share of the same first outputs, and samples."""
     graph = compressed.program.graph
     count = len(next(iter((*inputs[0], *inputs[1].values()))))
@@ -255,17 +259,18 @@ def _compared(compressed: CompressedModel, run: Run, inputs: Inputs) -> tuple[fl
             gap = torch.where(equal, 0.0, (one.double() - other.double()).abs()).nan_to_num(nan=float("inf"))
             difference = max(difference, float(gap.max()))
             largest = max(largest, float(one.double().abs().max()))
-        same += int(agreeing(expected[0], found[0]).sum())
+        same += int(agreeing(expected[0], found[0], near=near).sum())
     return difference / max(largest, 1e-12), same / whole, whole
 
 
-def agreeing(one: Tensor, other: Tensor, *, guesses: bool = False) -> Tensor:
+def agreeing(one: Tensor, other: Tensor, *, guesses: bool = False, near: float = NEAR) -> Tensor:
     """Return per sample whether both put the same output first, or are near each other.
 
     Args:
         one: Outputs `(n, ...)`.
         other: Outputs of the same shape.
         guesses: Whether only what comes first counts, as for scores of classes. Embeddings and values have no first.
+        near: Of the length of a sample's outputs: what they may differ by.
 
     Returns:
         Booleans `(n,)`.
@@ -274,8 +279,8 @@ def agreeing(one: Tensor, other: Tensor, *, guesses: bool = False) -> Tensor:
     if guesses:
         return same
     rows, difference = (tensor.reshape(len(one), -1).double() for tensor in (one, one - other))
-    near: Tensor = difference.norm(dim=1) <= NEAR * rows.norm(dim=1)
-    return same | near
+    close: Tensor = difference.norm(dim=1) <= near * rows.norm(dim=1)
+    return same | close
 
 
 def _leading(output: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from paretopress.spaces.layer_formats import own_input
 
 ONNX = "model.onnx"
 PARITY_SAMPLES = 64
+SCORE_TOLERANCE = 0.01   # of the metric: what is left of two ways to round, averaged over the holdout set
 BOOTSTRAP = 2000
 
 
@@ -41,12 +42,16 @@ class Parity:
             count first guesses, also of those whose outputs differ by less than 2% of their length.
         integer: Whether activations are rounded on the way, where agreement is the criterion: a sum of floats that
             differs in its last bit may end a step apart.
+        score_difference: How far the first metric of both is apart, over the larger one; None where the metric counts
+            first guesses. Embeddings and values have no first output, and many rounded layers carry one step on to
+            all outputs, so that agreement of the scores is enough there.
     """
 
     reloaded_equal: bool | None
     onnx_difference: float
     onnx_agreement: float
     integer: bool
+    score_difference: float | None = None
 
     @property
     def problem(self) -> str:
@@ -54,10 +59,18 @@ class Parity:
         if self.reloaded_equal is False:
             return "the reloaded model does not equal the one in memory"
         if self.integer and self.onnx_agreement < INTEGER_AGREEMENT:
-            return f"ONNX agrees on {self.onnx_agreement:.1%} of the samples, below {INTEGER_AGREEMENT:.0%}"
+            return self._disagreement()
         if not self.integer and self.onnx_difference > FLOAT_TOLERANCE:
             return f"ONNX outputs differ by {self.onnx_difference:.2g}, above {FLOAT_TOLERANCE:g}"
         return ""
+
+    def _disagreement(self) -> str:
+        agreed = f"ONNX agrees on {self.onnx_agreement:.1%} of the samples, below {INTEGER_AGREEMENT:.0%}"
+        if self.score_difference is None:
+            return agreed
+        if self.score_difference <= SCORE_TOLERANCE:
+            return ""
+        return f"{agreed}, and its score differs by {self.score_difference:.1%}, above {SCORE_TOLERANCE:.0%}"
 
 
 @dataclass(frozen=True)
@@ -187,7 +200,7 @@ def _verify(
     if not (folder / ONNX).exists():
         add_onnx(compressed, folder)
     opened = session(folder / ONNX)
-    outputs, from_onnx = _outputs(compressed, opened, holdout, guesses=metrics[0].function is top1)
+    outputs, from_onnx = _outputs(compressed, opened, holdout, metrics[0])
     sizes = [path.stat().st_size for path in folder.iterdir() if path.name != ONNX]
     timing = None
     if reference is not None:
@@ -196,7 +209,8 @@ def _verify(
         timing = time_steadily(opened, reference, single, runs)
     return Verified(
         score(metrics, outputs, holdout.targets), compressed.size_bytes, sum(sizes), (folder / ONNX).stat().st_size,
-        Parity(None if not task.expected else digest == task.expected, *from_onnx, _rounds(compressed)),
+        Parity(None if not task.expected else digest == task.expected, from_onnx.difference, from_onnx.agreement,
+               _rounds(compressed), from_onnx.score_difference),
         timing, _correct(metrics[0], outputs, holdout.targets),
     )
 
@@ -248,25 +262,43 @@ def output_digest(model: nn.Module, samples: Batches) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """What ONNX Runtime returned, beside PyTorch. Attributes as of `Parity`."""
+
+    difference: float
+    agreement: float
+    score_difference: float | None
+
+
 def _outputs(
-    compressed: CompressedModel, opened: Any, samples: Batches, *, guesses: bool  # noqa: ANN401
-) -> tuple[Any, tuple[float, float]]:
-    """All PyTorch outputs, and (difference, agreement) with ONNX Runtime."""
+    compressed: CompressedModel, opened: Any, samples: Batches, metric: Metric  # noqa: ANN401
+) -> tuple[Any, _Compared]:
+    """All PyTorch outputs, and how ONNX Runtime's compare."""
     from torch.utils import _pytree as pytree
 
-    collected, difference, largest, same = [], 0.0, 0.0, 0
+    guesses = metric.function is top1
+    collected, others, difference, largest, same = [], [], 0.0, 0.0, 0
     for batch in samples:
         with torch.inference_mode():
             outputs = compressed(*batch.args, **batch.kwargs)
         collected.append(outputs)
-        flat = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        found = _run_onnx(compressed, opened, compressed.program.flatten_inputs(batch.args, batch.kwargs))
-        for one, other in zip(flat, found, strict=True):
-            difference = max(difference, _largest_difference(one, other))
-            largest = max(largest, float(one.abs().max()))
-        same += int(agreeing(flat[0], found[0], guesses=guesses).sum())
-    outputs = concatenate_outputs(collected)
-    return outputs, (difference / max(largest, 1e-12), same / samples.count)
+        leaves, structure = pytree.tree_flatten(outputs)
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]     # others are None
+        run = _run_onnx(compressed, opened, compressed.program.flatten_inputs(batch.args, batch.kwargs))
+        found = dict(zip(places, run, strict=True))
+        for place, other in found.items():
+            difference = max(difference, _largest_difference(leaves[place], other))
+            largest = max(largest, float(leaves[place].abs().max()))
+        same += int(agreeing(leaves[places[0]], found[places[0]], guesses=guesses).sum())
+        if not guesses:
+            others.append(pytree.tree_unflatten([found.get(place) for place in range(len(leaves))], structure))
+    outputs, agreement = concatenate_outputs(collected), same / samples.count
+    apart = None
+    if not guesses:
+        one, other = (metric(values, samples.targets) for values in (outputs, concatenate_outputs(others)))
+        apart = abs(one - other) / max(abs(one), abs(other), 1e-12)
+    return outputs, _Compared(difference / max(largest, 1e-12), agreement, apart)
 
 
 def _largest_difference(one: Tensor, other: Tensor) -> float:

@@ -48,7 +48,7 @@ def refuse_without_parity(point: Point) -> None:
     if not isinstance(plain, dict):
         return
     names = ("reloaded_equal", "onnx_difference", "onnx_agreement", "integer")
-    if problem := Parity(*(plain[name] for name in names)).problem:
+    if problem := Parity(*(plain[name] for name in names), plain.get("score_difference")).problem:
         raise ArtifactError(f"point {point.id} failed its verification: {problem}")
 
 
@@ -78,12 +78,17 @@ def convert_point(
     from paretopress.compressors.compressed_model import load
     from paretopress.compressors.exports import SUFFIXES, export_checked
     from paretopress.evaluators.data import prepare
+    from paretopress.evaluators.metrics import top1
 
     refuse_without_parity(point)
-    whole = prepare(data).holdout.first(SAMPLES).whole
+    prepared = prepare(data)
+    values = prepared.metrics[0].function is not top1
+    whole = prepared.holdout.first(SAMPLES).whole
     inputs = (whole.args, dict(whole.kwargs))
     compressed = load(point.stored(), model)
-    exported = export_checked(compressed, destination, form, inputs, runs=runs, overwrite=force, packed=packed)
+    exported = export_checked(
+        compressed, destination, form, inputs, runs=runs, overwrite=force, packed=packed, values=values
+    )
     suffix = next(suffix for suffix, name in SUFFIXES.items() if name == form)
     with tempfile.TemporaryDirectory(prefix="paretopress-") as folder:
         dense = load(front.baseline.stored(), model, compressed.program)

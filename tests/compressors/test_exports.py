@@ -71,6 +71,27 @@ def test_an_export_computes_what_the_model_computes(models, images, tmp_path, ki
     assert sorted(one.suffix for one in tmp_path.iterdir()) == sorted({suffix, *([".bin"] if suffix == ".xml" else [])})
 
 
+@pytest.mark.parametrize(("size", "values", "sound"), [(0.1, False, False), (0.1, True, True), (0.4, True, False)])
+def test_values_may_differ_by_more_than_scores(models, images, tmp_path, monkeypatch, size, values, sound):
+    """Outputs that are off by a share of their length, whichever of them is the largest."""
+    def run(compressed, path, form):
+        def off(args, kwargs):
+            with torch.inference_mode():
+                outputs = compressed(*args, **kwargs)
+            return [outputs * (1.0 + size)]
+        return off
+
+    monkeypatch.setattr(exports, "opened", run)
+    model = models["int8"]
+    firsts = iter(torch.arange(8)[:, None].expand(8, 64))                 # never the same one
+    monkeypatch.setattr(exports, "_leading", lambda _: next(firsts))
+    if sound:
+        model.export(tmp_path / "a.onnx", inputs=images, runs=0, values=values)
+        return
+    with pytest.raises(ArtifactError, match="agrees on"):
+        model.export(tmp_path / "a.onnx", inputs=images, runs=0, values=values)
+
+
 def test_a_program_file_runs_without_paretopress_and_the_user_s_class(models, images, tmp_path):
     models["int8"].export(tmp_path / "small.pt2", inputs=images, runs=0)
     expected = models["int8"](images[:5])

@@ -40,6 +40,19 @@ def test_an_unknown_origin_is_no_problem_and_a_difference_is():
     assert Parity(True, 0.0, 0.989, True).problem != ""
 
 
+@pytest.mark.parametrize(
+    ("agreement", "apart", "problem"),
+    [
+        (0.5, None, "agrees on 50.0% of the samples, below 99%"),
+        (0.5, 0.02, "agrees on 50.0% of the samples, below 99%, and its score differs by 2.0%, above 1%"),
+        (0.5, 0.01, ""),      # embeddings: rounding carried on, on average as good
+        (0.99, 0.02, ""),     # a score of a few samples
+    ],
+)
+def test_scores_decide_where_outputs_have_no_first_place(agreement, apart, problem):
+    assert Parity(True, 0.2, agreement, True, apart).problem == (problem and f"ONNX {problem}")
+
+
 def test_outputs_that_are_no_guesses_agree_where_they_are_near():
     one = torch.tensor([[3.0, 3.01, 0.0], [3.0, 3.01, 0.0], [0.0, 0.0, 5.0]])
     other = torch.tensor([[3.01, 3.0, 0.0], [4.0, 3.0, 0.0], [0.0, 4.0, 5.0]])   # near, far, the same one first

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from paretopress import quantize
 from paretopress.compressors import compressed_model
 from paretopress.compressors.network import dense_network
 from paretopress.compressors.program import build_program
@@ -114,3 +115,43 @@ def test_right_and_wrong_samples_are_known_of_first_guesses_only(tmp_path, outpu
             right = model(inputs).argmax(1) == classes
         assert correct(classes, first_guesses) == ()
         assert correct(classes, Metric(top1, label="mine")) == tuple(right.tolist())
+
+
+class Embeddings(nn.Module):
+    """Outputs in a mapping, as Hugging Face models have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(6, 32), nn.Linear(32, 48)
+
+    def forward(self, x):
+        return {"embedding": self.out(torch.relu(self.first(x))), "attentions": None}
+
+
+def cosine(outputs, targets):
+    """Of every embedding with the first target dimensions."""
+    return float(torch.cosine_similarity(outputs["embedding"], targets).mean())
+
+
+def test_scores_of_both_forms_are_compared_where_the_metric_counts_no_guesses(tmp_path):
+    torch.manual_seed(0)
+    model = Embeddings().eval()
+    inputs = torch.randn(64, 6)
+    with torch.inference_mode():
+        targets = model(inputs)["embedding"] + 0.1 * torch.randn(64, 48)
+    given = Data(inputs + 1.0, (inputs + 2.0, targets), (inputs, targets), metric=cosine)
+    small = quantize(model, given, 8)
+    small.save(tmp_path / "0")
+    (sound,) = verify(model, [Task(str(tmp_path / "0"))], prepare(given))
+    assert sound.parity.score_difference == pytest.approx(0.0, abs=1e-3)
+    assert sound.parity.problem == ""
+
+    with torch.no_grad():
+        model.out.weight *= torch.linspace(-0.5, 1.0, 32)      # a file that computes something else
+    other = quantize(model, given, 8)
+    with torch.no_grad():
+        model.out.weight /= torch.linspace(-0.5, 1.0, 32)
+    small.save(tmp_path / "1", extra={ONNX: other.export_onnx})
+    (wrong,) = verify(model, [Task(str(tmp_path / "1"))], prepare(given))
+    assert wrong.parity.score_difference > 0.05
+    assert "its score differs by" in wrong.parity.problem
