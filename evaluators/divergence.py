@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paretopress.compressors.distillation_loss import score_scale
+
 
 def divergence(dense: Sequence[Any], candidate: Sequence[Any]) -> float:
     """Return the label-free loss of a candidate.
 
     Two-dimensional float outputs are read as logits: mean Kullback-Leibler divergence of the candidate's
-    softmax from the dense one, in nats. Other float outputs: squared error over the dense variance.
+    softmax from the dense one, in nats; where the dense ones are less than a nat apart, as embeddings are, both are
+    scaled to that first. Other float outputs: squared error over the dense variance.
     A candidate whose outputs are not finite where the dense ones are is infinitely far away.
 
     Args:
@@ -30,8 +33,9 @@ def divergence(dense: Sequence[Any], candidate: Sequence[Any]) -> float:
 
 def _one(wanted: Tensor, found: Tensor) -> float:
     if wanted.ndim == 2 and wanted.shape[1] > 1:
-        expected = torch.log_softmax(wanted, dim=1)
-        actual = torch.log_softmax(found, dim=1)
+        scale = score_scale(wanted)
+        expected = torch.log_softmax(wanted * scale, dim=1)
+        actual = torch.log_softmax(found * scale, dim=1)
         terms = expected.exp() * (expected - actual)
         terms = torch.where(expected == -math.inf, 0.0, terms)   # p log p is 0 at p = 0: masked logits
         return _distance(float(terms.sum(dim=1).mean()))

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paretopress.compressors.distillation_loss import score_scale
 from paretopress.compressors.entries import Entries
 from paretopress.compressors.refit import settle
 from paretopress.evaluators.divergence import divergence
@@ -281,7 +282,8 @@ class _OutputMetric:
                 continue
             change = found.float() - wanted
             if wanted.ndim == 2 and wanted.shape[1] > 1:
-                chances = torch.softmax(wanted, dim=1)
+                scale = score_scale(wanted)
+                chances, change = torch.softmax(scale * wanted, dim=1), scale * change
                 change = change - (chances * change).sum(dim=1, keepdim=True)
                 change = change * (0.5 * chances / len(wanted)).sqrt()
             else:

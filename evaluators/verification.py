@@ -278,7 +278,9 @@ def _outputs(
     from torch.utils import _pytree as pytree
 
     guesses = metric.function is top1
-    collected, others, difference, largest, same = [], [], 0.0, 0.0, 0
+    collected: list[Any] = []
+    others: list[Any] = []
+    difference, largest, same = 0.0, 0.0, 0
     for batch in samples:
         with torch.inference_mode():
             outputs = compressed(*batch.args, **batch.kwargs)
@@ -296,8 +298,8 @@ def _outputs(
     outputs, agreement = concatenate_outputs(collected), same / samples.count
     apart = None
     if not guesses:
-        one, other = (metric(values, samples.targets) for values in (outputs, concatenate_outputs(others)))
-        apart = abs(one - other) / max(abs(one), abs(other), 1e-12)
+        own, run_score = metric(outputs, samples.targets), metric(concatenate_outputs(others), samples.targets)
+        apart = abs(own - run_score) / max(abs(own), abs(run_score), 1e-12)
     return outputs, _Compared(difference / max(largest, 1e-12), agreement, apart)
 
 

@@ -277,6 +277,7 @@ def _rehearse(
 ) -> None:
     """Train the candidates that promise most for a few steps each, in rounds, and learn from each round."""
     capacity = workshop.executor.capacity
+    workshop.rehearsals.begun = True
     allowance = Allowance.of(settings.finalists, settings.deadline, capacity)
     left, size, begin = allowance.most, capacity, time.monotonic()
     while left > 0 and allowance.in_time():

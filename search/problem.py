@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paretopress.compressors.distillation import DistillationSettings
+from paretopress.compressors.distillation_loss import LEAST_SPREAD
 from paretopress.compressors.program import Program
 from paretopress.compressors.quantisation import RangeMethod
 from paretopress.evaluators.anchors import anchored
@@ -256,6 +257,7 @@ class Problem:
             settings.importance, settings.ranges, settings.distil, asdict(settings.distillation), settings.sampler,
             settings.encoding, settings.finalists, settings.executor == "serial",
             [[b.objective, b.text] for b in settings.budgets], settings.trials is None, settings.subsets, INTEGER_LEVEL,
+            LEAST_SPREAD,   # of scores that divergences are measured between
         ]
         if settings.proxy != "auto":
             evaluator.append(settings.proxy)

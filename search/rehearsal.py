@@ -39,8 +39,12 @@ MOST_PER_FINALIST = 4    # and where it is
 SMALLEST_DIVERGENCE = 1e-9
 # Of logarithms of divergences, as measured on DS-CNN:
 ERROR = 0.12             # of what a rehearsal says of the whole training, besides a common factor
-DEVIATION = 0.25         # of the divergence after a rehearsal from what follows from the one before it
-WEIGHT = 0.5             # prior deviation of what a unit that is cut to nothing adds to it
+DEVIATION = 0.25         # of the divergence after a rehearsal from what follows from the one before it and from widths
+SLOPE = 0.75             # of the one after over the one before, before any is known,
+SLOPE_ERROR = 0.25       # and its prior deviation
+NARROWNESS = 1.5         # what networks add that are narrower by a factor of e throughout, and diverge alike before
+WEIGHT = 0.45            # prior deviation of a group's share in that, over the root of the number of groups
+LEAST_KEPT = 1.0 / 16.0  # of a group's channels: what is left of it is as good as gone
 
 
 @dataclass
@@ -49,29 +53,41 @@ class Rehearsals:
 
     Attributes:
         losses: Divergence after a rehearsal by policy hash; infinite where it failed.
+        begun: Whether there are rehearsals in this run: without them, nothing is expected of training.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
+    begun: bool = False
 
     def expected(self, records: Sequence[TrialRecord]) -> tuple[Array, Array]:
         """Divergences of trials as rehearsals would leave them, and the standard errors of their logarithms.
 
-        The logarithm of the ratio of the divergences after and before is a constant plus one weight for every group of
-        channels times the share that is cut away there (a Bayesian linear regression).
+        The logarithm of the divergence after is a constant, plus a slope times the one before, plus one weight for
+        every group of channels times the logarithm of how much narrower it is (a Bayesian linear regression). Narrow
+        layers are made up for less than their divergence before training says: of 17 random patterns of widths of
+        DS-CNN at one predicted time, the sum of these logarithms ranked the divergence after 330 steps with a
+        correlation of 0.61, the divergence before with 0.29 (one seed). So a weight above 0 is expected at first.
 
         Returns:
-            Shape (n,) each; the errors are 0 for those that were rehearsed.
+            Shape (n,) each, never above those before; the errors are 0 for those that were rehearsed.
         """
         before = np.log(np.maximum([record.values["divergence"] for record in records], SMALLEST_DIVERGENCE))
         known = [row for row, record in enumerate(records)
                  if math.isfinite(self.losses.get(record.policy.hash, math.inf))]
-        if not known:
+        if not self.begun:
             return np.exp(before), np.zeros(len(records))
-        cut = cut_away([record.policy for record in records])
+        narrow = -np.log(np.maximum(1.0 - cut_away([record.policy for record in records]), LEAST_KEPT))
+        groups = max(1, narrow.shape[1])
+        usual = SLOPE * before + NARROWNESS * narrow.sum(axis=1) / groups
+        if not known:
+            return np.exp(np.minimum(before, usual + np.median(before - usual))), np.zeros(len(records))
         after = np.log(np.maximum([self.losses[records[row].policy.hash] for row in known], SMALLEST_DIVERGENCE))
-        ratios, errors = regress(cut, known, after - before[known], WEIGHT, DEVIATION)
-        expected = before + ratios
-        return np.exp(expected), errors
+        weight = WEIGHT / math.sqrt(groups)
+        features = np.column_stack([narrow, before * (SLOPE_ERROR / weight)])
+        changes, errors = regress(features, known, after - usual[known], weight, DEVIATION)
+        expected = usual + changes
+        unknown = errors > 0.0
+        return np.exp(np.where(unknown, np.minimum(before, expected), expected)), errors
 
 
 def cut_away(policies: Sequence[Policy]) -> Array:

@@ -4,7 +4,8 @@ The table adds up what single choices lose before any training, and a search by 
 whose formats it permutes. Which layers may be narrow decides what training makes of a network, and losses before it
 tell little of that: on DS-CNN at two thirds of the dense time, 22 random patterns of widths diverged after training by
 0.08 to 0.2 nats on inputs that nothing had seen, and their divergences before it ranked them with a correlation of
-0.53. So a search whose finalists are trained begins with patterns from everywhere, and rehearses them.
+0.53; of 17 others with 0.29, and how narrow they are in all with 0.61 (see `rehearsal`). So a search whose finalists
+are trained begins with patterns from everywhere, half of them those that have to be narrowed least, and rehearses them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 PATTERNS = 24
+DRAWN = 40          # times as many patterns are drawn and priced: those that have to be narrowed least are among them
+BEST = 4            # the fourth part of them that is narrowed least counts as that
+APART = 0.25        # of the channels of one or several groups: no two of those are nearer to each other
 SPREAD = 0.4        # standard deviation of the logarithms of widths around their common factor
 LEAST_SHARE = 0.88  # of the budgets on costs: each pattern is for a share between this and 1, as predicted times err
 HALVINGS = 12       # of the interval that the common factor lies in
@@ -29,6 +33,9 @@ HALVINGS = 12       # of the interval that the common factor lies in
 
 def scattered_widths(problem: Problem, count: int = PATTERNS) -> list[Policy]:
     """Random patterns of widths in 8-bit weights, each as wide as the budgets on costs allow.
+
+    One half is as drawn; the other half, of many that are drawn, has the least sum of logarithms of what widths are
+    divided by: it is narrow where that saves most.
 
     Args:
         problem: The run's problem; its seed decides the patterns.
@@ -43,14 +50,32 @@ def scattered_widths(problem: Problem, count: int = PATTERNS) -> list[Policy]:
     if not limits or len(groups) < 2:
         return []
     generator = np.random.default_rng(problem.settings.seed)
-    shapes = np.exp(SPREAD * generator.standard_normal((count, len(groups))))
-    shares = generator.uniform(LEAST_SHARE, 1.0, count)
-    (floats, widths), (integers, others) = (
+    shapes = np.exp(SPREAD * generator.standard_normal((DRAWN * count, len(groups))))
+    shares = generator.uniform(LEAST_SHARE, 1.0, len(shapes))
+    (floats, first), (integers, second) = (
         _widest(problem, groups, shapes, shares, problem.eight_bit_weights(activations)) for activations in (32, 8)
     )
-    rows = np.where((widths >= others)[:, None], floats, integers)[np.maximum(widths, others) > 0.0]
+    wider = first.prod(axis=1) >= second.prod(axis=1)
+    rows, widths = np.where(wider[:, None], floats, integers), np.where(wider[:, None], first, second)
+    fits = np.flatnonzero(widths.all(axis=1))
+    chosen: list[int] = []
+    for most in (0.5 * (1.0 + LEAST_SHARE), 1.0):   # within the budgets also where predicted times are too short
+        chosen = _least_narrowed(widths, fits[shares[fits] <= most], chosen, count // 4)
+    chosen += [int(row) for row in fits if row < count and row not in chosen][: count - len(chosen)]
     option_space = problem.option_space
-    return list(dict.fromkeys(option_space.policy(option_space.canonical(tuple(map(int, row)))) for row in rows))
+    genomes = (option_space.canonical(tuple(map(int, rows[row]))) for row in chosen)
+    return list(dict.fromkeys(map(option_space.policy, genomes)))
+
+
+def _least_narrowed(widths: Array, fits: Integers, others: Sequence[int], count: int) -> list[int]:
+    """`others`, and behind them rows of the best patterns by the product of widths, none near another."""
+    chosen = [*others]
+    for row in fits[np.argsort(-widths[fits].prod(axis=1), kind="stable")][: -(-len(fits) // BEST)]:
+        if len(chosen) == len(others) + count:
+            break
+        if all(np.abs(widths[row] - widths[other]).sum() >= APART for other in chosen):
+            chosen.append(int(row))
+    return chosen
 
 
 def _by_width(options: Sequence[Choice | None]) -> dict[int, float]:
@@ -63,7 +88,10 @@ def _widest(
     problem: Problem, groups: Mapping[str, Mapping[int, float]], shapes: Array, shares: Array,
     formats: Mapping[str, Choice],
 ) -> tuple[Integers, Array]:
-    """Genomes of patterns, scaled by bisection until they just meet the budgets, and mean widths, 0 where none does."""
+    """Genomes of patterns, scaled by bisection until they just meet the budgets, and widths, 0 where none does.
+
+    Of shapes (patterns, units) and (patterns, groups).
+    """
     units = problem.option_space.units
     base = np.zeros((len(shapes), len(units)), dtype=np.int64)
     for unit, choice in formats.items():
@@ -75,7 +103,7 @@ def _widest(
             numbers, kept = np.array([*ratios]), np.array([*ratios.values()])
             nearest = np.abs(kept[None] - (factors * shapes[:, column])[:, None]).argmin(axis=1)
             rows[:, units.index(unit)], widths[:, column] = numbers[nearest], kept[nearest]
-        return rows, widths.mean(axis=1)
+        return rows, widths
 
     def meets(rows: Integers) -> NDArray[np.bool_]:
         costs, columns = problem.pricer.predict(rows), problem.limits_without_accuracy().costs
@@ -88,4 +116,4 @@ def _widest(
         fits = meets(genomes(middle)[0])
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)
     rows, widths = genomes(low)
-    return rows, np.where(meets(rows), widths, 0.0)
+    return rows, np.where(meets(rows)[:, None], widths, 0.0)

@@ -93,25 +93,36 @@ def hypervolume(shop, records):
 
 def test_where_training_helps_is_learnt_from_a_few_candidates():
     records = trials(120)
-    known = Rehearsals({record.policy.hash: trained(record, 0.6) for record in records[:16]})
+    known = Rehearsals({record.policy.hash: trained(record, 0.6) for record in records[:16]}, begun=True)
     expected, errors = known.expected(records)
     true = [trained(record, 0.6) for record in records]
     assert expected[:16] == pytest.approx(true[:16])
     assert not errors[:16].any()
     assert (errors[16:] > 0.0).all()
     before = [record.values["divergence"] for record in records]
-    assert spearmanr(expected[16:], true[16:])[0] > 0.97 > spearmanr(before[16:], true[16:])[0] + 0.05
+    assert spearmanr(expected[16:], true[16:])[0] > 0.95 > spearmanr(before[16:], true[16:])[0] + 0.05
     inside = np.abs(np.log(expected[16:]) - np.log(true[16:])) <= 2.0 * errors[16:]
     assert inside.mean() >= 0.95
 
 
 def test_nothing_rehearsed_leaves_what_was_known():
     records = trials(5)
-    failed = Rehearsals({records[0].policy.hash: math.inf})
-    for rehearsals in (Rehearsals(), failed):
-        expected, errors = rehearsals.expected(records)
-        assert expected == pytest.approx([record.values["divergence"] for record in records])
-        assert not errors.any()
+    expected, errors = Rehearsals().expected(records)
+    assert expected == pytest.approx([record.values["divergence"] for record in records])
+    assert not errors.any()
+
+
+def test_of_two_that_diverge_alike_before_training_the_narrower_one_is_expected_to_recover_less():
+    """Failed rehearsals teach nothing, so that what is usual stays."""
+    (like,) = trials(1)
+    patterns = [(0.5, 0.5, 0.75), (0.75, 0.75, 0.25), (0.25, 0.25, 0.25), (1.0, 1.0, 1.0)]
+    policies = [Policy.of({unit: Keep(keep) for unit, keep in zip(UNITS, widths, strict=True)}) for widths in patterns]
+    records = [replace(like, number=number, policy=policy) for number, policy in enumerate(policies)]
+    for rehearsals in (Rehearsals(begun=True), Rehearsals({records[0].policy.hash: math.inf}, begun=True)):
+        expected, _ = rehearsals.expected(records)
+        narrow = -np.log([[choice.ratio for _, choice in record.policy] for record in records]).sum(axis=1)
+        assert expected.argsort().tolist() == narrow.argsort().tolist()
+        assert (expected <= like.values["divergence"] * (1.0 + 1e-9)).all()
 
 
 def test_what_is_cut_away_is_a_column_for_each_group():

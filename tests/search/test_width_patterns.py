@@ -11,6 +11,7 @@ from paretopress.compressors.distillation import DistillationSettings
 from paretopress.evaluators.budgets import parse_budget
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.data import FEWEST_APART, Data
+from paretopress.search import width_patterns
 from paretopress.search import workload as workloads
 from paretopress.search.finalists import ALIKE, least_divergent, least_divergent_apart, surest, unlike
 from paretopress.search.observer import Silent
@@ -46,6 +47,21 @@ def test_patterns_meet_the_budget_barely_and_differ(tiny, tiny_settings, budget)
     assert scattered_widths(problem) == policies
     other = problem_of(tiny, tiny_settings, budgets=(parse_budget(budget, "size"),), seed=1)
     assert scattered_widths(other) != policies
+
+
+def test_the_patterns_that_are_narrowed_least_come_first_and_are_apart():
+    widths = np.random.default_rng(0).integers(2, 9, (600, 4)) / 8
+    fits = np.arange(0, 600, 2)
+    first = width_patterns._least_narrowed(widths, fits, [1, 3], 10)
+    assert first[:2] == [1, 3]
+    assert len(first) == len(set(first)) == 12
+    assert set(first[2:]) <= set(fits.tolist())
+    products = widths.prod(axis=1)
+    best = np.sort(products[fits])[-len(fits) // width_patterns.BEST:]
+    assert (products[first[2:]] >= best[0]).all()
+    apart = np.abs(widths[first][:, None] - widths[first][None]).sum(axis=2)
+    assert (apart[2:][~np.eye(12, dtype=bool)[2:]] >= width_patterns.APART).all()
+    assert width_patterns._least_narrowed(widths, fits[:0], [1], 10) == [1]
 
 
 def test_wider_budgets_leave_wider_networks(tiny, tiny_settings):
