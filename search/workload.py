@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from paretopress.compressors.distillation import DistillationSettings, Distilled, distil
+from paretopress.compressors.augmentation import Augmenter
+from paretopress.compressors.distillation import DistillationSettings, Distilled, distil, output_divergence
 from paretopress.evaluators.batches import Batches
 from paretopress.evaluators.candidate import CandidateEvaluator
 from paretopress.evaluators.construction import (
@@ -29,6 +31,9 @@ from paretopress.search.tasks import Challenge, Construction, Rehearsal, Substit
 from paretopress.spaces.documents import read_document, write_json
 from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.policy import Policy
+
+FEWEST_SCORED = 256   # samples that tell by themselves how networks compare after a rehearsal
+VARIED = 512          # variations that do where there are fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +141,30 @@ class Workload:
         """Divergence of a candidate after a few steps of training, on the search set.
 
         Where this set is all there is to train on, it is trained on the half that is not scored: what was trained on
-        flatters those candidates most that have the most to fit.
+        flatters those candidates most that have the most to fit. Few samples are scored in variations: on the dense
+        model's own few mistakes and doubts hangs most of a divergence on a hundred samples. Nine networks of DS-CNN
+        that were trained for 160 steps were ranked as on unseen inputs with a correlation of 0.23 by 128 scored
+        samples, and of 0.70 by 512 variations of these (one seed, standard error 0.35).
         """
         network, _ = stitched(self.evaluator.entries, task.policy)
-        if self.training:
-            settings = replace(self.distillation, steps=min(task.steps, self.distillation.steps), seconds=task.seconds)
-            inputs = self.rehearsing or self.training
-            network = distil(self.evaluator.entries.program, network, inputs, settings, seed=self.seed).network
-        return self.evaluator.score(network)["divergence"]
+        if not self.training:
+            return self.evaluator.score(network)["divergence"]
+        program = self.evaluator.entries.program
+        settings = replace(self.distillation, steps=min(task.steps, self.distillation.steps), seconds=task.seconds)
+        inputs = self.rehearsing or self.training
+        network = distil(program, network, inputs, settings, seed=self.seed).network
+        if self.evaluator.samples.count >= FEWEST_SCORED:
+            return self.evaluator.score(network)["divergence"]
+        return output_divergence(program, network, self._variations())
+
+    def _variations(self) -> list[Tensor]:
+        """Variations of the scored samples, always the same ones, one tensor per model input."""
+        samples = self.evaluator.samples
+        inputs = flat_inputs(self.evaluator.entries.program, samples)
+        generator = torch.Generator().manual_seed(self.seed)
+        augmenter = Augmenter(inputs, self.distillation.augmentation, generator)
+        batches = [augmenter.batch(samples.count) for _ in range(-(-VARIED // samples.count))]
+        return [torch.cat(column) for column in zip(*batches, strict=True)]
 
     def stages(self, task: Task) -> Iterator[tuple[Evaluation, bool]]:
         """Do one task in the stages that it has; the last one, marked so, is what calling returns."""

@@ -193,5 +193,5 @@ def test_a_rehearsal_trains_a_little_and_always_the_same(tiny, tiny_settings):
     before = work(policy).values["divergence"]
     losses = [work(Rehearsal(policy, steps)).values["divergence"] for steps in (40, 40)]
     assert losses[0] == losses[1] < before
-    assert work(Rehearsal(policy, 40, seconds=0.0)).values["divergence"] == pytest.approx(before)
+    assert work(Rehearsal(policy, 40, seconds=0.0)).values["divergence"] > losses[0]
     assert replace(work, training=())(Rehearsal(policy, 40)).values["divergence"] == pytest.approx(before)

@@ -148,6 +148,18 @@ def test_a_rehearsal_is_scored_on_what_it_was_not_trained_on(tiny, tiny_settings
     assert math.isfinite(loss)
     assert seen == [work.rehearsing]
 
+    varied = []
+    real_divergence = workloads.output_divergence
+    monkeypatch.setattr(workloads, "output_divergence", lambda *arguments: (
+        varied.append(arguments[2]), real_divergence(*arguments))[1])
+    assert work.rehearse(Rehearsal(problem.even_widths()[2], 4)) == loss
+    ((few,),) = varied                      # few samples are scored in variations, always the same
+    assert len(few) == workloads.VARIED
+    assert not {row.tobytes() for row in few.numpy()} & {row.tobytes() for row in scored.numpy()}
+    monkeypatch.setattr(workloads, "FEWEST_SCORED", len(scored))
+    assert work.rehearse(Rehearsal(problem.even_widths()[2], 4)) != loss
+    assert len(varied) == 1                 # many as they are
+
 
 def test_what_keeps_nearly_the_same_channels_is_left_out():
     near, far = trial(0, (0.5, 0.5, 0.5), 0.3), trial(1, (0.5, 0.75, 0.5), 0.3)
