@@ -33,6 +33,7 @@ ROUNDS = 8                 # a round builds an eighth of what may be built, or w
 DISTILLATION_SHARE = 0.8   # of the time for building
 WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
 LONGER = 3.0               # times as many steps for what short training left farther off
+LEAST_BUILT = 3            # candidates where even the fewest that are wanted take too long
 LEAST_SHARE = 2            # thirds of the finalists that time is divided among at least: a front needs its points
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
 TRAINING_GAIN = 2.0        # by which the whole training divides the divergence that a rehearsal leaves
@@ -57,6 +58,7 @@ class BuildSettings:
         enough: Seconds that a distillation should take at least, where that leaves enough builds: a few that are
             well trained beat many that hardly are.
         rehearsed: Whether candidates are trained for a few steps first, to tell which to build.
+        latest: Of `time.monotonic()`: from then on `LEAST_BUILT` candidates are enough; None for no such time.
     """
 
     objectives: Mapping[str, str]
@@ -68,6 +70,7 @@ class BuildSettings:
     distilled: bool = False
     enough: float = 0.0
     rehearsed: bool = False
+    latest: float | None = None
 
     @property
     def most(self) -> int:
@@ -90,6 +93,11 @@ class BuildSettings:
         builds = int(seconds / self.enough) if self.enough else named + self.finalists
         least = max(self.fewest, LEAST_SHARE * self.finalists // 3)
         return seconds / (named + min(self.finalists, max(least, builds - named)))
+
+    def wanted(self, tried: int) -> int:
+        """How many more candidates are built however short the time, when so many were tried."""
+        late = self.latest is not None and time.monotonic() > self.latest
+        return max(0, (min(LEAST_BUILT, self.fewest) if late else self.fewest) - tried)
 
     def in_time(self, seconds: float | None = None) -> bool:
         """Whether there is time to build another one, whose distillation takes so many seconds."""
@@ -208,11 +216,11 @@ def build_finalists(
     _schedule(workshop, named, records, settings)
     workshop.build(named[1:], settings, len(named))
     # Builds that fail count as tried: once the time is over nothing else is begun, and nothing is waited for.
-    while settings.in_time(workshop.seconds) or workshop.tried(named) < settings.fewest:
+    while settings.in_time(workshop.seconds) or settings.wanted(workshop.tried(named)):
         policies = _next_round(workshop, named, records, settings)
         if not policies:
             break
-        workshop.build(policies, settings, max(0, settings.fewest - workshop.tried(named)))
+        workshop.build(policies, settings, settings.wanted(workshop.tried(named)))
     view = outlook(records, workshop.built, settings.limits, named, settings.samples, rehearsals=workshop.rehearsals)
     ready = [one for one in view.prospects if one.built]
     picked = choose(ready, settings.objectives, settings.limits, settings.finalists, settings.samples)

@@ -50,7 +50,8 @@ from paretopress.spaces.policy import DENSE, Policy
 if TYPE_CHECKING:
     from paretopress.search.observer import Observer
 
-FEWEST = 8            # finalists that are built and verified however short the time
+FEWEST = 8            # finalists that are built and verified however short the time,
+OVERRUN = 0.25        # unless that takes longer by this share of the time that was given: `LEAST_BUILT` are enough then
 BUILD_SHARE = 0.7     # at least, of the time that is left after the exploration: the rest verifies
 # What a distillation should see at least: 100 steps of 64 samples, each some five forward passes of the dense model.
 TRAINED_SAMPLES = 100 * 64 * 5
@@ -109,6 +110,7 @@ def verify_finalists(
         problem.objectives, evaluator.limits, evaluator.samples.count, problem.settings.finalists, FEWEST,
         build_until, distilled, TRAINED_SAMPLES * sample_seconds,
         distilled and problem.settings.distillation.steps >= WORTH_REHEARSING * STEPS,
+        None if deadline is None else deadline + OVERRUN * (problem.settings.seconds or 0.0),
     )
     workshop = Workshop(path / BUILDING, executor, observer)
     promised = _timed(problem, evaluator, executor, list(named.values()), records, settings, observer)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import Evaluation, State
 from paretopress.search import building
-from paretopress.search.building import BuildSettings, Workshop, build_finalists
+from paretopress.search.building import LEAST_BUILT, BuildSettings, Workshop, build_finalists
 from paretopress.search.executors import SerialExecutor
 from paretopress.search.finalists import CHEAPER, MARGINS, choose, next_builds, surest, widest_gaps
 from paretopress.search.outlook import AccuracyCurve, expected_after_refit, outlook
@@ -131,6 +131,16 @@ def test_few_builds_where_time_is_short_and_the_named_ones_anyway(tmp_path):
     assert builder.order[:2] == [policy.hash for policy in named]
     assert len(builder.order) == 2 + 3
     assert len(chosen) == 3
+
+
+@pytest.mark.parametrize(("latest", "count"), [(None, 6), (math.inf, 6), (0.0, LEAST_BUILT)])
+def test_fewer_are_enough_where_even_the_fewest_take_far_too_long(tmp_path, latest, count):
+    records = trials(40)
+    late = replace(settings_of(fewest=6, deadline=0.0), latest=latest)
+    chosen = build_finalists(workshop(tmp_path, Builder(records)), [DENSE, records[0].policy], records, late)
+    assert len(chosen) == count
+    assert replace(late, fewest=2).wanted(0) == 2
+    assert late.wanted(7) == 0
 
 
 def test_a_build_that_fails_is_reported_and_stays_among_the_finalists(tmp_path):
