@@ -40,7 +40,7 @@ from paretopress.search.shared_search import Coordination, Mirroring, Sharing, c
 from paretopress.search.table import SENSITIVITY, images_of, measure_table, read_table, write_table
 from paretopress.search.verified import verify_finalists
 from paretopress.search.warm_start import features_of, warm_table_and_seeds
-from paretopress.search.width_patterns import scattered_widths
+from paretopress.search.width_patterns import finer_formats, scattered_widths
 from paretopress.search.workload import Workload
 from paretopress.spaces.errors import ConfigError, InterruptedSearch, unknown_name
 from paretopress.spaces.policy import Policy
@@ -150,11 +150,17 @@ def _searched(
     write_units(run.path, problem.model_fingerprint, features_of(problem))
     with exploring(together, executor, run, problem, evaluator.constraints) as where:
         if problem.settings.proxy == AUTO:
-            first = _explore(problem, evaluator, table, seeds, where, run, observer, deadline, most=CHECKED)
+            first = _explore(problem, evaluator, table, seeds, where, run, observer, deadline, CHECKED,
+                             "first candidates")
             trusted = _trusted(problem, evaluator, table, first, run.path, observer, deadline)
             if trusted is not table:
                 table, seeds = trusted, _seeds(problem, trusted)
         records = _explore(problem, evaluator, table, seeds, where, run, observer, deadline)
+        finer = finer_formats(problem, records) if problem.settings.trials is None else []
+        if finer:
+            most = len(records) + len(finer)
+            records = _explore(problem, evaluator, table, (*seeds, *finer), where, run, observer, deadline, most,
+                               "finer formats")
     return table, records, proxy_reports(problem, table, records, run.path), images
 
 
@@ -264,6 +270,7 @@ def _explore(
     observer: Observer,
     deadline: float | None,
     most: int | None = None,
+    stage: str = "explore",
 ) -> list[TrialRecord]:
     """Explore from some policies, or make only the first `most` trials of that."""
     settings, (executor, mirror) = problem.settings, where
@@ -273,7 +280,7 @@ def _explore(
         share = EXPLORATION_SHARE if problem.distillation_samples() is None else SHARE_WITH_DISTILLATION
         seconds = max(1.0, (deadline - time.monotonic()) * share)
     exploration = replace(exploration_settings(settings, seconds), trials=trials)
-    observer.stage("explore" if most is None else "first candidates", trials)
+    observer.stage(stage, trials)
     watch = ExplorationWatch(problem.objectives, trials, seconds)
     for record in run.records():
         watch.add(record, earlier=True)

@@ -9,7 +9,7 @@ import torch
 
 from paretopress.compressors.distillation import DistillationSettings
 from paretopress.evaluators.budgets import parse_budget
-from paretopress.evaluators.candidate import Limits
+from paretopress.evaluators.candidate import DROP, Limits
 from paretopress.evaluators.data import FEWEST_APART, Data
 from paretopress.search import width_patterns
 from paretopress.search import workload as workloads
@@ -21,7 +21,7 @@ from paretopress.search.problem import prepare_problem
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.rehearsal import cut_away
 from paretopress.search.tasks import Rehearsal
-from paretopress.search.width_patterns import LEAST_SHARE, PATTERNS, scattered_widths
+from paretopress.search.width_patterns import LEAST_SHARE, PATTERNS, finer_formats, scattered_widths
 from paretopress.search.workload import Workload
 from paretopress.spaces.choices import Keep, Weights
 from paretopress.spaces.policy import Policy
@@ -75,6 +75,38 @@ def test_wider_budgets_leave_wider_networks(tiny, tiny_settings):
 @pytest.mark.parametrize("options", [{}, {"budgets": (parse_budget("2pp", "max_drop"),)}])
 def test_without_budgets_on_costs_there_is_nothing_to_meet(tiny, tiny_settings, options):
     assert scattered_widths(problem_of(tiny, tiny_settings, **options)) == []
+
+
+def test_what_keeps_few_bits_without_need_is_tried_with_eight(tiny, tiny_settings):
+    budgets = (parse_budget("-60%", "size"),)
+    problem = problem_of(tiny, tiny_settings, budgets=budgets, distil="calibration")
+    keeps = [unit for unit in problem.space.options if unit.endswith("/channels")]
+    formats = {unit: [one for one in options if isinstance(one, Weights) and one.activations == 32]
+               for unit, options in problem.space.options.items() if unit.endswith("/weights")}
+    coarse = {unit: min(options, key=lambda one: one.bits) for unit, options in formats.items()}
+    assert min(one.bits for one in coarse.values()) < 8
+
+    def record(number, position, divergence, formats=coarse, **changes):
+        widths = {unit: [one for one in problem.space.options[unit] if isinstance(one, Keep) and one.ratio][position]
+                  for unit in keeps}
+        policy = problem.policy({**widths, **formats})
+        return TrialRecord(number, TrialState.COMPLETE, policy, {"divergence": divergence}, **changes)
+
+    worse, better, other = record(0, 0, 0.5, {}), record(1, 0, 0.4), record(2, 1, 0.3)
+    over = record(3, 2, 0.1, constraints={"size <= -60%": 5.0})
+    dropped = record(4, 2, 0.2, constraints={f"{DROP} <= 1pp": 0.1})
+    found = finer_formats(problem, [worse, better, over, other])
+    assert [dict(policy)[keeps[0]] for policy in found] == [dict(one.policy)[keeps[0]] for one in (other, better)]
+    for policy in found:
+        chosen = [choice for _, choice in policy if isinstance(choice, Weights)]
+        assert len(chosen) == len(coarse)
+        assert all(one.bits == 8 and one.activations == 32 for one in chosen)
+    assert len(finer_formats(problem, [over])) == 0
+    assert len(finer_formats(problem, [dropped])) == 1   # training decides about the accuracy
+    assert finer_formats(problem, [replace(better, policy=found[1])]) == []
+    assert finer_formats(problem_of(tiny, tiny_settings, budgets=budgets), [better]) == []
+    narrower = problem_of(tiny, tiny_settings, budgets=(parse_budget("-99%", "size"),), distil="calibration")
+    assert finer_formats(narrower, [better]) == []
 
 
 def trial(number, widths, divergence, bits=8):
