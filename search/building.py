@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from paretopress.evaluators.candidate import Limits
 from paretopress.evaluators.evaluation import State
 from paretopress.search.executors import Executor
-from paretopress.search.finalists import choose, next_builds, surest, unlike, widest_gaps
-from paretopress.search.outlook import outlook
+from paretopress.search.finalists import choose, least_divergent, next_builds, surest, unlike, widest_gaps
+from paretopress.search.outlook import Prospect, outlook
 from paretopress.search.records import TrialRecord, TrialState
 from paretopress.search.rehearsal import Allowance, Rehearsals, rehearse
 from paretopress.search.tasks import Construction
@@ -59,6 +59,9 @@ class BuildSettings:
             well trained beat many that hardly are.
         rehearsed: Whether candidates are trained for a few steps first, to tell which to build.
         latest: Of `time.monotonic()`: from then on `LEAST_BUILT` candidates are enough; None for no such time.
+        drawn: Hashes of policies that were drawn at random. Of thousands that were explored those are the best on the
+            scored samples that fit these samples best: where few samples are scored, they lose more on others than the
+            drawn ones do. So half of what is trained is drawn.
     """
 
     objectives: Mapping[str, str]
@@ -71,6 +74,7 @@ class BuildSettings:
     enough: float = 0.0
     rehearsed: bool = False
     latest: float | None = None
+    drawn: frozenset[str] = frozenset()
 
     @property
     def most(self) -> int:
@@ -262,7 +266,8 @@ def _next_round(
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
     first = surest(sound, _rivals(named, records), settings.objectives, settings.limits, 2 if settings.distilled else 1,
                    apart=settings.distilled)
-    picked = [one for one in first if not one.built][:size]
+    picked = _drawn(sound, settings, -(-size // 2))
+    picked += [one for one in first if not one.built and one not in picked][: size - len(picked)]
     if settings.distilled and settings.limits.costs:   # what meets them is asked for, not variety in bytes
         known = [one for one in sound if one.built or one in picked]
         sound = (*known, *unlike([one for one in sound if one not in known], known))
@@ -272,6 +277,13 @@ def _next_round(
     picked += next_builds(replace(view, prospects=left), settings.objectives, settings.limits, size - len(picked),
                           settings.samples)
     return [one.record.policy for one in picked]
+
+
+def _drawn(prospects: Sequence[Prospect], settings: BuildSettings, count: int) -> list[Prospect]:
+    """Those of the candidates drawn at random within the budgets on costs that promise to diverge least."""
+    pool = [one for one in prospects
+            if one.record.policy.hash in settings.drawn and not one.built and one.excess == 0.0]
+    return least_divergent(pool, count)
 
 
 def _rivals(named: Sequence[Policy], records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -312,7 +324,8 @@ def _next_rehearsals(
     )
     each = 2 + len(losses) // REHEARSED_AT_ONCE
     first = surest(found, _rivals(named, records), settings.objectives, settings.limits, each, apart=True)
-    picked = [one for one in first if not one.built][:-(-size // 2)]
+    picked = _drawn(found, settings, size // 3)
+    picked += [one for one in first if not one.built and one not in picked][:-(-size // 2)]
     left = tuple(one for one in found if one not in picked)
     if settings.limits.costs:
         known = [one for one in found if one.built or one in picked]

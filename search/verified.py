@@ -42,6 +42,7 @@ from paretopress.search.records import TrialRecord
 from paretopress.search.rehearsal import STEPS
 from paretopress.search.run_files import write_front
 from paretopress.search.trial_times import time_trials, timer_of, times_here
+from paretopress.search.width_patterns import scattered_widths
 from paretopress.spaces.documents import disk_error
 from paretopress.spaces.errors import ArtifactError
 from paretopress.spaces.plan import plan
@@ -111,6 +112,7 @@ def verify_finalists(
         build_until, distilled, TRAINED_SAMPLES * sample_seconds,
         distilled and problem.settings.distillation.steps >= WORTH_REHEARSING * STEPS,
         None if deadline is None else deadline + OVERRUN * (problem.settings.seconds or 0.0),
+        frozenset(policy.hash for policy in scattered_widths(problem)) if distilled else frozenset(),
     )
     workshop = Workshop(path / BUILDING, executor, observer)
     promised = _timed(problem, evaluator, executor, list(named.values()), records, settings, observer)

@@ -147,6 +147,21 @@ def test_the_same_number_of_whole_trainings_gives_a_better_front(tmp_path):
     assert sum(gain >= 0.0 for gain in gains) >= 4
 
 
+def test_half_of_what_is_trained_was_drawn_at_random_where_something_was(tmp_path):
+    """What was explored fits the scored samples best, which says less of others."""
+    records = trials(60)
+    drawn = frozenset(record.policy.hash for record in records[::6])
+    counts = []
+    for chosen in (frozenset(), drawn):
+        trainer = Trainer(records)
+        settings = replace(settings_of(True, finalists=8), drawn=chosen)
+        build_finalists(workshop(tmp_path / str(len(chosen)), trainer), [DENSE], records, settings)
+        counts.append([sum(one in drawn for one in found) for found in (trainer.constructed, trainer.rehearsed)])
+        assert len(trainer.constructed) == 1 + 8
+    assert counts[1][0] >= 4 > counts[0][0]
+    assert counts[1][1] > counts[0][1]
+
+
 def test_no_candidate_is_rehearsed_twice_and_failures_are_left_out(tmp_path):
     records = trials(30)
     trainer = Trainer(records, broken={record.policy.hash for record in records[::2]})
