@@ -59,9 +59,9 @@ class BuildSettings:
             well trained beat many that hardly are.
         rehearsed: Whether candidates are trained for a few steps first, to tell which to build.
         latest: Of `time.monotonic()`: from then on `LEAST_BUILT` candidates are enough; None for no such time.
-        drawn: Hashes of policies that were drawn at random. Of thousands that were explored those are the best on the
-            scored samples that fit these samples best: where few samples are scored, they lose more on others than the
-            drawn ones do. So half of what is trained is drawn.
+        drawn: Hashes of policies that were drawn at random: half of what is trained. Where few samples are scored, the
+            best of thousands of explored ones lose more on others than these do (DS-CNN, 128 scored samples: 4.6
+            points on average, of 8, against 3.1, of 10).
     """
 
     objectives: Mapping[str, str]

@@ -44,8 +44,9 @@ def test_an_unknown_origin_is_no_problem_and_a_difference_is():
     ("agreement", "apart", "problem"),
     [
         (0.5, None, "agrees on 50.0% of the samples, below 99%"),
-        (0.5, 0.02, "agrees on 50.0% of the samples, below 99%, and its score differs by 2.0%, above 1%"),
-        (0.5, 0.01, ""),      # embeddings: rounding carried on, on average as good
+        (0.5, 0.02, "agrees on 50.0% of the samples, below 99%, and its score differs by 2.0%, above 0.5%"),
+        (0.5, 0.009, "agrees on 50.0% of the samples, below 99%, and its score differs by 0.9%, above 0.5%"),
+        (0.5, 0.005, ""),     # embeddings: rounding carried on, on average as good
         (0.99, 0.02, ""),     # a score of a few samples
     ],
 )

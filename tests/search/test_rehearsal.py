@@ -148,7 +148,6 @@ def test_the_same_number_of_whole_trainings_gives_a_better_front(tmp_path):
 
 
 def test_half_of_what_is_trained_was_drawn_at_random_where_something_was(tmp_path):
-    """What was explored fits the scored samples best, which says less of others."""
     records = trials(60)
     drawn = frozenset(record.policy.hash for record in records[::6])
     counts = []
