@@ -126,17 +126,17 @@ def test_finalists_are_judged_by_measured_times_here_and_predicted_ones_elsewher
 @pytest.mark.slow
 def test_a_search_on_two_targets_writes_it_and_picks_by_it(tiny, tmp_path):
     result = paretopress.compress(
-        tiny.module.model(), data=tiny.module.data(), target=[HERE, GPU], max_robust="-1%", trials=10,
+        tiny.module.model(), data=tiny.module.data(), target=[HERE, GPU], max_robust="<=9", trials=10,
         run=tmp_path / "run", settings={"search": {"finalists": 2}, "timing": {"runs": 5}}, progress=False,
     )
     document = json.loads((tmp_path / "run" / "front.json").read_text())
-    assert document["budgets"] == [{"objective": "robust", "limit": "-1%"}]
+    assert document["budgets"] == [{"objective": "robust", "limit": "<=9"}]   # no clock decides this test
     assert document["baseline"]["predicted"]["robust"] == 1.0
     found = [point for point in document["points"] if point["feasible"]]
     timed = load_profile(HERE).runs_here()
-    assert found
+    assert len(found) == len(document["points"]) > 1
+    assert any(0.0 < point["predicted"]["robust"] < 1.0 for point in found)
     for point in found:
-        assert point["predicted"]["robust"] > 0.0
         assert ("robust" in point["measured"]) == timed
     best = result.front.select(minimize="robust")
     assert best.value("robust") == min(point.value("robust") for point in result.front.feasible)
