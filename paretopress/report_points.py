@@ -26,7 +26,10 @@ _KNOWN = {
 
 
 def point_document(point: Point, front: Front) -> dict[str, Any]:
-    """Return a verified point as plain data: `measured` and `predicted` by axis, and its row of the table."""
+    """Return a verified point as plain data: `measured` and `predicted` by axis, and its row of the table.
+
+    `beside` is what the dense model took in turn with it: what its time is a ratio of, there as in the table.
+    """
     from paretopress.tables import cells, plain_text
 
     return {
@@ -34,6 +37,7 @@ def point_document(point: Point, front: Front) -> dict[str, Any]:
         "dense": point.policy_hash == front.baseline.policy_hash,
         "feasible": point.feasible, "knee": point.knee, "why_not": point.why_not,
         "measured": _measured(point, front), "predicted": _predicted(point),
+        "beside": _beside(point),
         "cells": [plain_text(cell) for cell in cells(front, point)],
     }
 
@@ -43,11 +47,9 @@ def _measured(point: Point, front: Front) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     if _is_number(measured.get(ACCURACY)):
         found[ACCURACY] = _accuracy(point, front)
-    for name in point.predicted:
-        base, _, device = name.partition("@")
-        if base == "latency" and _is_number(measured.get("latency_ms")) and measured.get("device") in (None, device):
-            low, high = measured.get("latency_ms_iqr") or (None, None)
-            found[name] = _figure(measured["latency_ms"], low, high)
+    if _is_number(measured.get("latency_ms")):
+        low, high = measured.get("latency_ms_iqr") or (None, None)
+        found |= {name: _figure(measured["latency_ms"], low, high) for name in _timed_axes(point)}
     for name, key in {"size": "size_bytes", "robust": "robust", **_FILES}.items():
         if _is_number(measured.get(key)):
             found[name] = _figure(measured[key])
@@ -55,6 +57,18 @@ def _measured(point: Point, front: Front) -> dict[str, Figure]:
         if name not in _KNOWN and name not in _FILES and _is_number(value):
             found[name] = _figure(value)
     return found
+
+
+def _beside(point: Point) -> dict[str, float]:
+    dense = point.measured.get("latency_ms_baseline")
+    return dict.fromkeys(_timed_axes(point), dense) if _is_number(dense) else {}
+
+
+def _timed_axes(point: Point) -> list[str]:
+    """Latencies on the device that measured times are of."""
+    parts = {name: name.partition("@") for name in point.predicted}
+    own = point.measured.get("device")
+    return [name for name, (base, _, device) in parts.items() if base == "latency" and own in (None, device)]
 
 
 def _accuracy(point: Point, front: Front) -> Figure:

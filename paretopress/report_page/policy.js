@@ -27,7 +27,7 @@ function figuresTable(app, item) {
   const dense = app.items.points.find((point) => point.dense) || app.items.trials.find((trial) => !app.bulk.rows[trial.row]);
   const rows = Object.keys(data.axes).filter((axis) => figureOf(item, axis)).map((axis) => {
     const [measured, predicted] = [item.measured[axis], item.predicted[axis]];
-    const base = dense ? valueOf(dense, axis) : null;
+    const base = item.beside?.[axis] ?? (dense ? valueOf(dense, axis) : null);
     const factor = axis !== "accuracy" && data.axes[axis] === "min" ? ratio(valueOf(item, axis), base) : "";
     return h("tr", {}, h("th", { scope: "row" }, axisName(data, axis)),
       h("td", { class: "number" }, measured ? withEnds(data, axis, measured) : NONE),

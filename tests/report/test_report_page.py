@@ -1,5 +1,8 @@
 """The report in Chromium: it draws without errors, its controls work by mouse and keyboard, names stay text."""
 
+import json
+import shutil
+
 import pytest
 
 from paretopress.report import write_report
@@ -197,3 +200,14 @@ def test_figures_read_as_on_the_command_line(page, hostile_run, data_of):
             if axis in figures and axis != "accuracy":
                 base = "size" if axis.endswith("_bytes") else axis
                 assert text.split(" (")[0] == shown(base, figures[axis][0])
+
+
+def test_a_time_is_a_ratio_of_what_the_dense_model_took_in_turn_with_it(page, hostile_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(hostile_run, run)
+    front = json.loads((run / "front.json").read_text())
+    knee = next(point for point in front["points"] if point["knee"])
+    knee["measured"] |= {"latency_ms": 2.0, "latency_ms_baseline": 9.0}   # the dense model alone took another time
+    (run / "front.json").write_text(json.dumps(front))
+    page.open(write_report(run).as_uri())
+    assert page.texts(".policy-head tbody td:last-child").count("4.50x") == 1
