@@ -61,7 +61,7 @@ def _measured(point: Point, front: Front) -> dict[str, Figure]:
 
 def _beside(point: Point) -> dict[str, float]:
     dense = point.measured.get("latency_ms_baseline")
-    return dict.fromkeys(_timed_axes(point), dense) if _is_number(dense) else {}
+    return dict.fromkeys(_timed_axes(point), float(dense)) if dense is not None and _is_number(dense) else {}
 
 
 def _timed_axes(point: Point) -> list[str]:

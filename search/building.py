@@ -33,6 +33,7 @@ ROUNDS = 8                 # a round builds an eighth of what may be built, or w
 DISTILLATION_SHARE = 0.8   # of the time for building
 WELL_TRAINED = 0.05        # nats from the dense model: what longer training gains from there on is little
 LONGER = 3.0               # times as many steps for what short training left farther off
+DRAWN_SHARE = 2.0 / 3.0    # of the builds, of policies that were drawn at random
 LEAST_BUILT = 3            # candidates where even the fewest that are wanted take too long
 LEAST_SHARE = 2            # thirds of the finalists that time is divided among at least: a front needs its points
 BUILDS_PER_FINALIST = 2    # as many are built as are verified, and once more
@@ -59,8 +60,8 @@ class BuildSettings:
             well trained beat many that hardly are.
         rehearsed: Whether candidates are trained for a few steps first, to tell which to build.
         latest: Of `time.monotonic()`: from then on `LEAST_BUILT` candidates are enough; None for no such time.
-        drawn: Hashes of policies that were drawn at random: half of what is trained. Where few samples are scored, the
-            best of thousands of explored ones lose more on others than these do (DS-CNN, 128 scored samples: 4.6
+        drawn: Hashes of policies that were drawn at random: two thirds of what is built. Where few samples are scored,
+            the best of thousands of explored ones lose more on others than these do (DS-CNN, 128 scored samples: 4.6
             points on average, of 8, against 3.1, of 10).
     """
 
@@ -266,7 +267,9 @@ def _next_round(
     sound = tuple(one for one in view.prospects if one.record.policy.hash not in workshop.failed)
     first = surest(sound, _rivals(named, records), settings.objectives, settings.limits, 2 if settings.distilled else 1,
                    apart=settings.distilled)
-    picked = _drawn(sound, settings, -(-size // 2))
+    tried = workshop.built.keys() | workshop.failed.keys()
+    owed = round(DRAWN_SHARE * (workshop.tried(named) + size)) - len(tried & settings.drawn)
+    picked = _drawn(sound, settings, min(size, max(0, owed)))
     picked += [one for one in first if not one.built and one not in picked][: size - len(picked)]
     if settings.distilled and settings.limits.costs:   # what meets them is asked for, not variety in bytes
         known = [one for one in sound if one.built or one in picked]

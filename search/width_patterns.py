@@ -64,8 +64,8 @@ def scattered_widths(problem: Problem, count: int = PATTERNS) -> list[Policy]:
     rows, widths = np.where(wider[:, None], floats, integers), np.where(wider[:, None], first, second)
     fits = np.flatnonzero(widths.all(axis=1))
     chosen: list[int] = []
-    for most in (0.5 * (1.0 + LEAST_SHARE), 1.0):   # within the budgets also where predicted times are too short
-        chosen = _least_narrowed(widths, fits[shares[fits] <= most], chosen, 3 * count // 8)
+    for most, parts in ((0.5 * (1.0 + LEAST_SHARE), 1), (1.0, 2)):   # a third for where predicted times are too short
+        chosen = _least_narrowed(widths, fits[shares[fits] <= most], chosen, parts * count // 4)
     chosen += [int(row) for row in fits if row < count and row not in chosen][: count - len(chosen)]
     option_space = problem.option_space
     genomes = (option_space.canonical(tuple(map(int, rows[row]))) for row in chosen)
