@@ -43,10 +43,10 @@ def time_limit(seconds: float) -> Iterator[None]:
             pause = AGAIN_SECONDS
 
     watcher = threading.Thread(target=watch, name="time-limit", daemon=True)
-    watcher.start()
     arrived = False
     try:
         try:
+            watcher.start()   # in here: what arrives before it returns has to end the watcher too
             yield
         finally:
             try:
@@ -55,7 +55,8 @@ def time_limit(seconds: float) -> Iterator[None]:
             except OutOfTime:   # sent again in this very moment
                 ended.set()
                 raise
-            watcher.join()
+            if watcher.is_alive():
+                watcher.join()
     except OutOfTime:
         arrived = True
         raise

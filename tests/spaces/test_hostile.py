@@ -404,6 +404,27 @@ def test_a_limit_that_is_not_reached_leaves_nothing_behind():
     assert not [thread for thread in threading.enumerate() if thread.name == "time-limit"]
 
 
+def test_a_limit_that_is_reached_before_its_block_begins_ends_its_watcher(monkeypatch):
+    """On a busy machine the thread that watches may start, wait and send before the one that started it goes on."""
+    start = threading.Thread.start
+
+    def late(thread):
+        start(thread)
+        if thread.name == "time-limit":
+            while True:
+                time.sleep(0.001)
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    monkeypatch.setattr("paretopress.spaces.time_limit.AGAIN_SECONDS", 0.05)
+    begun = []
+    with pytest.raises(OutOfTime), time_limit(0.01):
+        begun.append(True)
+    for _ in range(200):   # an exception that is sent again would end this test
+        time.sleep(0.001)
+    assert not begun
+    assert not [thread for thread in threading.enumerate() if thread.name == "time-limit"]
+
+
 @pytest.mark.parametrize("limit", [60.0, 0.001])
 def test_what_runs_after_a_limit_can_be_profiled(limit):
     """Python 3.11 hung at the first traced call after a capture: an exception was called back, as if still pending."""
