@@ -72,6 +72,23 @@ def test_wider_budgets_leave_wider_networks(tiny, tiny_settings):
     assert cut[0] < cut[1]
 
 
+def test_patterns_are_nearly_even(tiny_settings, monkeypatch):
+    layers = [layer for _ in range(5) for layer in (torch.nn.Linear(64, 64), torch.nn.ReLU())]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(64, 4)).eval()
+    inputs, labels = torch.randn(384, 64), torch.randint(4, (384,))
+    data = Data(calibration=inputs[:128], search=(inputs[128:256], labels[128:256]),
+                holdout=(inputs[256:], labels[256:]))
+    problem = prepare_problem(model, data, replace(tiny_settings, budgets=(parse_budget("-85%", "size"),)))
+    unevenness = []
+    for spread in (width_patterns.SPREAD, 0.4):
+        monkeypatch.setattr(width_patterns, "SPREAD", spread)
+        policies = scattered_widths(problem)
+        assert len(policies) >= PATTERNS // 2
+        unevenness.append(np.log(1.0 - cut_away(policies)).std(axis=1).mean())
+    assert unevenness[0] < 0.22
+    assert unevenness[0] < 0.8 * unevenness[1]
+
+
 @pytest.mark.parametrize("options", [{}, {"budgets": (parse_budget("2pp", "max_drop"),)}])
 def test_without_budgets_on_costs_there_is_nothing_to_meet(tiny, tiny_settings, options):
     assert scattered_widths(problem_of(tiny, tiny_settings, **options)) == []
