@@ -181,6 +181,12 @@ def _wide_kws() -> nn.Module:
     return wide_ds_cnn()
 
 
+def _plain() -> nn.Module:
+    from plain_cnn import plain_net
+
+    return plain_net()
+
+
 def _text(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import text
@@ -201,6 +207,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Data]]] = {
     "resnet20": (_cifar(20), cifar_data),
     "resnet32": (_cifar(32), cifar_data),
     "resnet56": (_cifar(56), cifar_data),
+    "plain_cnn": (_plain, cifar_data),
     "ds_cnn": (_kws, kws_data),
     "ds_cnn_wide": (_wide_kws, kws_data),
     "text_small": (_text("small"), text_data),

@@ -191,14 +191,16 @@ def compared(source: Sequence[Recipe], target: str, seed: int, cache: Path, tria
     }
 
 
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Median, least and most of the values that are known."""
+    known = sorted(value for value in values if value is not None)
+    return {"n": len(known), "median": statistics.median(known) if known else None,
+            "least": known[0] if known else None, "most": known[-1] if known else None,
+            "not reached": len(values) - len(known)}
+
+
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians and spread over seeds."""
-    def spread(values: Sequence[float | None]) -> dict[str, Any]:
-        known = sorted(value for value in values if value is not None)
-        return {"n": len(known), "median": statistics.median(known) if known else None,
-                "least": known[0] if known else None, "most": known[-1] if known else None,
-                "not reached": len(values) - len(known)}
-
     return {
         "ratio": spread([row["ratio"] for row in rows]),
         **{f"images {name}": spread([row["images_to_95"][name] for row in rows])

@@ -1,10 +1,11 @@
-"""A small and a larger BERT-like encoder for one text task, trained here: which part of a text a passage is from.
+"""A small and a larger BERT for one text task, trained here: which character is missing in the middle of a passage.
 
-    python text.py        trains both (about a minute each on one core) and prints their accuracies
+    python text.py        trains both (minutes each on one core) and prints their accuracies
 
-The text is `tiny_shakespeare`, cut into passages of 32 characters; a passage belongs to the class of its fifth of the
-file, so that neighbouring passages share names and words. Every tenth block of 64 passages is held out. Weights are
-kept in the folder that the environment variable PARETOPRESS_TRANSFER_CACHE names.
+The text is `tiny_shakespeare`, character by character, in passages of 33; the last tenth is held out. Both learn as
+BERT does (Devlin et al., arXiv:1810.04805), to name masked characters: the one in the middle, and every sixth of the
+others. What is compressed names the one in the middle. Weights are kept in the folder that the environment variable
+PARETOPRESS_TRANSFER_CACHE names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,108 +24,112 @@ from torch.nn import functional
 
 from paretopress.evaluators.data import Data
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "kws"))
-LENGTH, CLASSES, STEPS, BATCH = 32, 5, 500, 64
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "gpt"))
+LENGTH, MIDDLE = 33, 16
+CHARACTERS = MASK = 65
+BATCH, MASKED = 64, 1 / 6
+CALIBRATION, SCORED = 1024, 3000
 
 
-class Layer(nn.Module):
-    """Attention and a perceptron, each after a normalisation, each beside a shortcut."""
+class MaskedCharacter(nn.Module):
+    """A BERT over characters `(n, 33)` that scores what stands in the middle `(n, 65)`."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, layers: int, width: int, heads: int) -> None:
+        import transformers
+
         super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.grow, self.shrink = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        config = transformers.BertConfig(
+            vocab_size=CHARACTERS + 1, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+            intermediate_size=4 * width, max_position_embeddings=LENGTH, type_vocab_size=1,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+        self.bert = transformers.BertModel(config, add_pooling_layer=False)
+        self.classifier = nn.Linear(width, CHARACTERS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(n, length, width)` to the same."""
-        y = self.norm1(x)
-        q, k, v = (one(y).unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (self.query, self.key, self.value))
-        x = x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.shrink(functional.gelu(self.grow(self.norm2(x))))
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Return the last hidden states `(n, 33, width)`."""
+        found: Tensor = self.bert(input_ids=input_ids, return_dict=True).last_hidden_state
+        return found
 
-
-class Encoder(nn.Module):
-    """An encoder for `(n, length)` characters."""
-
-    def __init__(self, layers: int, width: int, heads: int, characters: int) -> None:
-        super().__init__()
-        self.embed, self.place = nn.Embedding(characters, width), nn.Parameter(0.02 * torch.randn(LENGTH, width))
-        self.layer = nn.ModuleList(Layer(width, heads) for _ in range(layers))
-        self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the scores `(n, classes)`."""
-        x = self.embed(x) + self.place
-        for layer in self.layer:
-            x = layer(x)
-        scores: Tensor = self.classifier(self.norm(x).mean(1))
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the scores of the character in the middle."""
+        scores: Tensor = self.classifier(self.hidden(input_ids)[:, MIDDLE])
         return scores
 
 
 @cache
-def passages() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
-    """Training and held-out `(passages, labels)`, and how many characters there are."""
-    from kws import shared
+def characters() -> tuple[Tensor, Tensor]:
+    """The numbers of all characters: what is trained on, and the rest."""
+    import gpt
 
-    text = (shared() / "data" / "text" / "tinyshakespeare.txt").read_text()
-    alphabet = sorted(set(text))
-    index = {character: number for number, character in enumerate(alphabet)}
-    codes = torch.tensor([index[character] for character in text])
-    count = len(codes) // LENGTH
-    rows = codes[: count * LENGTH].reshape(count, LENGTH)
-    labels = torch.arange(count) * CLASSES // count
-    held = (torch.arange(count) // 64) % 10 == 9
-    return (rows[~held], labels[~held]), (rows[held], labels[held]), len(alphabet)
+    return gpt.text()
 
 
-def trained(name: str, layers: int, width: int, heads: int) -> nn.Module:
-    """The encoder of that size, trained or read back."""
-    (inputs, labels), _, characters = passages()
-    torch.manual_seed(0)
-    model = Encoder(layers, width, heads, characters)
-    folder = Path(os.environ.get("PARETOPRESS_TRANSFER_CACHE", "."))
-    file = folder / f"{name}.safetensors"
-    if file.exists():
-        model.load_state_dict(load_file(file))
-        return model.eval()
+def passages(numbers: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Passages `(n, 33)` whose middle is masked, and what stands there `(n,)`."""
+    rows = numbers[starts[:, None] + torch.arange(LENGTH)]
+    labels = rows[:, MIDDLE].clone()
+    rows[:, MIDDLE] = MASK
+    return rows, labels
+
+
+def trained(name: str, layers: int, width: int, heads: int, steps: int) -> nn.Module:
+    """The network of that size, trained or read back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MaskedCharacter(layers, width, heads)
+        file = Path(os.environ.get("PARETOPRESS_TRANSFER_CACHE", ".")) / f"{name}.safetensors"
+        if file.exists():
+            model.load_state_dict(load_file(file))
+        else:
+            _train(model, characters()[0], steps)
+            save_file(model.state_dict(), file)
+    return model.eval()
+
+
+@torch.enable_grad()
+def _train(model: MaskedCharacter, numbers: Tensor, steps: int) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, STEPS)
-    for _ in range(STEPS):
-        rows = torch.randint(0, len(inputs), (BATCH,))
-        loss = functional.cross_entropy(model(inputs[rows]), labels[rows])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps)
+    model.train()
+    for _ in range(steps):
+        rows = numbers[torch.randint(0, len(numbers) - LENGTH, (BATCH,))[:, None] + torch.arange(LENGTH)]
+        masked = torch.rand(rows.shape) < MASKED
+        masked[:, MIDDLE] = True
+        hidden = model.hidden(rows.masked_fill(masked, MASK))
+        loss = functional.cross_entropy(model.classifier(hidden[masked]), rows[masked])
         optimiser.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-    save_file(model.state_dict(), file)
-    return model.eval()
 
 
 def small() -> nn.Module:
     """Two layers of 64."""
-    return trained("text_small", 2, 64, 4)
+    return trained("bert_small", 2, 64, 4, 6000)
 
 
 def large() -> nn.Module:
     """Four layers of 96."""
-    return trained("text_large", 4, 96, 6)
+    return trained("bert_large", 4, 96, 6, 5000)
 
 
 def data(seed: int) -> Data:
-    """1,024 training passages for calibration, 1,000 held-out ones to search on, others as holdout."""
-    (inputs, _), (held, labels), _ = passages()
+    """1,024 trained passages for calibration, 3,000 held-out ones to search on, as many as holdout; none overlap."""
+    seen, unseen = characters()
     draw = torch.Generator().manual_seed(seed)
-    rows, order = torch.randperm(len(inputs), generator=draw)[:1024], torch.randperm(len(held), generator=draw)
-    search, holdout = order[:1000], order[1000:2000]
-    return Data(inputs[rows], (held[search], labels[search]), (held[holdout], labels[holdout]))
+    starts = torch.randperm(len(seen) // LENGTH, generator=draw)[:CALIBRATION] * LENGTH
+    held = torch.randperm(len(unseen) // LENGTH, generator=draw) * LENGTH
+    search, holdout = held[: len(held) // 2][:SCORED], held[len(held) // 2:][:SCORED]
+    return Data(passages(seen, starts)[0], passages(unseen, search), passages(unseen, holdout))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    _, (held, labels), _ = passages()
-    for model in (small(), large()):
+    inputs, labels = passages(characters()[1], torch.arange(len(characters()[1]) // LENGTH) * LENGTH)
+    for network in (small(), large()):
         with torch.no_grad():
-            scores = model(held)
-        print(f"{len(model.layer)} layers: {float((scores.argmax(1) == labels).float().mean()):.4f} of {len(held)}")
+            scores = torch.cat([network(rows) for rows in inputs.split(500)])
+        print(f"{len(network.bert.encoder.layer)} layers: {float((scores.argmax(1) == labels).float().mean()):.4f} "
+              f"of {len(labels)}")

@@ -77,7 +77,7 @@ function heatMap(app, item) {
 }
 
 const FIRST_ROWS = 24;
-const ROWS_A_FRAME = 60;
+const ROWS_A_FRAME = 20;
 
 // What fits on the screen is drawn at once, the rest of a deep model frame by frame: a click is answered immediately.
 function inTurns(app, key, count, add, end) {
