@@ -22,6 +22,8 @@ from paretopress.search.session import run_search
 from paretopress.spaces.recipe import SUFFIX
 
 FOLDER = ROOT / "search" / "recipes"
+for folder in ("gpt", "unet", "textclass", "minilm"):
+    sys.path.append(str(ROOT / "examples" / folder))
 
 
 def _example(module: str, model: str, data: str) -> Callable[[], tuple]:
@@ -39,6 +41,10 @@ EXAMPLES = {
     "ds_cnn": (_example("kws", "model", "data"), "", 60, 6),
     "resnet20": (_example("cifar", "resnet20", "data_without_train"), "", 20, 3),
     "resnet56": (_example("cifar", "resnet56", "data_without_train"), "resnet20", 24, 4),
+    "gpt": (_example("gpt", "model", "data_without_train"), "", 40, 6),
+    "unet": (_example("unet", "model", "data_without_train"), "", 40, 6),
+    "text_classifier": (_example("textclass", "small_model", "data"), "", 40, 6),
+    "minilm": (_example("minilm", "model", "data"), "", 16, 4),
 }
 """What to load, the recipe to start from, trials and finalists."""
 
