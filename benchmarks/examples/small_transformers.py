@@ -215,14 +215,15 @@ def table(record: Mapping[str, Any]) -> str:
     """The rows as text: score with its difference, times and bytes against the dense network."""
     dense = record["rows"][0]
     machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    longest = 2 + max(len(row["name"]) for row in record["rows"])
     lines = [
         f"{record['example']}: {machine}; one thread, batch 1, 64 tokens",
-        f"{'':52}{'holdout':>9}{'change':>9}{'ms':>8}{'faster':>8}{'file':>8}{'tensors':>9}",
+        f"{'':{longest}}{'holdout':>9}{'change':>9}{'ms':>8}{'faster':>8}{'file':>8}{'tensors':>9}",
     ]
     for row in record["rows"]:
         tensors = f"{dense['size_bytes'] / row['size_bytes']:8.2f}x" if row["size_bytes"] else f"{'':>9}"
         lines.append(
-            f"{row['name']:52}{row['score']:9.4f}{row['score'] - dense['score']:+9.4f}{row['ms']:8.2f}"
+            f"{row['name']:{longest}}{row['score']:9.4f}{row['score'] - dense['score']:+9.4f}{row['ms']:8.2f}"
             f"{row['speedup']:7.2f}x{dense['onnx_bytes'] / row['onnx_bytes']:7.2f}x{tensors}"
         )
     return "\n".join(lines)
