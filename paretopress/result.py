@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretopress.evaluators.budgets import shown
 from paretopress.evaluators.primary_metric import PrimaryMetric
 from paretopress.spaces.documents import RUN_BYTES, read_document
 from paretopress.spaces.errors import ArtifactError, ConfigError, InfeasibleError, nearest
@@ -58,6 +59,19 @@ class Point:
     knee: bool = False
     why_not: str | None = None
     folder: Path = Path()
+
+    def __str__(self) -> str:
+        """One line: number and name, the first metric, and time and bytes beside the dense model's."""
+        measured, size, whole = self.measured, self.value("size"), self.measured.get("size_bytes_baseline")
+        words = [f"accuracy {measured['accuracy']:.4f}"] if "accuracy" in measured else []
+        if (latency := self.value("latency")) is not None:
+            speedup = measured.get("speedup")
+            words.append(f"{shown('latency', latency)}{'' if 'latency_ms' in measured else ' predicted'}"
+                         f"{f' ({speedup:.2f}x)' if speedup else ''}")
+        if size:
+            words.append(f"{shown('size', size)}{f' ({whole / size:.2f}x)' if whole else ''}")
+        name = f" {self.name}" if self.name else ""
+        return f"#{self.id}{name}: {', '.join(words) or 'not measured'}"
 
     @property
     def policy_hash(self) -> str:

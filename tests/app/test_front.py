@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_table_is_readable_at_80_columns_and_says_what_the_knee_beats(run):
     assert max(map(len, text.splitlines())) <= 80
     beside = text[text.index("Beside it") :]
     assert [line.split()[-1] for line in beside.splitlines() if "uniform" in line] == ["yes", "yes"]
+
+
+def test_a_point_prints_as_one_line_with_the_figures_of_the_table(run):
+    from paretopress import Result
+
+    front = Result.load(run).front
+    knee = replace(front.knee(), measured={**front.knee().measured, "size_bytes_baseline": 2016})
+    assert str(knee) == "#1: accuracy 0.9860, 100 µs (4.00x), 504 B (4.00x)"
+    assert str(front.baseline).startswith("#0 dense: accuracy 0.989")
+    assert str(replace(knee, measured={}, predicted={"latency@local": 0.105})) == "#1: 105 µs predicted"
+    assert str(replace(knee, measured={}, predicted={})) == "#1: not measured"
 
 
 def test_all_shows_why_points_fell_off(cli, run):
