@@ -1,6 +1,6 @@
 """A small and a larger BERT for one text task, trained here: which character is missing in the middle of a passage.
 
-    python text.py        trains both (minutes each on one core) and prints their accuracies
+    python text.py        trains both (10 and 15 minutes on one core) and prints their accuracies
 
 The text is `tiny_shakespeare`, character by character, in passages of 33; the last tenth is held out. Both learn as
 BERT does (Devlin et al., arXiv:1810.04805), to name masked characters: the one in the middle, and every sixth of the
