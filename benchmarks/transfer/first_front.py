@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from problems import MODELS, TARGET
 from search_cost import compact, source_recipe, spread
 
 import paretopress
+from paretopress.evaluators.timing import host_description
 from paretopress.result import Point
 from paretopress.search.live import relative_hypervolume
 from paretopress.search.problem import SearchSettings
@@ -78,7 +78,7 @@ def main() -> None:
     for seed in given.seeds:
         library = (source_recipe(given.source, seed, given.cache, given.source_trials),)
         rows.append(compared(library, given.target, seed))
-        plain = {"source": given.source, "target": given.target, "trials": TRIALS, "machine": platform.processor(),
+        plain = {"source": given.source, "target": given.target, "trials": TRIALS, "machine": host_description(),
                  "summary": {name: spread([row[name] for row in rows])
                              for name in ("times shorter", "hypervolume, warm over cold")}, "seeds": rows}
         given.output.write_text(compact(plain))

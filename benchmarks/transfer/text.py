@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "gpt"))
 LENGTH, MIDDLE = 33, 16
 CHARACTERS = MASK = 65
 BATCH, MASKED = 64, 1 / 6
-CALIBRATION, SCORED = 1024, 3000
+CALIBRATION = 1024
 
 
 class MaskedCharacter(nn.Module):
@@ -116,12 +116,12 @@ def large() -> nn.Module:
 
 
 def data(seed: int) -> Data:
-    """1,024 trained passages for calibration, 3,000 held-out ones to search on, as many as holdout; none overlap."""
+    """1,024 trained passages for calibration, half of the held-out ones to search on, the others as holdout."""
     seen, unseen = characters()
     draw = torch.Generator().manual_seed(seed)
     starts = torch.randperm(len(seen) // LENGTH, generator=draw)[:CALIBRATION] * LENGTH
     held = torch.randperm(len(unseen) // LENGTH, generator=draw) * LENGTH
-    search, holdout = held[: len(held) // 2][:SCORED], held[len(held) // 2:][:SCORED]
+    search, holdout = held[: len(held) // 2], held[len(held) // 2:]
     return Data(passages(seen, starts)[0], passages(unseen, search), passages(unseen, holdout))
 
 
